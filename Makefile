@@ -1,0 +1,78 @@
+# `make mnist` and `make test` work on a fresh clone with python3, make and a C++ compiler.
+#   VENV=             empty: use $(PYTHON) as it is, install nothing, build in place
+#   ARGS="-k packed"  passed on to the example or to pytest
+#   DATA=folder       a folder that holds mnist/
+
+PYTHON ?= python3
+VENV ?= .venv
+
+ifeq ($(VENV),)
+PY := $(PYTHON)
+BIN :=
+INSTALLED :=
+INSTALLED_DEV :=
+EDITABLE :=
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+else
+BIN := $(VENV)/bin/
+PY := $(BIN)python
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+EDITABLE := $(VENV)/.editable
+export PATH := $(abspath $(BIN)):$(PATH)
+endif
+
+# Named after its Python: the extension fits the torch that it was built with, and there is one.
+BUILT := build/.built-$(subst /,_,$(PY))
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help mnist test build bench lint format clean always
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+mnist: build ## train the MNIST example, downloading the data where it is missing
+	$(PY) examples/mnist_rows.py --download $(if $(DATA),--data $(DATA)/mnist) $(ARGS)
+
+test: build ## run the tests and the doctests
+	$(PY) -m pytest -m "not slow" --doctest-modules tests fastrnn $(ARGS)
+
+build: $(BUILT) $(EDITABLE) ## build the extension in place
+
+bench: build ## run the benchmarks
+	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+lint: $(INSTALLED_DEV) ## check style and types
+	$(BIN)ruff check .
+	$(BIN)ruff format --check .
+	$(BIN)mypy
+	$(BIN)clang-format --dry-run -Werror $(CPP)
+
+format: $(INSTALLED_DEV) ## rewrite the sources in the project's style
+	$(BIN)ruff check --fix-only .
+	$(BIN)ruff format .
+	$(BIN)clang-format -i $(CPP)
+
+clean: ## remove what was built, but not the virtual environment
+	rm -rf build dist *.egg-info fastrnn/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "fastrnn needs Python 3.10 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "No virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PY) -m pip install -r requirements.txt
+	@touch $@
+
+$(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
+	$(PY) -m pip install -r requirements-dev.txt
+	@touch $@
+
+$(BUILT): setup.py pyproject.toml $(CPP) $(INSTALLED) $(if $(VENV),,always)
+	$(PY) setup.py build_ext --inplace
+	@rm -f build/.built-* && touch $@
+
+$(EDITABLE): pyproject.toml $(INSTALLED) | $(BUILT)
+	$(PY) -m pip install --no-build-isolation --no-deps -e .
+	@touch $@

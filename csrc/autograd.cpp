@@ -1,0 +1,156 @@
+// The operators' autograd and autocast keys.
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "ops.h"
+
+namespace fastrnn {
+namespace {
+
+ReferenceBackward& reference_backward() {
+  static ReferenceBackward f;
+  return f;
+}
+
+bool functorch_is_active() {
+  return c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
+OptionalTensor defined(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct RnnFunction : torch::autograd::Function<RnnFunction> {
+  static variable_list forward(AutogradContext* ctx, FASTRNN_ARGUMENTS) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [output, hn, saved] = rnn_forward(FASTRNN_PASS, true);
+    variable_list kept{input,
+                       hx.value_or(Tensor()),
+                       batch_sizes.value_or(Tensor()),
+                       lengths.value_or(Tensor()),
+                       reset.value_or(Tensor()),
+                       dropout_mask.value_or(Tensor()),
+                       saved};  // our own copy: the caller may write to output
+    kept.insert(kept.end(), weights.begin(), weights.end());
+    ctx->save_for_backward(std::move(kept));
+    ctx->saved_data["num_layers"] = num_layers;
+    ctx->saved_data["flags"] = int64_t{has_biases} | int64_t{relu} << 1 | int64_t{bidirectional} << 2 | int64_t{batch_first} << 3;
+    ctx->set_materialize_grads(false);
+    return {output, hn};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list kept = ctx->get_saved_variables();
+    constexpr int64_t kFirstWeight = 7;
+    const Tensor input = kept[0], saved = kept[6];
+    const OptionalTensor hx = defined(kept[1]), batch_sizes = defined(kept[2]), lengths = defined(kept[3]),
+                         reset = defined(kept[4]), dropout_mask = defined(kept[5]);
+    const TensorList weights = TensorList(kept).slice(kFirstWeight);
+    const int64_t num_layers = ctx->saved_data["num_layers"].toInt(), flags = ctx->saved_data["flags"].toInt();
+    const bool has_biases = flags & 1, relu = flags & 2, bidirectional = flags & 4, batch_first = flags & 8;
+    const OptionalTensor grad_output = defined(grads[0]), grad_hn = defined(grads[1]);
+
+    // A result for each argument of forward: input, hx, the weights, and those without a gradient.
+    variable_list results(2 + weights.size() + 9);
+    if (!grad_output && !grad_hn) return results;
+    if (at::GradMode::is_enabled() || functorch_is_active()) {
+      TORCH_CHECK(reference_backward(), "rnn: gradients of gradients need the Python package fastrnn, which is not loaded");
+      const std::vector<Tensor> wanted = reference_backward()(grad_output, grad_hn, FASTRNN_PASS);
+      size_t next = 0;
+      if (input.requires_grad()) results[0] = wanted.at(next++);
+      if (hx && hx->requires_grad()) results[1] = wanted.at(next++);
+      for (size_t i = 0; i < weights.size(); ++i) {
+        if (weights[i].requires_grad()) results[2 + i] = wanted.at(next++);
+      }
+      return results;
+    }
+    const size_t first_weight = hx ? 2 : 1;  // among the tensor arguments that are there
+    bool want_weights = false;
+    for (size_t i = 0; i < weights.size(); ++i) want_weights |= ctx->needs_input_grad(first_weight + i);
+    const bool want_input = ctx->needs_input_grad(0), want_hx = hx && ctx->needs_input_grad(1);
+    auto [grad_input, grad_hx, grad_weights] =
+        rnn_backward(grad_output, grad_hn, saved, FASTRNN_PASS, want_input, want_hx, want_weights);
+    if (want_input) results[0] = grad_input;
+    if (want_hx) results[1] = grad_hx;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (ctx->needs_input_grad(first_weight + i)) results[2 + i] = grad_weights[i];
+    }
+    return results;
+  }
+};
+
+bool wants_grad(const OptionalTensor& x) { return x && x->requires_grad(); }
+
+std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS) {
+  bool differentiable = false;
+  if (at::GradMode::is_enabled()) {
+    differentiable = input.requires_grad() || wants_grad(hx);
+    for (const Tensor& w : weights) differentiable |= w.requires_grad();
+  }
+  if (differentiable) {
+    variable_list results = RnnFunction::apply(FASTRNN_PASS);
+    return {results[0], results[1]};
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  auto [output, hn, saved] = rnn_forward(FASTRNN_PASS, false);
+  return {output, hn};
+}
+
+std::tuple<Tensor, Tensor> rnn_without_autograd(FASTRNN_ARGUMENTS) {
+  auto [output, hn, saved] = rnn_forward(FASTRNN_PASS, false);
+  return {output, hn};
+}
+
+template <c10::DispatchKey kKey, c10::DeviceType kDevice>
+std::tuple<Tensor, Tensor> rnn_autocast(FASTRNN_ARGUMENTS) {
+  c10::impl::ExcludeDispatchKeyGuard below(kKey);
+  const auto dtype = at::autocast::get_autocast_dtype(kDevice);
+  const auto cast = [&](const Tensor& x) { return at::autocast::cached_cast(dtype, x, kDevice); };
+  const auto cast_optional = [&](const OptionalTensor& x) { return x ? OptionalTensor(cast(*x)) : x; };
+  std::vector<Tensor> cast_weights;
+  for (const Tensor& w : weights) cast_weights.push_back(cast(w));
+  return rnn(cast(input), cast_optional(hx), cast_weights, batch_sizes, lengths, reset, cast_optional(dropout_mask),
+             has_biases, num_layers, relu, bidirectional, batch_first);
+}
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
+}
+
+}  // namespace
+
+void set_reference_backward(ReferenceBackward f) { reference_backward() = std::move(f); }
+
+std::tuple<Tensor, Tensor> rnn(FASTRNN_ARGUMENTS) {
+  static const auto op = find_op<decltype(rnn)>("fastrnn::rnn");
+  return op.call(FASTRNN_PASS);
+}
+
+std::tuple<Tensor, Tensor, Tensor> rnn_forward(FASTRNN_ARGUMENTS, bool save) {
+  static const auto op = find_op<decltype(rnn_forward)>("fastrnn::rnn_forward");
+  return op.call(FASTRNN_PASS, save);
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTensor& grad_output,
+                                                             const OptionalTensor& grad_hn, const Tensor& saved,
+                                                             FASTRNN_ARGUMENTS, bool want_input, bool want_hx,
+                                                             bool want_weights) {
+  static const auto op = find_op<decltype(rnn_backward)>("fastrnn::rnn_backward");
+  return op.call(grad_output, grad_hn, saved, FASTRNN_PASS, want_input, want_hx, want_weights);
+}
+
+TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) { m.impl("rnn", rnn_autograd); }
+TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) { m.impl("rnn", rnn_without_autograd); }
+TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) {
+  m.impl("rnn", rnn_autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(fastrnn, AutocastCUDA, m) {
+  m.impl("rnn", rnn_autocast<c10::DispatchKey::AutocastCUDA, c10::DeviceType::CUDA>);
+}
+
+}  // namespace fastrnn

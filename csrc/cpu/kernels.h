@@ -1,0 +1,116 @@
+// What an instruction set's kernels take and offer. A task is one layer and direction of a stack, for the rows or hidden
+// units that one thread owns; stack.cpp cuts a call into tasks.
+#pragma once
+
+#include <cstdint>
+
+#include "rnn.h"
+
+namespace fastrnn::cpu {
+
+// Matrices are packed into panels of a few vectors of columns, zero-padded to whole vectors. An element is of the
+// accumulation type: double for double, float for the others.
+inline int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
+
+inline int64_t accumulator_bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : 4; }
+inline int64_t storage_bytes(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
+struct ForwardTask {
+  const Steps* steps;
+  bool reverse;
+  bool relu;
+  int64_t input_size;
+  int64_t hidden_size;
+  Sequence input;       // storage type
+  Sequence input_mask;  // storage type; data null: none
+  const void* hx;       // storage type, [B, H]; null: zeros
+  int64_t hx_row_stride;
+  const void* w_ih;  // packed
+  const void* w_hh;  // packed
+  const void* bias;  // accumulation type, padded
+  Sequence output;   // storage type
+  Sequence copy;     // storage type; data null: none
+  void* hn;          // storage type, [B, H] contiguous
+};
+
+struct BackwardTask {
+  const Steps* steps;
+  bool reverse;
+  bool relu;
+  int64_t hidden_size;
+  Sequence state;  // storage type: the saved output
+  const void* w_hh;
+  Sequence grad_output;  // data null: zeros
+  bool grad_output_accumulates;  // grad_output is of the accumulation type
+  const void* grad_hn;   // storage type, [B, H] contiguous; null: zeros
+  Sequence grad_pre;     // accumulation type
+  void* grad_hx;         // storage type, [B, H] contiguous; null: not wanted
+};
+
+struct InputGradTask {
+  const Steps* steps;
+  int num_directions;
+  int64_t input_size;
+  int64_t hidden_size;
+  Sequence grad_pre[2];  // accumulation type
+  const void* w_ih[2];   // packed
+  Sequence grad_input;
+  bool grad_input_accumulates;  // grad_input is of the accumulation type
+  Sequence input_mask;
+};
+
+struct WeightGradTask {
+  const Steps* steps;
+  bool reverse;
+  int64_t input_size;
+  int64_t hidden_size;
+  Sequence grad_pre;  // accumulation type
+  Sequence state;
+  const void* hx;
+  int64_t hx_row_stride;
+  Sequence input;
+  Sequence input_mask;
+  void* grad_w_ih;  // storage type
+  void* grad_w_hh;
+  void* grad_b_ih;  // null: no biases
+  void* grad_b_hh;
+};
+
+// The kernels of one dtype. Rows and hidden units are half-open ranges; scratch is aligned to 64 bytes.
+struct TypedKernels {
+  // dst = panels of the [depth, columns] matrix whose element (k, c) is src[k * row_stride + c * column_stride].
+  void (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, int64_t row_stride, int64_t column_stride);
+  void (*add_biases)(void* dst, const void* b_ih, const void* b_hh, int64_t size);
+  void (*forward)(const ForwardTask&, int64_t row_begin, int64_t row_end, void* scratch);
+  void (*backward)(const BackwardTask&, int64_t row_begin, int64_t row_end, void* scratch);
+  void (*input_grad)(const InputGradTask&, int64_t row_begin, int64_t row_end, void* scratch);
+  void (*weight_grad)(const WeightGradTask&, int64_t unit_begin, int64_t unit_end, void* scratch);
+};
+
+struct Kernels {
+  const char* name;
+  TypedKernels typed[4];  // by Dtype
+};
+
+constexpr int64_t kBlockRows = 96;     // rows that run through all steps together
+constexpr int64_t kDepthBlock = 256;   // rows of a block of the weight gradients' reduction
+
+// Bytes of scratch of any one task of these sizes.
+inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size) {
+  const int64_t in = padded(input_size), hidden = padded(hidden_size);
+  const int64_t rows = kBlockRows * (in + 5 * hidden) + 2 * hidden;
+  const bool narrow = storage_bytes(dtype) == 2;
+  const int64_t grads = kDepthBlock * (in + 2 * hidden + 8) + 2 * hidden + in + (narrow ? hidden * (in + hidden) : 0);
+  return ((rows > grads ? rows : grads) + 256) * accumulator_bytes(dtype);  // and the padding of the parts
+}
+
+const Kernels& baseline_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+
+// The best that the processor has, and torch's own ceiling (ATEN_CPU_CAPABILITY) allows.
+const Kernels& select_kernels(const char* capability);
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,299 @@
+// One layer and direction for a thread's rows: the recurrence forward and back through time.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/tile.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+template <typename S>
+constexpr bool kNarrow = sizeof(S) == 2;  // storage narrower than its accumulation type
+
+template <typename T>
+FASTRNN_INLINE T* row_of(const Sequence& x, const Steps& steps, int64_t t, int64_t i) {
+  T* data = static_cast<T*>(x.data);
+  if (steps.start) return data + (steps.start[t] + i) * x.row_stride;
+  return data + t * x.step_stride + (steps.order ? steps.order[i] : i) * x.row_stride;
+}
+
+FASTRNN_INLINE int64_t active_rows(const Steps& steps, int64_t t) {
+  return steps.active ? steps.active[t] : steps.batch;
+}
+
+// The walk of one direction over the steps: which state a row comes from and which it goes to.
+struct Walk {
+  const Steps& steps;
+  bool reverse;
+
+  int64_t time(int64_t s) const { return reverse ? steps.seq_len - 1 - s : s; }  // of the s-th step walked
+  int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
+  int64_t after(int64_t t) const { return reverse ? t - 1 : t + 1; }
+  bool present(int64_t t, int64_t i) const { return t >= 0 && t < steps.seq_len && i < active_rows(steps, t); }
+  // A step between t and its neighbour in time; a sequence begins at the later of the two.
+  bool cut(int64_t t, int64_t neighbour, int64_t i) const {
+    if (!steps.reset) return false;
+    const int64_t later = t > neighbour ? t : neighbour, row = steps.order ? steps.order[i] : i;
+    return steps.reset[later * steps.reset_step_stride + row * steps.reset_row_stride];
+  }
+  // Whether h_prev of row i at step t is a state of the walk; else it is hx.
+  bool continues(int64_t t, int64_t i) const { return present(before(t), i) && !cut(t, before(t), i); }
+  // Whether row i's state at step t is the h_prev of the next step.
+  bool goes_on(int64_t t, int64_t i) const { return present(after(t), i) && !cut(t, after(t), i); }
+};
+
+FASTRNN_INLINE int64_t original_row(const Steps& steps, int64_t i) { return steps.order ? steps.order[i] : i; }
+
+FASTRNN_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+
+template <typename C>
+struct Arena {
+  C* next;
+  C* take(int64_t n) {
+    C* p = next;
+    next += padded(n);
+    return p;
+  }
+};
+
+// A row as accumulation type: itself where storage is that type, else widened into the buffer; times the mask, if any.
+template <typename S, typename C>
+FASTRNN_INLINE const C* widened(const S* row, const S* mask, C* buffer, int64_t n) {
+  if constexpr (!kNarrow<S>) {
+    if (!mask) return row;
+  }
+  widen(buffer, row, n);
+  if (mask) {
+    for (int64_t k = 0; k < n; ++k) {
+      C m;
+      widen(&m, mask + k, 1);
+      buffer[k] *= m;
+    }
+    if constexpr (kNarrow<S>) {  // the layer below hands on a rounded product
+      for (int64_t k = 0; k < n; ++k) {
+        S rounded;
+        narrow(&rounded, buffer + k, 1);
+        widen(buffer + k, &rounded, 1);
+      }
+    }
+  }
+  return buffer;
+}
+
+template <typename S>
+FASTRNN_INLINE const S* mask_row(const Sequence& mask, const Steps& steps, int64_t t, int64_t i) {
+  return mask.data ? row_of<const S>(mask, steps, t, i) : nullptr;
+}
+
+constexpr int64_t kFusedRows = 12;
+
+// Tile plan: a block of up to kBlockRows rows runs through all steps; a step is a product of the block's rows with the
+//   packed w_hh, a few rows by a panel of columns in registers at a time.
+// With enough rows the input projection joins that product; with few, it is made for a chunk of steps at once, so that
+//   w_ih is read once a chunk. Both sum bias, input terms, state terms in this order: the result is the same.
+// Sync plan: none; a row needs only its own past.
+// Limits: none. h_prev is read from the output itself (16-bit types: from float copies of the rounded states).
+template <typename S>
+void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* scratch) {
+  using C = typename Accumulate<S>::type;
+  const Steps& steps = *task.steps;
+  const Walk walk{steps, task.reverse};
+  const int64_t T = steps.seq_len, H = task.hidden_size, I = task.input_size;
+  const bool fused = rows >= kFusedRows || I < 4;
+  const int64_t chunk = fused ? 1 : kBlockRows / rows;
+
+  Arena<C> arena{static_cast<C*>(scratch)};
+  C* inputs = arena.take(kBlockRows * I);
+  C* igates = arena.take(fused ? 0 : kBlockRows * padded(H));
+  C* states[2] = {arena.take(kNarrow<S> ? rows * H : 0), arena.take(kNarrow<S> ? rows * H : 0)};
+  C* initial = arena.take(kNarrow<S> ? rows * H : 0);
+  C* zeros = arena.take(H);
+  for (int64_t k = 0; k < H; ++k) zeros[k] = 0;
+
+  const auto hx_row = [&](int64_t i) {
+    return static_cast<const S*>(task.hx) + original_row(steps, begin + i) * task.hx_row_stride;
+  };
+  const auto hn_row = [&](int64_t i) { return static_cast<S*>(task.hn) + original_row(steps, begin + i) * H; };
+  const auto count = [&](int64_t t) {
+    return t >= 0 && t < T ? clamp(active_rows(steps, t) - begin, 0, rows) : 0;
+  };
+  const C* hx_rows[kBlockRows];
+  for (int64_t i = 0; i < rows; ++i) {
+    hx_rows[i] = task.hx ? widened<S, C>(hx_row(i), nullptr, initial + i * H, H) : zeros;
+  }
+
+  const C* x_rows[kBlockRows];
+  const C* gate_rows[kBlockRows];
+  C* chunk_rows[kBlockRows];
+  for (int64_t s0 = 0; s0 < T; s0 += chunk) {
+    const int64_t s1 = s0 + chunk < T ? s0 + chunk : T;
+    int64_t gathered = 0;
+    for (int64_t s = s0; s < s1; ++s) {
+      const int64_t t = walk.time(s);
+      for (int64_t i = 0; i < count(t); ++i, ++gathered) {
+        x_rows[gathered] = widened<S, C>(row_of<const S>(task.input, steps, t, begin + i),
+                                         mask_row<S>(task.input_mask, steps, t, begin + i), inputs + gathered * I, I);
+        if (!fused) gate_rows[gathered] = chunk_rows[gathered] = igates + gathered * padded(H);
+      }
+    }
+    const typename Product<C>::Term input_term{x_rows, I, static_cast<const C*>(task.w_ih)};
+    const C* bias = static_cast<const C*>(task.bias);
+    if (!fused) run(Product<C>{input_term, {}, bias, nullptr, nullptr, chunk_rows, H, Epilogue::kStore}, gathered);
+
+    int64_t done = 0;  // of the chunk's rows
+    for (int64_t s = s0; s < s1; ++s) {
+      const int64_t t = walk.time(s), n = count(t);
+      const C* h_rows[kBlockRows];
+      C* out_rows[kBlockRows];
+      bool from_zero = true;
+      for (int64_t i = 0; i < n; ++i) {
+        if (walk.continues(t, begin + i)) {
+          if constexpr (kNarrow<S>) {
+            h_rows[i] = states[(s + 1) & 1] + i * H;
+          } else {
+            h_rows[i] = row_of<const S>(task.output, steps, walk.before(t), begin + i);
+          }
+          from_zero = false;
+        } else {
+          h_rows[i] = hx_rows[i];
+          from_zero = from_zero && !task.hx;
+        }
+        if constexpr (kNarrow<S>) {
+          out_rows[i] = states[s & 1] + i * H;
+        } else {
+          out_rows[i] = row_of<S>(task.output, steps, t, begin + i);
+        }
+      }
+      const typename Product<C>::Term state_term{h_rows, from_zero ? 0 : H, static_cast<const C*>(task.w_hh)};
+      const Epilogue f = task.relu ? Epilogue::kRelu : Epilogue::kTanh;
+      if (fused) {
+        run(Product<C>{input_term, state_term, bias, nullptr, nullptr, out_rows, H, f}, n);
+      } else {
+        run(Product<C>{{}, state_term, nullptr, gate_rows + done, nullptr, out_rows, H, f}, n);
+      }
+      done += n;
+      for (int64_t i = 0; i < n; ++i) {
+        S* out = row_of<S>(task.output, steps, t, begin + i);
+        if constexpr (kNarrow<S>) {
+          narrow(out, out_rows[i], H);
+          widen(out_rows[i], out, H);
+        }
+        if (task.copy.data) std::memcpy(row_of<S>(task.copy, steps, t, begin + i), out, H * sizeof(S));
+        if (!walk.present(walk.after(t), begin + i)) std::memcpy(hn_row(i), out, H * sizeof(S));
+      }
+    }
+  }
+  for (int64_t i = count(0); i < rows; ++i) {  // rows without a step
+    if (task.hx) {
+      std::memcpy(hn_row(i), hx_row(i), H * sizeof(S));
+    } else {
+      std::memset(hn_row(i), 0, H * sizeof(S));
+    }
+  }
+}
+
+// Tile plan: as forward_block, with w_hh not transposed and the steps walked back; grad_pre is kept for all steps.
+// Sync plan: none. Limits: none.
+template <typename S>
+void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void* scratch) {
+  using C = typename Accumulate<S>::type;
+  const Steps& steps = *task.steps;
+  const Walk walk{steps, task.reverse};
+  const int64_t T = steps.seq_len, H = task.hidden_size;
+
+  Arena<C> arena{static_cast<C*>(scratch)};
+  C* grads = arena.take(rows * H);
+  C* states = arena.take(kNarrow<S> ? rows * H : 0);
+  C* initial = arena.take(steps.reset ? rows * H : 0);  // sum of grad_pre over the steps that start from hx
+  C* results = arena.take(kNarrow<S> ? rows * H : 0);
+  C* zeros = arena.take(H);
+  for (int64_t k = 0; k < H; ++k) zeros[k] = 0;
+  const C* initial_rows[kBlockRows];
+  for (int64_t i = 0; i < rows; ++i) initial_rows[i] = zeros;
+  if (steps.reset) {
+    for (int64_t k = 0; k < rows * H; ++k) initial[k] = 0;
+  }
+  const auto grad_hn_row = [&](int64_t i) {
+    return static_cast<const S*>(task.grad_hn) + original_row(steps, begin + i) * H;
+  };
+
+  const typename Product<C>::Term none{};
+  const C* w_hh = static_cast<const C*>(task.w_hh);
+  for (int64_t s = T - 1; s >= 0; --s) {
+    const int64_t t = walk.time(s), n = clamp(active_rows(steps, t) - begin, 0, rows);
+    const C* carry_rows[kBlockRows];
+    const C* grad_rows[kBlockRows];
+    const C* state_rows[kBlockRows];
+    C* out_rows[kBlockRows];
+    bool carried = false;
+    for (int64_t i = 0; i < n; ++i) {
+      const bool goes_on = walk.goes_on(t, begin + i);
+      carried = carried || goes_on;
+      carry_rows[i] = goes_on ? row_of<const C>(task.grad_pre, steps, walk.after(t), begin + i) : zeros;
+      const C* grad = zeros;
+      if (task.grad_output.data) {
+        grad = task.grad_output_accumulates
+                   ? row_of<const C>(task.grad_output, steps, t, begin + i)
+                   : widened<S, C>(row_of<const S>(task.grad_output, steps, t, begin + i), nullptr, grads + i * H, H);
+      }
+      if (task.grad_hn && !walk.present(walk.after(t), begin + i)) {
+        C* sum = grads + i * H;
+        for (int64_t k = 0; k < H; ++k) {
+          C g;
+          widen(&g, grad_hn_row(i) + k, 1);
+          sum[k] = grad[k] + g;
+        }
+        grad = sum;
+      }
+      grad_rows[i] = grad;
+      state_rows[i] =
+          widened<S, C>(row_of<const S>(task.state, steps, t, begin + i), nullptr, states + i * H, H);
+      out_rows[i] = row_of<C>(task.grad_pre, steps, t, begin + i);
+    }
+    run(Product<C>{carried ? typename Product<C>::Term{carry_rows, H, w_hh} : none, none, nullptr, grad_rows,
+                   state_rows, out_rows, H, task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad},
+        n);
+    for (int64_t i = 0; i < n; ++i) {
+      if (walk.continues(t, begin + i)) continue;
+      if (!steps.reset) {
+        initial_rows[i] = out_rows[i];
+        continue;
+      }
+      C* sum = initial + i * H;
+      for (int64_t k = 0; k < H; ++k) sum[k] += out_rows[i][k];
+      initial_rows[i] = sum;
+    }
+  }
+  if (!task.grad_hx) return;
+  C* result_rows[kBlockRows];
+  for (int64_t i = 0; i < rows; ++i) {
+    if constexpr (kNarrow<S>) {
+      result_rows[i] = results + i * H;
+    } else {
+      result_rows[i] = static_cast<S*>(task.grad_hx) + original_row(steps, begin + i) * H;
+    }
+  }
+  run(Product<C>{{initial_rows, H, w_hh}, none, nullptr, nullptr, nullptr, result_rows, H, Epilogue::kStore}, rows);
+  const int64_t present = T > 0 ? clamp(active_rows(steps, 0) - begin, 0, rows) : 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    S* out = static_cast<S*>(task.grad_hx) + original_row(steps, begin + i) * H;
+    if (i >= present && task.grad_hn) {  // a row without a step hands hn's gradient on
+      std::memcpy(out, grad_hn_row(i), H * sizeof(S));
+    } else if constexpr (kNarrow<S>) {
+      narrow(out, result_rows[i], H);
+    }
+  }
+}
+
+template <typename S, typename Task, void (*block)(const Task&, int64_t, int64_t, void*)>
+void for_blocks(const Task& task, int64_t begin, int64_t end, void* scratch) {
+  const int64_t blocks = (end - begin + kBlockRows - 1) / kBlockRows;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t rows = (end - begin + blocks - i - 1) / (blocks - i);
+    block(task, begin, rows, scratch);
+    begin += rows;
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn::cpu

@@ -1,0 +1,211 @@
+// The operators on the CPU: tensors to structs.
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "checks.h"
+#include "cpu/rnn_cpu.h"
+#include "cpu/stack.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+const Kernels& chosen_kernels() {
+  static const Kernels& kernels = select_kernels(at::get_cpu_capability().c_str());
+  return kernels;
+}
+
+int threads_for(const Stack& stack) {
+  return worthwhile_threads(stack, at::in_parallel_region() ? 1 : at::get_num_threads());
+}
+
+Tensor contiguous_features(const Tensor& x) { return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous(); }
+
+Tensor empty_like_rows(const Tensor& like, at::IntArrayRef sizes, bool zero) {
+  return zero ? at::zeros(sizes, like.options()) : at::empty(sizes, like.options());
+}
+
+// The struct of a call, with all that its pointers point to.
+struct Call {
+  Shape shape;
+  Stack stack{};
+  Tensor input, hx, dropout_mask;
+  std::vector<Tensor> weights;
+  std::vector<const void*> weight_data;
+  std::vector<int64_t> start, active, order;
+  bool packed, batch_first, ragged;
+
+  explicit Call(FASTRNN_ARGUMENTS)
+      : shape(check(FASTRNN_PASS)), packed(batch_sizes.has_value()), batch_first(batch_first), ragged(lengths.has_value()) {
+    this->input = contiguous_features(input);
+    stack.dtype = dtype_of(input);
+    stack.relu = relu;
+    stack.has_biases = has_biases;
+    stack.num_layers = shape.num_layers;
+    stack.num_directions = shape.num_directions;
+    stack.input_size = shape.input_size;
+    stack.hidden_size = shape.hidden_size;
+    stack.input = sequence(this->input);
+    this->weights.reserve(weights.size());
+    weight_data.reserve(weights.size());
+    for (const Tensor& w : weights) {
+      this->weights.push_back(w.contiguous());
+      weight_data.push_back(this->weights.back().const_data_ptr());
+    }
+    stack.weights = weight_data.data();
+    if (hx) {
+      this->hx = contiguous_features(*hx);
+      stack.hx = this->hx.const_data_ptr();
+      stack.hx_layer_stride = this->hx.stride(0);
+      stack.hx_row_stride = this->hx.stride(1);
+    }
+    if (dropout_mask) {
+      this->dropout_mask = dropout_mask->contiguous();
+      if (packed && input.size(0) != shape.rows) {
+        this->dropout_mask = this->dropout_mask.narrow(1, 0, shape.rows).contiguous();
+      }
+      stack.dropout_mask = this->dropout_mask.const_data_ptr();
+    }
+    Steps& steps = stack.steps;
+    steps.seq_len = shape.seq_len;
+    steps.batch = shape.batch;
+    if (batch_sizes) {
+      const int64_t* sizes = batch_sizes->const_data_ptr<int64_t>();
+      active.assign(sizes, sizes + shape.seq_len);
+      start.resize(shape.seq_len);
+      std::exclusive_scan(active.begin(), active.end(), start.begin(), int64_t{0});
+      steps.start = start.data();
+      steps.active = active.data();
+    }
+    if (lengths) sort_rows(*lengths);
+    if (reset) {
+      steps.reset = reset->const_data_ptr<bool>();
+      steps.reset_step_stride = reset->stride(batch_first ? 1 : 0);
+      steps.reset_row_stride = reset->stride(batch_first ? 0 : 1);
+    }
+  }
+
+  // A tensor in the input's layout: padded (T, B, F) or (B, T, F), or packed (rows, F).
+  Sequence sequence(const Tensor& x) const {
+    void* data = const_cast<void*>(x.const_data_ptr());
+    if (packed) return {data, 0, x.stride(0)};
+    return {data, x.stride(batch_first ? 1 : 0), x.stride(batch_first ? 0 : 1)};
+  }
+
+  // A new (T, B, features) tensor in the caller's layout; positions beyond a row's length are zero.
+  Tensor new_sequence(int64_t features, bool time_major) const {
+    if (packed) return empty_like_rows(input, {shape.rows, features}, false);
+    if (time_major || !batch_first) {
+      const Tensor x = empty_like_rows(input, {shape.seq_len, shape.batch, features}, ragged);
+      return batch_first ? x.transpose(0, 1) : x;
+    }
+    return empty_like_rows(input, {shape.batch, shape.seq_len, features}, ragged);
+  }
+
+  Tensor new_state() const {
+    return at::empty({shape.num_layers * shape.num_directions, shape.batch, shape.hidden_size}, input.options());
+  }
+
+ private:
+  void sort_rows(const Tensor& lengths) {
+    const Tensor values = lengths.contiguous();
+    const int64_t* length = values.const_data_ptr<int64_t>();
+    active.assign(shape.seq_len, 0);
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      TORCH_CHECK_VALUE(length[b] >= 0 && length[b] <= shape.seq_len, "rnn: expected lengths between 0 and ",
+                        shape.seq_len, ", got ", length[b], " for row ", b);
+      if (length[b] > 0) ++active[length[b] - 1];
+    }
+    for (int64_t t = shape.seq_len - 1; t > 0; --t) active[t - 1] += active[t];
+    order.resize(shape.batch);
+    std::iota(order.begin(), order.end(), int64_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+    stack.steps.active = active.data();
+    stack.steps.order = order.data();
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> rnn_forward_cpu(FASTRNN_ARGUMENTS, bool save) {
+  const Call call(FASTRNN_PASS);
+  const Shape& s = call.shape;
+  const int64_t features = s.num_directions * s.hidden_size;
+  Tensor output = call.new_sequence(features, true);
+  Tensor hn = call.new_state();
+  Tensor saved = at::empty({save ? s.num_layers : 0, s.rows, features}, input.options());
+  if (s.rows > 0 || s.batch > 0) {
+    const Forward forward{call.stack, call.sequence(output), hn.mutable_data_ptr(),
+                          save ? saved.mutable_data_ptr() : nullptr};
+    run_forward(forward, chosen_kernels(), threads_for(call.stack));
+  }
+  return {output, hn, saved};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalTensor& grad_output,
+                                                                 const OptionalTensor& grad_hn, const Tensor& saved,
+                                                                 FASTRNN_ARGUMENTS, bool want_input, bool want_hx,
+                                                                 bool want_weights) {
+  const Call call(FASTRNN_PASS);
+  const Shape& s = call.shape;
+  const int64_t features = s.num_directions * s.hidden_size;
+  check_tensor("saved", saved, {s.num_layers, s.rows, features}, input);
+  TORCH_CHECK(saved.is_contiguous(), "rnn_backward: expected saved to be contiguous");
+  Backward backward{};
+  backward.stack = call.stack;
+  backward.saved = saved.const_data_ptr();
+  Tensor grad_out, grad_last;
+  if (grad_output) {
+    if (call.packed) {
+      check_tensor("grad_output", *grad_output, {s.rows, features}, input);
+    } else {
+      const int64_t first = batch_first ? s.batch : s.seq_len, second = batch_first ? s.seq_len : s.batch;
+      check_tensor("grad_output", *grad_output, {first, second, features}, input);
+    }
+    grad_out = contiguous_features(*grad_output);
+    backward.grad_output = call.sequence(grad_out);
+  }
+  if (grad_hn) {
+    check_tensor("grad_hn", *grad_hn, {s.num_layers * s.num_directions, s.batch, s.hidden_size}, input);
+    grad_last = grad_hn->contiguous();
+    backward.grad_hn = grad_last.const_data_ptr();
+  }
+  Tensor grad_input = at::empty({0}, input.options()), grad_hx = grad_input;
+  if (want_input) {
+    grad_input = call.new_sequence(s.input_size, false);
+    if (call.packed && input.size(0) != s.rows) grad_input = at::zeros(input.sizes(), input.options());
+    backward.grad_input = call.sequence(grad_input);
+  }
+  if (want_hx) {
+    grad_hx = call.new_state();
+    backward.grad_hx = grad_hx.mutable_data_ptr();
+  }
+  std::vector<Tensor> grad_weights;
+  std::vector<void*> grad_weight_data;
+  if (want_weights) {
+    grad_weights.reserve(weights.size());
+    grad_weight_data.reserve(weights.size());
+    for (const Tensor& w : weights) {
+      grad_weights.push_back(at::empty(w.sizes(), w.options()));
+      grad_weight_data.push_back(grad_weights.back().mutable_data_ptr());
+    }
+    backward.grad_weights = grad_weight_data.data();
+  }
+  run_backward(backward, chosen_kernels(), threads_for(call.stack));
+  return {grad_input, grad_hx, std::move(grad_weights)};
+}
+
+}  // namespace
+
+const char* kernels_name() { return chosen_kernels().name; }
+
+TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+  m.impl("rnn_forward", rnn_forward_cpu);
+  m.impl("rnn_backward", rnn_backward_cpu);
+}
+
+}  // namespace fastrnn::cpu

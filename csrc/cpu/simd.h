@@ -1,0 +1,230 @@
+// Vectors of one register, for the instruction set that the including file is compiled for (kVectorBytes).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__clang__)
+#define FASTRNN_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define FASTRNN_UNROLL _Pragma("GCC unroll 32")
+#endif
+#define FASTRNN_INLINE inline __attribute__((always_inline))
+
+namespace fastrnn::cpu {
+namespace {
+
+template <typename T>
+struct Vector;
+
+template <>
+struct Vector<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
+};
+
+template <>
+struct Vector<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
+};
+
+template <typename T>
+using Vec = typename Vector<T>::type;
+template <typename T>
+using Bits = typename Vector<T>::bits;
+template <typename T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+
+template <typename T>
+FASTRNN_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename Vector<T>::unaligned*>(p);
+}
+
+template <typename T>
+FASTRNN_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename Vector<T>::unaligned*>(p) = v;
+}
+
+template <typename T>
+FASTRNN_INLINE Vec<T> broadcast(T x) {
+  Vec<T> v;
+  FASTRNN_UNROLL
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = x;
+  return v;
+}
+
+// The first n lanes (0 < n < kLanes); memory behind them is not touched, the other lanes load as zero.
+template <typename T>
+FASTRNN_INLINE Vec<T> load_first(const T* p, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+  } else {
+    return (Vec<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+  }
+#else
+  Vec<T> v = {};
+  std::memcpy(&v, p, n * sizeof(T));
+  return v;
+#endif
+}
+
+template <typename T>
+FASTRNN_INLINE void store_first(T* p, Vec<T> v, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+  } else {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
+  }
+#else
+  std::memcpy(p, &v, n * sizeof(T));
+#endif
+}
+
+// tanh(x) = m / (m + 2) with m = expm1(2|x|) and the sign of x: odd, exact at 0 and where it saturates, NaN stays NaN.
+// With y = 2|x| = n ln 2 + r, |r| <= ln 2 / 2:  m = 2^n expm1(r) + (2^n - 1), expm1(r) by its Taylor polynomial.
+template <typename T>
+struct TanhConstants;
+
+template <>
+struct TanhConstants<float> {
+  static constexpr float kSaturation = 20.0f;     // of y: m / (m + 2) rounds to 1 from y = 18.1 on
+  static constexpr float kMagic = 12582912.0f;    // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  static constexpr float kLog2E = 1.44269504088896341f;
+  static constexpr float kLn2High = 0.693359375f;  // few bits: n * kLn2High is exact
+  static constexpr float kLn2Low = -2.12194440054690583e-4f;
+  static constexpr int32_t kOne = 0x3f800000;
+  static constexpr int kMantissa = 23;
+  static constexpr float kTaylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f};
+};
+
+template <>
+struct TanhConstants<double> {
+  static constexpr double kSaturation = 40.0;
+  static constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLog2E = 1.44269504088896340736;
+  static constexpr double kLn2High = 6.93147180369123816490e-01;
+  static constexpr double kLn2Low = 1.90821492927058770002e-10;
+  static constexpr int64_t kOne = 0x3ff0000000000000;
+  static constexpr int kMantissa = 52;
+  static constexpr double kTaylor[] = {
+      1.0 / 87178291200.0, 1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
+      1.0 / 362880.0,      1.0 / 40320.0,      1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,
+      1.0 / 24.0,          1.0 / 6.0,          0.5};
+};
+
+template <typename T>
+FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
+  using K = TanhConstants<T>;
+  using I = Bits<T>;
+  const I sign = (I)x & (I)broadcast<T>(-T(0));
+  Vec<T> y = (Vec<T>)((I)x ^ sign) * 2;
+  y = y > K::kSaturation ? broadcast<T>(K::kSaturation) : y;
+  const Vec<T> shifted = y * K::kLog2E + K::kMagic;
+  const Vec<T> n = shifted - K::kMagic;
+  const Vec<T> r = (y - n * K::kLn2High) - n * K::kLn2Low;
+  Vec<T> p = broadcast<T>(K::kTaylor[0]);
+  FASTRNN_UNROLL
+  for (unsigned i = 1; i < sizeof(K::kTaylor) / sizeof(T); ++i) p = p * r + K::kTaylor[i];
+  p = p * (r * r) + r;
+  const Vec<T> scale = (Vec<T>)(((I)shifted << K::kMantissa) + K::kOne);
+  const Vec<T> m = scale * p + (scale - 1);
+  return (Vec<T>)((I)(m / (m + 2)) | sign);
+}
+
+// Not max(x, 0), which would drop NaN.
+template <typename T>
+FASTRNN_INLINE Vec<T> relu(Vec<T> x) {
+  return x < 0 ? Vec<T>{} : x;
+}
+
+// Storage formats of 16 bits; arithmetic is in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <typename S>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+
+FASTRNN_INLINE uint32_t bits_of(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return u;
+}
+FASTRNN_INLINE float float_of(uint32_t u) {
+  float x;
+  std::memcpy(&x, &u, 4);
+  return x;
+}
+
+FASTRNN_INLINE float to_float(BFloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
+
+FASTRNN_INLINE void from_float(float x, BFloat16& y) {
+  const uint32_t u = bits_of(x);
+  const uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  y.bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0);
+}
+
+FASTRNN_INLINE float to_float(Float16 x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+  const uint32_t exponent = rest >= 0x7c00 ? 0x70000000 : 0x38000000;  // Inf and NaN go to the top exponent
+  if (rest < 0x400) return float_of(sign | bits_of(static_cast<float>(rest) * 0x1p-24f));
+  return float_of(sign | ((rest << 13) + exponent));
+#endif
+}
+
+FASTRNN_INLINE void from_float(float x, Float16& y) {
+#if defined(__F16C__)
+  y.bits = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000, a = u & 0x7fffffff;
+  uint32_t h;
+  if (a > 0x7f800000) {
+    h = 0x7e00;
+  } else if (a >= 0x477ff000) {  // 65520 and up round to infinity
+    h = 0x7c00;
+  } else if (a < 0x38800000) {  // subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the low bits
+    h = bits_of(float_of(a) + 0.5f) - 0x3f000000;
+  } else {
+    h = (a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13;
+  }
+  y.bits = static_cast<uint16_t>(sign | h);
+#endif
+}
+
+// Convert n elements between a storage type and its accumulation type.
+template <typename S, typename C>
+inline void widen(C* to, const S* from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = to_float(from[i]);
+}
+template <typename S, typename C>
+inline void narrow(S* to, const C* from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) from_float(from[i], to[i]);
+}
+inline void widen(float* to, const float* from, int64_t n) { std::memcpy(to, from, n * sizeof(float)); }
+inline void narrow(float* to, const float* from, int64_t n) { std::memcpy(to, from, n * sizeof(float)); }
+inline void widen(double* to, const double* from, int64_t n) { std::memcpy(to, from, n * sizeof(double)); }
+inline void narrow(double* to, const double* from, int64_t n) { std::memcpy(to, from, n * sizeof(double)); }
+
+}  // namespace
+}  // namespace fastrnn::cpu

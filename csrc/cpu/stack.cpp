@@ -1,0 +1,361 @@
+#include "cpu/stack.h"
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace fastrnn::cpu {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Scratch memory: of the whole call (slot 0) or of one thread in it (slot 1). Small blocks stay with their thread.
+template <int kSlot>
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) {
+    thread_local Block kept;
+    thread_local int64_t size = 0;
+    if (bytes > kKeep) {
+      own_ = allocate(bytes);
+      next_ = own_.get();
+      return;
+    }
+    if (bytes > size) {
+      size = 0;
+      kept = allocate(bytes);
+      size = bytes;
+    }
+    next_ = kept.get();
+  }
+
+  char* take(int64_t bytes) {
+    char* p = next_;
+    next_ += aligned(bytes);
+    return p;
+  }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  using Block = std::unique_ptr<char, Free>;
+
+  static Block allocate(int64_t bytes) {
+    void* p = std::aligned_alloc(kAlignment, aligned(bytes));
+    if (!p) throw std::bad_alloc();
+    return Block(static_cast<char*>(p));
+  }
+
+  static constexpr int64_t kKeep = int64_t{16} << 20;
+  Block own_;
+  char* next_;
+};
+
+struct Team {
+  int index;
+  int size;
+  void wait() const {
+#if defined(_OPENMP)
+    if (size > 1) {
+#pragma omp barrier
+    }
+#endif
+  }
+  // This member's share of n things.
+  int64_t begin(int64_t n) const { return n * index / size; }
+  int64_t end(int64_t n) const { return n * (index + 1) / size; }
+};
+
+// Without a num_threads clause: the size of the pool stays what torch set, and fewer threads may come.
+template <typename F>
+void in_parallel(int threads, const F& body) {
+#if defined(_OPENMP)
+  if (threads > 1) {
+#pragma omp parallel
+    body(Team{omp_get_thread_num(), omp_get_num_threads()});
+    return;
+  }
+#else
+  (void)threads;
+#endif
+  body(Team{0, 1});
+}
+
+int64_t total_rows(const Steps& s) {
+  return s.start ? s.start[s.seq_len - 1] + s.active[s.seq_len - 1] : s.seq_len * s.batch;
+}
+
+// Number of steps summed over the rows before row i, as if rows were sorted by length.
+class Work {
+ public:
+  explicit Work(const Steps& steps) : steps_(steps) {}
+  int64_t before(int64_t rows) const {
+    if (!steps_.active) return rows * steps_.seq_len;
+    int64_t sum = 0;
+    for (int64_t t = 0; t < steps_.seq_len; ++t) sum += steps_.active[t] < rows ? steps_.active[t] : rows;
+    return sum;
+  }
+  // The first row at which a fraction index / size of all steps has been dealt.
+  int64_t row_at(int index, int size) const {
+    if (index == 0) return 0;
+    if (index == size) return steps_.batch;
+    if (!steps_.active) return steps_.batch * index / size;
+    const int64_t target = before(steps_.batch) * index / size;
+    int64_t low = 0, high = steps_.batch;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      before(middle) < target ? low = middle + 1 : high = middle;
+    }
+    return low;
+  }
+
+ private:
+  const Steps& steps_;
+};
+
+// The stack's layers as an index of layer and direction: which weights, where their input and output stand.
+class Layout {
+ public:
+  explicit Layout(const Stack& s)
+      : s_(s), rows_(total_rows(s.steps)), D_(s.num_directions), H_(s.hidden_size), bytes_(storage_bytes(s.dtype)) {}
+
+  int64_t rows() const { return rows_; }
+  int64_t count() const { return s_.num_layers * D_; }
+  int64_t features(int64_t layer) const { return layer == 0 ? s_.input_size : D_ * H_; }
+  int64_t layer(int64_t index) const { return index / D_; }
+  int64_t per_index() const { return s_.has_biases ? 4 : 2; }
+  const void* weight(int64_t index, int k) const { return s_.weights[index * per_index() + k]; }
+  const void* bias(int64_t index, int k) const { return s_.has_biases ? weight(index, 2 + k) : nullptr; }
+
+  // Columns of direction d of a sequence of D*H features.
+  Sequence direction(Sequence x, int64_t d, int64_t element_bytes) const {
+    if (x.data) x.data = static_cast<char*>(x.data) + d * H_ * element_bytes;
+    return x;
+  }
+  // A sequence of all rows with these features, contiguous.
+  Sequence dense(const void* data, int64_t features) const {
+    return {const_cast<void*>(data), s_.steps.batch * features, features};
+  }
+  Sequence layer_of(const void* stacked, int64_t layer) const {  // of [L, rows, D*H]
+    return dense(stacked ? static_cast<const char*>(stacked) + layer * rows_ * D_ * H_ * bytes_ : nullptr, D_ * H_);
+  }
+  Sequence mask_of_input(int64_t layer) const {
+    return layer == 0 ? Sequence{} : layer_of(s_.dropout_mask, layer - 1);
+  }
+  const void* hx(int64_t index) const {
+    return s_.hx ? static_cast<const char*>(s_.hx) + index * s_.hx_layer_stride * bytes_ : nullptr;
+  }
+  // Slice `index` of [L*D, B, H] contiguous.
+  template <typename T>
+  T* state(T* data, int64_t index) const {
+    using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+    return data ? static_cast<Byte*>(data) + index * s_.steps.batch * H_ * bytes_ : nullptr;
+  }
+
+ private:
+  const Stack& s_;
+  int64_t rows_, D_, H_, bytes_;
+};
+
+int64_t largest_features(const Stack& s) {
+  const int64_t inner = s.num_layers > 1 ? s.num_directions * s.hidden_size : 0;
+  return inner > s.input_size ? inner : s.input_size;
+}
+
+// The packed weights of a stack: for each index w_ih, w_hh and the sum of the biases.
+class PackedWeights {
+ public:
+  // Forward: the columns are hidden units. Backward: w_hh and w_ih as they stand, to multiply grad_pre with.
+  PackedWeights(const Stack& s, const TypedKernels& kernels, bool forward)
+      : layout_(s), kernels_(kernels), forward_(forward), H_(s.hidden_size), bytes_(accumulator_bytes(s.dtype)) {
+    for (int64_t i = 0; i < layout_.count(); ++i) size_ += size(i, 0) + size(i, 1) + size(i, 2);
+  }
+  int64_t bytes() const { return size_; }
+
+  // Every member packs its share; wait before reading.
+  void pack(char* memory, const Team& team) {
+    char* p = memory;
+    int64_t job = 0;
+    for (int64_t i = 0; i < layout_.count(); ++i) {
+      for (int k = 0; k < 3; ++k, ++job) {
+        if (job % team.size == team.index) pack(p, i, k);
+        p += size(i, k);
+      }
+    }
+  }
+  const void* w_ih(const char* memory, int64_t index) const { return at(memory, index, 0); }
+  const void* w_hh(const char* memory, int64_t index) const { return at(memory, index, 1); }
+  const void* bias(const char* memory, int64_t index) const { return at(memory, index, 2); }
+
+ private:
+  int64_t features(int64_t index) const { return layout_.features(layout_.layer(index)); }
+  int64_t size(int64_t index, int k) const {
+    const int64_t depth = k == 2 ? int64_t{forward_} : k == 1 || !forward_ ? H_ : features(index);
+    const int64_t columns = k == 0 && !forward_ ? features(index) : H_;
+    return aligned(depth * padded(columns) * bytes_);
+  }
+  const char* at(const char* memory, int64_t index, int k) const {
+    for (int64_t i = 0; i < index; ++i) memory += size(i, 0) + size(i, 1) + size(i, 2);
+    for (int j = 0; j < k; ++j) memory += size(index, j);
+    return memory;
+  }
+  void pack(char* to, int64_t index, int k) const {
+    if (k == 2) {
+      if (forward_) kernels_.add_biases(to, layout_.bias(index, 0), layout_.bias(index, 1), H_);
+      return;
+    }
+    const int64_t in = k == 0 ? features(index) : H_;
+    const void* w = layout_.weight(index, k);
+    forward_ ? kernels_.pack(to, w, in, H_, 1, in) : kernels_.pack(to, w, H_, in, in, 1);
+  }
+
+  Layout layout_;
+  const TypedKernels& kernels_;
+  bool forward_;
+  int64_t H_, bytes_, size_ = 0;
+};
+
+}  // namespace
+
+int worthwhile_threads(const Stack& s, int available) {
+  constexpr int64_t kLeastWork = 120'000;  // multiply-adds: below, starting the threads costs more than it saves
+  if (available <= 1 || s.steps.seq_len == 0) return 1;
+  const int64_t H = s.hidden_size, D = s.num_directions;
+  const int64_t per_row = D * H * (s.input_size + H + (s.num_layers - 1) * (D * H + H));
+  return total_rows(s.steps) * per_row < kLeastWork ? 1 : available;
+}
+
+void run_forward(const Forward& call, const Kernels& kernels, int threads) {
+  const Stack& s = call.stack;
+  const TypedKernels& typed = kernels.typed[static_cast<int>(s.dtype)];
+  const Layout layout(s);
+  const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size, bytes = storage_bytes(s.dtype);
+  PackedWeights weights(s, typed, true);
+
+  // Between the layers the output goes to `saved`, or where none is wanted to two buffers in turn.
+  const int64_t between = call.saved || L == 1 ? 0 : aligned(layout.rows() * D * H * bytes);
+  Workspace<0> workspace(weights.bytes() + 2 * between);
+  char* packed = workspace.take(weights.bytes());
+  char* buffers[2] = {workspace.take(between), workspace.take(between)};
+
+  in_parallel(threads, [&](const Team& team) {
+    Workspace<1> scratch(task_scratch_bytes(s.dtype, largest_features(s), H));
+    weights.pack(packed, team);
+    team.wait();
+    const Work work(s.steps);
+    const int64_t begin = work.row_at(team.index, team.size), end = work.row_at(team.index + 1, team.size);
+    Sequence input = s.input;
+    for (int64_t layer = 0; layer < L; ++layer) {
+      Sequence output = layer == L - 1 ? call.output : layout.dense(buffers[layer & 1], D * H);
+      Sequence copy{};
+      if (call.saved) {
+        if (layer == L - 1) copy = call.output;
+        output = layout.layer_of(call.saved, layer);
+      }
+      for (int64_t d = 0; d < D; ++d) {
+        const int64_t index = layer * D + d;
+        const ForwardTask task{&s.steps,
+                               d == 1,
+                               s.relu,
+                               layout.features(layer),
+                               H,
+                               input,
+                               layout.mask_of_input(layer),
+                               layout.hx(index),
+                               s.hx_row_stride,
+                               weights.w_ih(packed, index),
+                               weights.w_hh(packed, index),
+                               weights.bias(packed, index),
+                               layout.direction(output, d, bytes),
+                               layout.direction(copy, d, bytes),
+                               layout.state(call.hn, index)};
+        typed.forward(task, begin, end, scratch.take(0));
+      }
+      input = output;
+    }
+  });
+}
+
+void run_backward(const Backward& call, const Kernels& kernels, int threads) {
+  const Stack& s = call.stack;
+  const TypedKernels& typed = kernels.typed[static_cast<int>(s.dtype)];
+  const Layout layout(s);
+  const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size;
+  const int64_t bytes = storage_bytes(s.dtype), wide = accumulator_bytes(s.dtype);
+  PackedWeights weights(s, typed, false);
+
+  // grad_pre of two layers in turn, so that one wait a layer is enough; the gradient that a layer hands down, likewise.
+  const int64_t pre = aligned(layout.rows() * D * H * wide), sets = L > 1 ? 2 : 1;
+  const int64_t between = L > 1 ? pre : 0;
+  Workspace<0> workspace(weights.bytes() + sets * pre + between);
+  char* packed = workspace.take(weights.bytes());
+  char* pre_buffers[2] = {workspace.take(pre), L > 1 ? workspace.take(pre) : nullptr};
+  char* handed_down = workspace.take(between);
+
+  in_parallel(threads, [&](const Team& team) {
+    Workspace<1> scratch(task_scratch_bytes(s.dtype, largest_features(s), H));
+    weights.pack(packed, team);
+    team.wait();
+    const Work work(s.steps);
+    const int64_t begin = work.row_at(team.index, team.size), end = work.row_at(team.index + 1, team.size);
+    for (int64_t layer = L - 1; layer >= 0; --layer) {
+      const bool top = layer == L - 1;
+      const Sequence grad_pre = layout.dense(pre_buffers[layer & (sets - 1)], D * H);
+      const Sequence grad_output = top ? call.grad_output : layout.dense(handed_down, D * H);
+      const Sequence state = layout.layer_of(call.saved, layer);
+      const Sequence input = layer == 0 ? s.input : layout.layer_of(call.saved, layer - 1);
+      const Sequence mask = layout.mask_of_input(layer);
+      InputGradTask below{&s.steps, static_cast<int>(D), layout.features(layer), H, {}, {}, {}, layer > 0, mask};
+      below.grad_input = layer == 0 ? call.grad_input : layout.dense(handed_down, D * H);
+      for (int64_t d = 0; d < D; ++d) {
+        const int64_t index = layer * D + d;
+        below.grad_pre[d] = layout.direction(grad_pre, d, wide);
+        below.w_ih[d] = weights.w_ih(packed, index);
+        const BackwardTask task{&s.steps,
+                                d == 1,
+                                s.relu,
+                                H,
+                                layout.direction(state, d, bytes),
+                                weights.w_hh(packed, index),
+                                layout.direction(grad_output, d, top ? bytes : wide),
+                                !top,
+                                layout.state(call.grad_hn, index),
+                                below.grad_pre[d],
+                                layout.state(call.grad_hx, index)};
+        typed.backward(task, begin, end, scratch.take(0));
+      }
+      if (below.grad_input.data) typed.input_grad(below, begin, end, scratch.take(0));
+      if (!call.grad_weights) continue;
+      team.wait();
+      for (int64_t d = 0; d < D; ++d) {
+        const int64_t index = layer * D + d;
+        void* const* grads = call.grad_weights + index * layout.per_index();
+        const WeightGradTask task{&s.steps,
+                                  d == 1,
+                                  layout.features(layer),
+                                  H,
+                                  below.grad_pre[d],
+                                  layout.direction(state, d, bytes),
+                                  layout.hx(index),
+                                  s.hx_row_stride,
+                                  input,
+                                  mask,
+                                  grads[0],
+                                  grads[1],
+                                  s.has_biases ? grads[2] : nullptr,
+                                  s.has_biases ? grads[3] : nullptr};
+        typed.weight_grad(task, team.begin(H), team.end(H), scratch.take(0));
+      }
+    }
+  });
+}
+
+}  // namespace fastrnn::cpu

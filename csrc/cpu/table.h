@@ -1,0 +1,44 @@
+// The table of one instruction set's kernels. The including file names it and sets kVectorBytes and kVectorRegisters.
+#pragma once
+
+#include "cpu/grads.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+template <typename S>
+void pack(void* dst, const void* src, int64_t depth, int64_t columns, int64_t row_stride, int64_t column_stride) {
+  using C = typename Accumulate<S>::type;
+  pack_panels(static_cast<C*>(dst), static_cast<const S*>(src), depth, columns, row_stride, column_stride);
+}
+
+template <typename S>
+void add_biases(void* dst, const void* b_ih, const void* b_hh, int64_t size) {
+  using C = typename Accumulate<S>::type;
+  C* sum = static_cast<C*>(dst);
+  for (int64_t j = 0; j < padded(size); ++j) sum[j] = 0;
+  if (!b_ih) return;
+  widen(sum, static_cast<const S*>(b_ih), size);
+  for (int64_t j = 0; j < size; ++j) {
+    C b;
+    widen(&b, static_cast<const S*>(b_hh) + j, 1);
+    sum[j] += b;
+  }
+}
+
+template <typename S>
+constexpr TypedKernels typed_kernels() {
+  return {pack<S>,
+          add_biases<S>,
+          for_blocks<S, ForwardTask, forward_block<S>>,
+          for_blocks<S, BackwardTask, backward_block<S>>,
+          input_grad<S>,
+          weight_grad<S>};
+}
+
+constexpr Kernels make_kernels(const char* name) {
+  return {name, {typed_kernels<float>(), typed_kernels<double>(), typed_kernels<BFloat16>(), typed_kernels<Float16>()}};
+}
+
+}  // namespace
+}  // namespace fastrnn::cpu

@@ -1,0 +1,285 @@
+// The microkernel: a tile of a matrix product in registers, started from a bias or from rows and ended by an activation.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+constexpr int kMaxVectors = kVectorRegisters >= 32 ? 4 : 2;  // vectors of columns in a panel
+
+// Rows of a tile, so that tile, a row of the panel and one broadcast fit the registers.
+constexpr int max_rows(int vectors) {
+  const int rows = (kVectorRegisters >= 32 ? 24 : 12) / vectors;
+  return rows < 12 ? rows : 12;
+}
+
+// Columns are dealt evenly to panels, in whole vectors.
+template <typename C>
+struct Panels {
+  int64_t vectors, count;
+  explicit Panels(int64_t columns)
+      : vectors((columns + kLanes<C> - 1) / kLanes<C>), count((vectors + kMaxVectors - 1) / kMaxVectors) {}
+  int64_t begin(int64_t p) const {  // first vector of panel p
+    const int64_t even = vectors / count, more = vectors % count;
+    return p * even + (p < more ? p : more);
+  }
+  int width(int64_t p) const { return static_cast<int>(begin(p + 1) - begin(p)); }
+};
+
+enum class Epilogue { kStore, kTanh, kRelu, kTanhGrad, kReluGrad };
+
+// out[r] = epilogue(start[r] + first.rows[r] @ first.matrix + second.rows[r] @ second.matrix), for n rows.
+// Each element is summed in this order whatever the tile, so results do not depend on how rows are shared out.
+template <typename C>
+struct Product {
+  struct Term {
+    const C* const* rows;
+    int64_t depth;  // 0: no such term
+    const C* matrix;  // packed panels of [depth, columns]
+  };
+  Term first, second;
+  const C* bias;           // start of every row, padded; or null
+  const C* const* start;   // start of each row; or null
+  const C* const* state;   // h, for the derivatives
+  C* const* out;
+  int64_t columns;
+  Epilogue epilogue;
+};
+
+template <typename C, int kRows, int kVectors>
+FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const C* const* rows, int64_t depth, const C* panel) {
+  const C* a[kRows];
+  FASTRNN_UNROLL
+  for (int r = 0; r < kRows; ++r) a[r] = rows[r];
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<C> b[kVectors];
+    FASTRNN_UNROLL
+    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + v * kLanes<C>);
+    panel += kVectors * kLanes<C>;
+    FASTRNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const C x = a[r][k];
+      FASTRNN_UNROLL
+      for (int v = 0; v < kVectors; ++v) acc[r][v] += b[v] * x;
+    }
+  }
+}
+
+// End a tile: out = epilogue(sums), for its rows and vectors. `last` lanes of the last vector are inside the matrix.
+template <typename C, typename F>
+FASTRNN_INLINE void finish_with(F f, const Product<C>& p, int64_t row, int rows, int64_t column, int vectors, int last,
+                                const Vec<C>* sums) {
+  constexpr int L = kLanes<C>;
+  for (int r = 0; r < rows; ++r) {
+    C* out = p.out[row + r] + column;
+    const C* h = p.state ? p.state[row + r] + column : nullptr;
+    const int whole = last < L ? vectors - 1 : vectors;
+    for (int v = 0; v < whole; ++v) store(out + v * L, f(*sums++, h ? load(h + v * L) : Vec<C>{}));
+    if (whole < vectors) {
+      store_first(out + whole * L, f(*sums++, h ? load_first(h + whole * L, last) : Vec<C>{}), last);
+    }
+  }
+}
+
+// Function objects, not lambdas: GCC does not apply the target pragma to a lambda's own signature.
+template <typename C>
+struct StoreEpilogue {
+  FASTRNN_INLINE Vec<C> operator()(Vec<C> x, Vec<C>) const { return x; }
+};
+template <typename C>
+struct TanhEpilogue {
+  FASTRNN_INLINE Vec<C> operator()(Vec<C> x, Vec<C>) const { return tanh<C>(x); }
+};
+template <typename C>
+struct ReluEpilogue {
+  FASTRNN_INLINE Vec<C> operator()(Vec<C> x, Vec<C>) const { return relu<C>(x); }
+};
+template <typename C>
+struct TanhGradEpilogue {
+  FASTRNN_INLINE Vec<C> operator()(Vec<C> x, Vec<C> h) const { return x * (1 - h * h); }
+};
+template <typename C>
+struct ReluGradEpilogue {
+  FASTRNN_INLINE Vec<C> operator()(Vec<C> x, Vec<C> h) const { return h > 0 ? x : Vec<C>{}; }
+};
+
+template <typename C>
+__attribute__((noinline)) void finish(const Product<C>& p, int64_t row, int rows, int64_t column, int vectors, int last,
+                                      const Vec<C>* sums) {
+  switch (p.epilogue) {
+    case Epilogue::kStore:
+      return finish_with<C>(StoreEpilogue<C>{}, p, row, rows, column, vectors, last, sums);
+    case Epilogue::kTanh:
+      return finish_with<C>(TanhEpilogue<C>{}, p, row, rows, column, vectors, last, sums);
+    case Epilogue::kRelu:
+      return finish_with<C>(ReluEpilogue<C>{}, p, row, rows, column, vectors, last, sums);
+    case Epilogue::kTanhGrad:
+      return finish_with<C>(TanhGradEpilogue<C>{}, p, row, rows, column, vectors, last, sums);
+    case Epilogue::kReluGrad:
+      return finish_with<C>(ReluGradEpilogue<C>{}, p, row, rows, column, vectors, last, sums);
+  }
+}
+
+// One tile: rows row .. row + kRows - 1, the columns of the panel that starts at vector `begin`; `last` lanes of its
+// last vector are inside the matrix.
+template <typename C, int kRows, int kVectors>
+__attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t begin, int last) {
+  constexpr int L = kLanes<C>;
+  const int64_t column = begin * L;
+  Vec<C> acc[kRows][kVectors];
+  FASTRNN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      if (p.start) {
+        const C* start = p.start[row + r] + column + v * L;
+        acc[r][v] = v == kVectors - 1 && last < L ? load_first(start, last) : load(start);
+      } else {
+        acc[r][v] = p.bias ? load(p.bias + column + v * L) : Vec<C>{};
+      }
+    }
+  }
+  if (p.first.depth > 0) multiply(acc, p.first.rows + row, p.first.depth, p.first.matrix + column * p.first.depth);
+  if (p.second.depth > 0) multiply(acc, p.second.rows + row, p.second.depth, p.second.matrix + column * p.second.depth);
+  Vec<C> sums[kRows][kVectors];
+  FASTRNN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = acc[r][v];
+  }
+  finish<C>(p, row, kRows, column, kVectors, last, &sums[0][0]);
+}
+
+template <typename C, int kVectors, int kRows = max_rows(kVectors)>
+FASTRNN_INLINE void tile_of(int rows, const Product<C>& p, int64_t row, int64_t begin, int last) {
+  if (rows == kRows) return tile<C, kRows, kVectors>(p, row, begin, last);
+  if constexpr (kRows > 1) tile_of<C, kVectors, kRows - 1>(rows, p, row, begin, last);
+}
+
+template <typename C>
+void run(const Product<C>& p, int64_t rows) {
+  if (rows == 0) return;
+  const Panels<C> panels(p.columns);
+  for (int64_t i = 0; i < panels.count; ++i) {
+    const int64_t begin = panels.begin(i);
+    const int width = panels.width(i);
+    const int64_t inside = p.columns - (begin + width - 1) * kLanes<C>;
+    const int last = static_cast<int>(inside < kLanes<C> ? inside : kLanes<C>);
+    const int64_t tiles = (rows + max_rows(width) - 1) / max_rows(width);
+    int64_t row = 0;
+    for (int64_t j = 0; j < tiles; ++j) {
+      const int n = static_cast<int>((rows - row + tiles - j - 1) / (tiles - j));
+      switch (width) {
+        case 1:
+          tile_of<C, 1>(n, p, row, begin, last);
+          break;
+        case 2:
+          tile_of<C, 2>(n, p, row, begin, last);
+          break;
+        default:
+          if constexpr (kMaxVectors > 2) {
+            width == 3 ? tile_of<C, 3>(n, p, row, begin, last) : tile_of<C, 4>(n, p, row, begin, last);
+          }
+      }
+      row += n;
+    }
+  }
+}
+
+// dst = packed panels of the [depth, columns] matrix whose element (k, c) is src[k * row_stride + c * column_stride].
+template <typename S, typename C>
+void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t row_stride, int64_t column_stride) {
+  const Panels<C> panels(columns);
+  for (int64_t i = 0; i < panels.count; ++i) {
+    const int64_t column = panels.begin(i) * kLanes<C>, width = panels.width(i) * kLanes<C>;
+    const int64_t inside = columns - column < width ? columns - column : width;
+    C* panel = dst + column * depth;
+    for (int64_t k = 0; k < depth; ++k) {
+      const S* from = src + k * row_stride + column * column_stride;
+      C* to = panel + k * width;
+      if (column_stride == 1) {
+        widen(to, from, inside);
+      } else {
+        for (int64_t c = 0; c < inside; ++c) widen(to + c, from + c * column_stride, 1);
+      }
+      for (int64_t c = inside; c < width; ++c) to[c] = 0;
+    }
+  }
+}
+
+// A tile of the weight gradients: out[r][column] (+)= sum over k of a[k * kRows + r] * panel[k][column].
+template <typename C, int kRows, int kVectors>
+__attribute__((noinline)) void outer_tile(const C* a, const C* panel, int64_t depth, C* out, int64_t ld, int last,
+                                          bool add) {
+  constexpr int L = kLanes<C>;
+  Vec<C> acc[kRows][kVectors] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<C> b[kVectors];
+    FASTRNN_UNROLL
+    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + v * L);
+    panel += kVectors * L;
+    FASTRNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const C x = a[r];
+      FASTRNN_UNROLL
+      for (int v = 0; v < kVectors; ++v) acc[r][v] += b[v] * x;
+    }
+    a += kRows;
+  }
+  FASTRNN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      C* y = out + r * ld + v * L;
+      if (v == kVectors - 1 && last < L) {
+        store_first(y, add ? acc[r][v] + load_first(y, last) : acc[r][v], last);
+      } else {
+        store(y, add ? acc[r][v] + load(y) : acc[r][v]);
+      }
+    }
+  }
+}
+
+constexpr int kOuterRows = 6;
+
+template <typename C, int kVectors, int kRows = kOuterRows>
+FASTRNN_INLINE void outer_tile_of(int rows, const C* a, const C* panel, int64_t depth, C* out, int64_t ld, int last,
+                                  bool add) {
+  if (rows == kRows) return outer_tile<C, kRows, kVectors>(a, panel, depth, out, ld, last, add);
+  if constexpr (kRows > 1) outer_tile_of<C, kVectors, kRows - 1>(rows, a, panel, depth, out, ld, last, add);
+}
+
+// out[rows, columns] (+)= a^T @ b: a in tiles of kOuterRows rows, each [depth, rows of the tile]; b in panels.
+template <typename C>
+void run_outer(const C* a, int64_t rows, const C* b, int64_t columns, int64_t depth, C* out, int64_t ld, bool add) {
+  const Panels<C> panels(columns);
+  for (int64_t i = 0; i < panels.count; ++i) {
+    const int64_t column = panels.begin(i) * kLanes<C>;
+    const int width = panels.width(i);
+    const int64_t inside = columns - column - (width - 1) * kLanes<C>;
+    const int last = static_cast<int>(inside < kLanes<C> ? inside : kLanes<C>);
+    const C* panel = b + column * depth;
+    for (int64_t row = 0; row < rows; row += kOuterRows) {
+      const int n = static_cast<int>(rows - row < kOuterRows ? rows - row : kOuterRows);
+      const C* from = a + row * depth;
+      C* to = out + row * ld + column;
+      switch (width) {
+        case 1:
+          outer_tile_of<C, 1>(n, from, panel, depth, to, ld, last, add);
+          break;
+        case 2:
+          outer_tile_of<C, 2>(n, from, panel, depth, to, ld, last, add);
+          break;
+        default:
+          if constexpr (kMaxVectors > 2) {
+            width == 3 ? outer_tile_of<C, 3>(n, from, panel, depth, to, ld, last, add)
+                       : outer_tile_of<C, 4>(n, from, panel, depth, to, ld, last, add);
+          }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn::cpu

@@ -1,0 +1,132 @@
+// The operators' schemas, and the Python module: the direct entry for eager calls, and facts about the build.
+//
+// With T = seq_len, B = batch, I = input_size, H = hidden_size, L = num_layers, D = directions:
+//   input (T, B, I), (B, T, I) if batch_first, or packed data (rows, I) with batch_sizes (T) int64 on the CPU;
+//   hx (L*D, B, H); weights w_ih, w_hh[, b_ih, b_hh] for each layer and direction; lengths (B) int64;
+//   reset (T, B) or (B, T) bool; dropout_mask (L-1, T, B, D*H) or (L-1, rows, D*H), time-major.
+//   output (T, B, D*H) in the input's layout, with the strides of a time-major tensor; hn (L*D, B, H);
+//   saved (L, rows, D*H): the output of every layer.
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/extension.h>
+#include <torch/library.h>
+
+#include "cpu/rnn_cpu.h"
+#include "ops.h"
+
+namespace fastrnn {
+namespace {
+
+#define FASTRNN_SCHEMA                                                                                          \
+  "Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, "           \
+  "Tensor? dropout_mask, bool has_biases, int num_layers, bool relu, bool bidirectional, bool batch_first"
+
+TORCH_LIBRARY(fastrnn, m) {
+  m.def("rnn(" FASTRNN_SCHEMA ") -> (Tensor output, Tensor hn)");
+  m.def("rnn_forward(" FASTRNN_SCHEMA ", bool save) -> (Tensor output, Tensor hn, Tensor saved)");
+  m.def("rnn_backward(Tensor? grad_output, Tensor? grad_hn, Tensor saved, " FASTRNN_SCHEMA
+        ", bool want_input, bool want_hx, bool want_weights) "
+        "-> (Tensor grad_input, Tensor grad_hx, Tensor[] grad_weights)");
+}
+
+PyTypeObject* parameter_type() {
+  static PyObject* type = py::object(py::module_::import("torch.nn").attr("Parameter")).release().ptr();
+  return reinterpret_cast<PyTypeObject*>(type);
+}
+
+// A tensor that the kernels can take as it is: no subclass but Parameter, no forward-mode tangent.
+const Tensor* plain_tensor(PyObject* x) {
+  if (!THPVariable_CheckExact(x) && Py_TYPE(x) != parameter_type()) return nullptr;
+  const Tensor& t = THPVariable_Unpack(x);
+  if (t.unsafeGetTensorImpl()->is_python_dispatch() || t._fw_grad(0).defined()) return nullptr;
+  return &t;
+}
+
+// The call in eager mode. Anything out of the ordinary, wrong arguments included, returns None and is left to Python,
+// which has the words for it.
+py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights, bool has_biases,
+                     int64_t num_layers, py::handle py_relu, py::handle py_bidirectional, bool batch_first,
+                     py::handle py_lengths, py::handle py_reset) {
+  const auto left_to_python = [] { return py::none(); };
+  if (c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+      c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::Python) ||
+      at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing()) {
+    return left_to_python();
+  }
+  const Tensor* input = plain_tensor(py_input.ptr());
+  if (!input || (input->dim() != 2 && input->dim() != 3)) return left_to_python();
+  if (!py::isinstance<py::bool_>(py_bidirectional)) return left_to_python();
+  const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>(), relu = py_relu.cast<bool>();
+  const auto dtype = input->scalar_type();
+  if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kHalf && dtype != at::kBFloat16) return left_to_python();
+
+  std::vector<Tensor> weights;
+  weights.reserve(py_weights.size());
+  for (py::handle w : py_weights) {
+    const Tensor* t = plain_tensor(w.ptr());
+    if (!t || t->scalar_type() != dtype || t->device() != input->device()) return left_to_python();
+    weights.push_back(*t);
+  }
+  const int64_t count = num_layers * (bidirectional ? 2 : 1);
+  if (static_cast<int64_t>(weights.size()) != count * (has_biases ? 4 : 2) || weights.size() < 2) return left_to_python();
+  if (weights[0].dim() != 2 || weights[1].dim() != 2) return left_to_python();
+  const int64_t seq_len = input->size(batched && batch_first ? 1 : 0);
+  const int64_t batch = batched ? input->size(batch_first ? 0 : 1) : 1;
+  if (input->size(-1) != weights[0].size(1) || seq_len == 0) return left_to_python();
+
+  OptionalTensor hx, lengths, reset;
+  if (!py_hx.is_none()) {
+    const Tensor* t = plain_tensor(py_hx.ptr());
+    if (!t || t->dim() != input->dim() || t->scalar_type() != dtype || t->device() != input->device()) {
+      return left_to_python();
+    }
+    hx = batched ? *t : t->unsqueeze(1);
+    if (hx->size(0) != count || hx->size(1) != batch || hx->size(2) != weights[1].size(1)) return left_to_python();
+  }
+  if (!py_lengths.is_none() || !py_reset.is_none()) {
+    if (!batched) return left_to_python();
+    for (auto& [from, to] : {std::pair{py_lengths, &lengths}, std::pair{py_reset, &reset}}) {
+      if (from.is_none()) continue;
+      const Tensor* t = plain_tensor(from.ptr());
+      if (!t || t->device() != input->device()) return left_to_python();
+      *to = *t;
+    }
+    if (lengths && lengths->scalar_type() != at::kLong) return left_to_python();
+    if (lengths && (lengths->dim() != 1 || lengths->size(0) != batch)) return left_to_python();
+    if (reset && reset->scalar_type() != at::kBool) return left_to_python();
+    if (reset && (reset->dim() != 2 || reset->sizes() != input->sizes().slice(0, 2))) return left_to_python();
+  }
+  Tensor output, hn;
+  {
+    py::gil_scoped_release no_gil;
+    std::tie(output, hn) = rnn(batched ? *input : input->unsqueeze(1), hx, weights, std::nullopt, lengths, reset,
+                               std::nullopt, has_biases, num_layers, relu, bidirectional, batched && batch_first);
+    if (!batched) {
+      output = output.squeeze(1);
+      hn = hn.squeeze(1);
+    }
+  }
+  return py::make_tuple(py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output))),
+                        py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(hn))));
+}
+
+// Keeps a Python function for the C++ backward, which may call it from a thread of the autograd engine.
+void set_reference_backward_from_python(py::object function) {
+  auto* kept = new py::object(std::move(function));  // never freed: the interpreter may be gone at exit
+  set_reference_backward([kept](const OptionalTensor& grad_output, const OptionalTensor& grad_hn, FASTRNN_ARGUMENTS) {
+    py::gil_scoped_acquire gil;
+    return (*kept)(grad_output, grad_hn, input, hx, weights.vec(), batch_sizes, lengths, reset, dropout_mask, has_biases,
+                   num_layers, relu, bidirectional, batch_first)
+        .cast<std::vector<Tensor>>();
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("rnn", rnn_eager);
+  m.def("set_reference_backward", set_reference_backward_from_python);
+  m.def("cpu_kernels", cpu::kernels_name);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,289 @@
+"""What the examples share: options, data, the training loop, plots.
+
+Each example is a lesson of its own; here is only what would read the same in all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+from tqdm import tqdm
+
+CONNECT_SECONDS = 10.0
+STEPS_PER_TURN = 100  # where several models train side by side
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with one line that says what is wrong, and exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# Options
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text}")
+    return value
+
+
+def usable_device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"cannot use device {text!r}: {reason}") from error
+    return device
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """The options that mean the same in every example."""
+    parser.add_argument(
+        "--impl", choices=("fastrnn", "torch"), default="fastrnn", help="whose RNN (%(default)s)"
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="train both, on the same weights and batches"
+    )
+    parser.add_argument(
+        "--device",
+        type=usable_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, ... (%(default)s)",
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of weights and batches (%(default)s)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder of the data set ($FASTRNN_DATA/..., data/...)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), metavar="DIR", help="for the results (%(default)s)"
+    )
+
+
+# Data
+
+
+def find_data(given: Path | None, name: str) -> Path | None:
+    """The folder of data set `name`: `given`, else `$FASTRNN_DATA/name`, else `data/name`.
+
+    `given` may also be the folder that holds the folder `name`. None where there is no folder.
+    """
+    if given is not None:
+        if not given.is_dir():
+            fail(f"--data {given}: no such folder")
+        return given / name if (given / name).is_dir() else given
+    roots = [os.environ.get("FASTRNN_DATA"), "data"]
+    folders = [Path(root) / name for root in roots if root]
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def make_folder(folder: Path) -> None:
+    """Make sure that `folder` is there and can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"{folder}: {error.strerror}")
+    if not os.access(folder, os.W_OK):
+        fail(f"{folder}: no permission to write there")
+
+
+def no_connection(url: str) -> str | None:
+    """Why `url` gives no answer within `CONNECT_SECONDS`, or None where it does."""
+    outcome: list[str | None] = []
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "torch.hub"})
+        try:
+            urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
+            outcome.append(None)
+        except (OSError, http.client.HTTPException) as error:
+            outcome.append(str(getattr(error, "reason", error)) or type(error).__name__)
+
+    # In a thread, because looking up a host name knows no time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    return outcome[0] if outcome else f"no answer in {CONNECT_SECONDS:.0f} seconds"
+
+
+def download(sha256: Mapping[str, str], url: str, folder: Path) -> str | None:
+    """Fetch the files named in `sha256` (name: checksum) from below `url` into `folder`.
+
+    A file arrives whole or not at all. Returns why there is no connection, None when all is there.
+    """
+    if not sha256:
+        return None
+    reason = no_connection(url + next(iter(sha256)))
+    if reason is not None:
+        return reason
+    make_folder(folder)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_SECONDS)  # torch.hub sets none: a stalled server would hang it
+    try:
+        for name, checksum in sha256.items():
+            print(f"downloading {url + name} to {folder}")
+            try:
+                torch.hub.download_url_to_file(
+                    url + name, str(folder / name), checksum, progress=sys.stderr.isatty()
+                )
+            except (OSError, RuntimeError, http.client.HTTPException) as error:
+                fail(f"{folder / name}: download failed: {error}")
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return None
+
+
+# Training
+
+
+@dataclass
+class Run:
+    """One model in training, and what came of it.
+
+    `step` takes one batch, updates the model and returns the loss, a detached scalar on the
+    device.
+    """
+
+    name: str
+    model: nn.Module
+    step: Callable[..., Tensor]
+    losses: list[float] = field(default_factory=list)  # the mean of each epoch
+    step_losses: list[float] = field(default_factory=list)
+    turn_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.turn_seconds)
+
+
+def train(
+    runs: Sequence[Run],
+    data: Sequence[Tensor],
+    *,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    unit: str,
+) -> None:
+    """Take all `runs` through the same shuffled batches of `data`, and print a line per epoch.
+
+    The rows of the tensors in `data` belong together; `unit` says what a row is. Several runs take
+    turns of `STEPS_PER_TURN` steps, in alternating order, so that whatever else the machine does
+    falls on all of them alike.
+    """
+    size = len(data[0])
+    name_width = max(len(run.name) for run in runs)
+    for epoch in range(1, epochs + 1):
+        order = torch.randperm(size, generator=generator).to(data[0].device)
+        before = [(len(run.step_losses), run.seconds) for run in runs]
+        label = f"epoch {epoch:{len(str(epochs))}}/{epochs}"
+        with tqdm(total=size, desc=label, unit=f" {unit}", leave=False, disable=None) as bar:
+            for turn, rows in enumerate(order.split(batch_size * STEPS_PER_TURN)):
+                for run in runs if turn % 2 == 0 else runs[::-1]:
+                    start = time.perf_counter()
+                    batches = zip(*(tensor[rows].split(batch_size) for tensor in data), strict=True)
+                    losses = [run.step(*batch) for batch in batches]
+                    run.step_losses += torch.stack(losses).tolist()  # waits for the device
+                    run.turn_seconds.append(time.perf_counter() - start)
+                bar.update(len(rows))
+        for run, (first_step, seconds_before) in zip(runs, before, strict=True):
+            run.losses.append(statistics.fmean(run.step_losses[first_step:]))
+            seconds = run.seconds - seconds_before
+            print(
+                f"{label}  {run.name:{name_width}}  loss {run.losses[-1]:.4f}"
+                f"  {seconds:7.2f} s  {size / seconds:10,.0f} {unit}/s"
+            )
+
+
+@dataclass
+class Comparison:
+    """Two runs over the same batches, side by side."""
+
+    names: tuple[str, str]
+    epoch_difference: float  # the largest between the two mean losses of an epoch
+    step_difference: float  # the largest between the two losses of a step of the first turn
+    speed_ratio: float  # seconds of the second run per second of the first: the median turn's
+
+    @classmethod
+    def of(cls, run: Run, other: Run) -> Comparison:
+        def largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
+            return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+
+        first = slice(STEPS_PER_TURN)
+        pairs = zip(run.turn_seconds, other.turn_seconds, strict=True)
+        return cls(
+            names=(run.name, other.name),
+            epoch_difference=largest(run.losses, other.losses),
+            step_difference=largest(run.step_losses[first], other.step_losses[first]),
+            speed_ratio=statistics.median(theirs / ours for ours, theirs in pairs),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference of the losses: {self.epoch_difference:.1e} (means of an epoch), "
+            f"{self.step_difference:.1e} (first {STEPS_PER_TURN} steps); "
+            f"{self.names[0]} trains {self.speed_ratio:.2f} times as fast as {self.names[1]}"
+        )
+
+
+# Plots
+
+COLORS = {"fastrnn": "#1f6f8b", "torch": "#e07a2f"}
+RIGHT, WRONG = "#2e8b57", "#c0392b"
+
+
+def plot_losses(axes: Axes, runs: Sequence[Run]) -> None:
+    """The loss over the epochs: a dot for each epoch's mean, a thin line for each tenth of it."""
+    for i, run in enumerate(runs):
+        color, dashes = COLORS[run.name], "--" if i else "-"
+        steps = len(run.step_losses) // len(run.losses)
+        window = max(1, steps // 10)
+        tenths = torch.tensor(run.step_losses).unfold(0, window, window).mean(1)
+        ends = [(k + 1) * window / steps for k in range(len(tenths))]
+        axes.plot(ends, tenths, color=color, alpha=0.35, linewidth=1, linestyle=dashes)
+        middles = [epoch + 0.5 for epoch in range(len(run.losses))]
+        axes.plot(middles, run.losses, "o", color=color, linestyle=dashes, label=run.name)
+    axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    axes.set_xlim(0, len(runs[0].losses))
+    axes.legend(frameon=False)
+    tidy(axes)
+
+
+def tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)

@@ -1,0 +1,18 @@
+from collections.abc import Callable
+
+from torch import Tensor
+
+def rnn(
+    input: object,
+    hx: Tensor | None,
+    weights: object,
+    has_biases: bool,
+    num_layers: int,
+    relu: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor] | None: ...
+def set_reference_backward(function: Callable[..., list[Tensor]]) -> None: ...
+def cpu_kernels() -> str: ...

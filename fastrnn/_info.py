@@ -1,0 +1,57 @@
+"""What this build contains, and which kernel a call takes."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import _C, _ops
+from fastrnn._version import __version__
+
+
+def info(module: torch.nn.Module | None = None, input: Tensor | PackedSequence | None = None) -> dict[str, Any]:
+    """Describe the build, the machine and, for a module and its input, the kernel that the call takes.
+
+    Args:
+        module: An :class:`fastrnn.RNN` or :class:`fastrnn.RNNCell`.
+        input: An input for it.
+
+    Returns:
+        Names and values: versions, the instruction set of the CPU kernels, threads, CUDA devices and, if ``module`` is
+        given, ``kernel``.
+
+    Example:
+        >>> import torch, fastrnn
+        >>> facts = fastrnn.info(fastrnn.RNN(3, 4), torch.zeros(5, 2, 3))
+        >>> facts["kernel"].startswith("cpu ")
+        True
+    """
+    facts: dict[str, Any] = {
+        "fastrnn": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "cpu_kernels": _C.cpu_kernels(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cuda_kernels": "not built",
+        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+    if module is not None:
+        facts["kernel"] = _kernel(module, input)
+    return facts
+
+
+def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> str:
+    tensors = [input.data if isinstance(input, PackedSequence) else input, *module.parameters()]
+    why = _ops.why_reference(tensors)
+    if why is not None:
+        return f"reference ({why})"
+    like = next(x for x in tensors if x is not None)
+    if like.device.type != "cpu":
+        return f"none for {like.device.type}"
+    return f"cpu {_C.cpu_kernels()} {str(like.dtype).removeprefix('torch.')}"

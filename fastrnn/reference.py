@@ -1,0 +1,194 @@
+"""The Elman recurrence as readable torch code, differentiable to any order.
+
+It is the truth that the tests compare the kernels with, and it serves the calls that the kernels do not take: complex
+numbers, forward-mode differentiation, ``torch.func`` transforms and gradients of gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def rnn_layer(
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    activation: Callable[[Tensor], Tensor],
+    *,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run one layer in one direction.
+
+    .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
+
+    Args:
+        input: (T, B, I).
+        hx: (B, H), the state before the first step.
+        weights: ``w_ih`` (H, I), ``w_hh`` (H, H) and, with biases, ``b_ih`` and ``b_hh`` (H).
+        activation: f, applied to each element.
+        reverse: Walk from the last step to the first.
+        lengths: (B), the number of valid steps of each row; the state stands still beyond them, the output is zero.
+        reset: (T, B) bool, true where a new sequence begins: the state before that step is ``hx`` again.
+
+    Returns:
+        The output (T, B, H) and the state after each row's last step, (B, H).
+
+    Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
+    """
+    w_ih, w_hh, *biases = weights
+    igates = input @ w_ih.T
+    for b in biases:
+        igates = igates + b
+    seq_len = input.size(0)
+    output: list[Tensor] = []
+    h = hx
+    for t in reversed(range(seq_len)) if reverse else range(seq_len):
+        h_prev = h
+        boundary = t + 1 if reverse else t  # walking back, a sequence is entered where the one after it begins
+        if reset is not None and boundary < seq_len:
+            h_prev = torch.where(reset[boundary].unsqueeze(-1), hx, h_prev)
+        h_t = activation(igates[t] + h_prev @ w_hh.T)
+        if lengths is None:
+            h = h_t
+            output.append(h_t)
+        else:
+            valid = (t < lengths).unsqueeze(-1)
+            h = torch.where(valid, h_t, h)
+            output.append(torch.where(valid, h_t, torch.zeros_like(h_t)))
+    return torch.stack(output[::-1] if reverse else output), h
+
+
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
+    has_biases: bool = True,
+    num_layers: int = 1,
+    relu: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Run all layers and directions; the arguments are those of the operator ``fastrnn::rnn``.
+
+    Args:
+        input: (T, B, I), or (B, T, I) with ``batch_first``, or the data of a packed sequence, (sum of lengths, I).
+        hx: (L*D, B, H), or None for zeros.
+        weights: For each layer and direction ``w_ih, w_hh[, b_ih, b_hh]``.
+        batch_sizes: (T) int64 on the CPU, for packed data.
+        lengths: (B), valid steps of each row of padded input.
+        reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins.
+        dropout_mask: (L-1, *output.shape), time-major; multiplies the output of every layer but the last.
+
+    Returns:
+        ``output``, like ``input`` with D*H features, and ``hn`` (L*D, B, H).
+    """
+    if batch_sizes is not None:
+        return _rnn_packed(
+            input, hx, weights, batch_sizes, dropout_mask, has_biases, num_layers, relu, bidirectional
+        )
+    if batch_first:
+        input = input.transpose(0, 1)
+        reset = None if reset is None else reset.transpose(0, 1)
+    num_directions = 2 if bidirectional else 1
+    if hx is None:
+        hidden_size = weights[1].size(-1)
+        hx = input.new_zeros(num_layers * num_directions, input.size(1), hidden_size)
+    per_direction = 4 if has_biases else 2
+    activation = torch.relu if relu else torch.tanh
+    hn = []
+    for layer in range(num_layers):
+        outputs = []
+        for direction in range(num_directions):
+            i = layer * num_directions + direction
+            output, h = rnn_layer(
+                input,
+                hx[i],
+                weights[i * per_direction : (i + 1) * per_direction],
+                activation,
+                reverse=direction == 1,
+                lengths=lengths,
+                reset=reset,
+            )
+            outputs.append(output)
+            hn.append(h)
+        input = torch.cat(outputs, -1) if bidirectional else outputs[0]
+        if dropout_mask is not None and layer < num_layers - 1:
+            input = input * dropout_mask[layer]
+    return input.transpose(0, 1) if batch_first else input, torch.stack(hn)
+
+
+def _rnn_packed(
+    data: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor,
+    dropout_mask: Tensor | None,
+    has_biases: bool,
+    num_layers: int,
+    relu: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor]:
+    """Unpack to padded rows, run with their lengths, pack again."""
+    seq_len, batch = batch_sizes.numel(), int(batch_sizes[0])
+    valid = (torch.arange(batch) < batch_sizes.unsqueeze(1)).to(data.device)  # (T, B)
+    places = valid.flatten().nonzero().squeeze(1)
+
+    def pad(packed: Tensor) -> Tensor:
+        zeros = packed.new_zeros(seq_len * batch, packed.size(-1))
+        return zeros.index_copy(0, places, packed[: places.numel()]).unflatten(0, (seq_len, batch))
+
+    if dropout_mask is not None:
+        dropout_mask = torch.stack([pad(mask) for mask in dropout_mask])
+    output, hn = rnn(
+        pad(data),
+        hx,
+        weights,
+        lengths=valid.sum(0),
+        dropout_mask=dropout_mask,
+        has_biases=has_biases,
+        num_layers=num_layers,
+        relu=relu,
+        bidirectional=bidirectional,
+    )
+    return output.flatten(0, 1).index_select(0, places), hn
+
+
+def rnn_backward(
+    grad_output: Tensor | None,
+    grad_hn: Tensor | None,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *args: object,
+) -> list[Tensor]:
+    """Gradients of :func:`rnn` as functions that can be differentiated again.
+
+    Args:
+        grad_output: The gradient of ``output``, or None.
+        grad_hn: The gradient of ``hn``, or None.
+        input, hx, weights, args: The arguments of :func:`rnn`.
+
+    Returns:
+        The gradients of those of ``input, hx, *weights`` that require one, in this order.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        results = rnn(input, hx, weights, *args)  # type: ignore[arg-type]
+        given = [(y, g) for y, g in zip(results, (grad_output, grad_hn), strict=True) if g is not None]
+        grads = torch.autograd.grad(
+            [y for y, _ in given],
+            [x for x in (input, hx, *weights) if x is not None and x.requires_grad],
+            [g for _, g in given],
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
+    return list(grads)

@@ -1,0 +1,333 @@
+"""The modules: :class:`RNN` and :class:`RNNCell`, and the swap of a model's modules from torch's to these and back."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import Tensor
+from torch.nn.modules.rnn import RNNBase, RNNCellBase
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn.functional import rnn_positional
+
+torch.fx.wrap("rnn_positional")  # symbolic tracing sees one call, not the control flow behind it
+
+_CHECKS = ("check_input", "check_hidden_size", "check_forward_args", "get_expected_hidden_size", "permute_hidden")
+
+
+class RNN(RNNBase):
+    r"""A multi-layer Elman RNN with tanh or relu, a drop-in replacement for :class:`torch.nn.RNN`.
+
+    .. math:: h_t = \tanh(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
+
+    Same arguments, parameters, initial values, ``state_dict``, inputs, outputs and errors as ``torch.nn.RNN``; the
+    class derives from ``RNNBase`` and not from ``torch.nn.RNN``, which ``torch.compile`` refuses to look into.
+
+    Args:
+        input_size: Features of the input, I.
+        hidden_size: Features of the hidden state, H.
+        num_layers: Layers stacked on one another, L.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+        bias: Whether the layers have ``b_ih`` and ``b_hh``.
+        batch_first: Whether input and output are (B, T, features) instead of (T, B, features).
+        dropout: Probability of zeroing an element of the output of every layer but the last, in training.
+        bidirectional: Whether a second direction reads the sequence from its end; D = 2, else D = 1.
+        device, dtype: Of the parameters.
+
+    Inputs:
+        input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a ``PackedSequence``.
+        hx: The initial state (L*D, B, H), or (L*D, H) without a batch; zeros by default.
+        lengths: (B) int64, in any order: the valid steps of each row of padded input. Outputs beyond them are zero,
+            ``hn`` is the state after the last valid step, the reverse direction starts at each row's own end.
+        reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins inside a row; the state
+            before that step is ``hx`` again, and no gradient passes.
+
+    Returns:
+        ``output``, (T, B, D*H) in the input's layout, and ``hn``, (L*D, B, H).
+
+    Raises:
+        ValueError, TypeError: A wrong argument to the constructor, a wrong rank or dtype.
+        RuntimeError: A wrong size or device.
+
+    Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
+
+    Example:
+        >>> import torch
+        >>> from fastrnn import RNN
+        >>> rnn = RNN(input_size=10, hidden_size=20, num_layers=2)
+        >>> output, hn = rnn(torch.randn(5, 3, 10))
+        >>> output.shape, hn.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    nonlinearity: str
+    _checks_overridden = False
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **kwargs,
+        )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._checks_overridden = any(getattr(cls, name) is not getattr(RNNBase, name) for name in _CHECKS)
+
+    @overload  # type: ignore[override]
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(
+        self, input: Any, hx: Tensor | None = None, *, lengths: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Any, Tensor]:
+        """Run the RNN; see the class for the arguments."""
+        parameters = self._parameters
+        try:
+            weights = [parameters[name] for name in self._flat_weights_names]
+        except KeyError:  # parametrised, pruned or otherwise computed weights are attributes
+            weights = [
+                getattr(self, name, stale)
+                for name, stale in zip(self._flat_weights_names, self._flat_weights, strict=True)
+            ]
+        if self._checks_overridden:
+            self._run_checks(input, hx)
+        return rnn_positional(
+            input,
+            hx,
+            weights,
+            self.bias,
+            self.num_layers,
+            self.mode == "RNN_RELU",
+            self.bidirectional,
+            self.batch_first,
+            self.dropout if self.training else 0.0,
+            lengths,
+            reset,
+        )
+
+    def _run_checks(self, input: Any, hx: Tensor | None) -> None:
+        """Call the checks that a subclass overrides as nn.RNN.forward does."""
+        batch_sizes = None
+        if isinstance(input, PackedSequence):
+            input, batch_sizes = input.data, input.batch_sizes
+        elif input.dim() == 2:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            hx = None if hx is None else hx.unsqueeze(1)
+        if hx is None:
+            hx = input.new_zeros(self.get_expected_hidden_size(input, batch_sizes))
+        self.check_forward_args(input, hx, batch_sizes)
+
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(
+            "fastrnn.RNN does not support torch.jit.script. Use torch.jit.trace or torch.export, "
+            "or give TorchScript the model with torch's own modules: fastrnn.restore(model)"
+        )
+
+
+class RNNCell(RNNCellBase):
+    r"""One time step of an Elman RNN, a drop-in replacement for :class:`torch.nn.RNNCell`.
+
+    .. math:: h' = \tanh(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
+
+    Args:
+        input_size: Features of the input, I.
+        hidden_size: Features of the hidden state, H.
+        bias: Whether the cell has ``b_ih`` and ``b_hh``.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+        device, dtype: Of the parameters.
+
+    Inputs:
+        input: (B, I) or (I).
+        hx: The state (B, H) or (H); zeros by default.
+
+    Returns:
+        The next state, (B, H) or (H).
+
+    Raises:
+        ValueError: A wrong rank.
+        RuntimeError: A wrong size, or an unknown nonlinearity.
+
+    Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
+
+    Example:
+        >>> import torch
+        >>> from fastrnn import RNNCell
+        >>> cell = RNNCell(10, 20)
+        >>> cell(torch.randn(3, 10)).shape
+        torch.Size([3, 20])
+    """
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step; see the class for the arguments."""
+        if input.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        rows = input if input.dim() == 2 else input.unsqueeze(0)
+        if hx is not None and input.dim() == 1:
+            hx = hx.unsqueeze(0)
+        self._check(rows, hx)
+        weights = [self.weight_ih, self.weight_hh]
+        if self.bias_ih is not None:
+            weights += [self.bias_ih, self.bias_hh]
+        output, _ = rnn_positional(
+            rows.unsqueeze(0),
+            None if hx is None else hx.unsqueeze(0),
+            weights,
+            self.bias_ih is not None,
+            1,
+            self.nonlinearity == "relu",
+            False,
+            False,
+            0.0,
+            None,
+            None,
+        )
+        return output.squeeze(0) if input.dim() == 2 else output.squeeze(0).squeeze(0)  # type: ignore[no-any-return]
+
+    def _check(self, input: Tensor, hx: Tensor | None) -> None:
+        if input.size(1) != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}"
+            )
+        if hx is None:
+            return
+        if input.size(0) != hx.size(0):
+            raise RuntimeError(
+                f"Input batch size {input.size(0)} doesn't match hidden0 batch size {hx.size(0)}"
+            )
+        if hx.size(1) != self.hidden_size:
+            raise RuntimeError(
+                f"hidden0 has inconsistent hidden_size: got {hx.size(1)}, expected {self.hidden_size}"
+            )
+
+
+_Model = TypeVar("_Model", bound=torch.nn.Module)
+_PAIRS: tuple[tuple[type, type], ...] = ((torch.nn.RNN, RNN), (torch.nn.RNNCell, RNNCell))
+
+
+def replace(model: _Model) -> _Model:
+    """Make every ``torch.nn.RNN`` and ``torch.nn.RNNCell`` of a model ours, in place.
+
+    The modules stay the same objects, with their parameters, buffers, hooks, parametrisations and training flag: only
+    their class changes. Subclasses with a forward of their own are left alone.
+
+    Args:
+        model: Any module; itself may be an RNN.
+
+    Returns:
+        ``model``.
+
+    Example:
+        >>> import torch, fastrnn
+        >>> model = fastrnn.replace(torch.nn.Sequential(torch.nn.RNN(3, 4)))
+        >>> type(model[0]) is fastrnn.RNN
+        True
+    """
+    return _change_classes(model, dict(_PAIRS))
+
+
+def restore(model: _Model) -> _Model:
+    """Make every ``fastrnn.RNN`` and ``fastrnn.RNNCell`` of a model torch's own, in place: undo :func:`replace`.
+
+    Args:
+        model: Any module; itself may be an RNN.
+
+    Returns:
+        ``model``.
+
+    Example:
+        >>> import torch, fastrnn
+        >>> model = fastrnn.restore(torch.nn.Sequential(fastrnn.RNN(3, 4)))
+        >>> type(model[0]) is torch.nn.RNN
+        True
+    """
+    return _change_classes(model, {ours: theirs for theirs, ours in _PAIRS})
+
+
+def _change_classes(model: _Model, classes: dict[type, type]) -> _Model:
+    for module in model.modules():
+        original = parametrize.type_before_parametrizations(module)
+        target = classes.get(original)
+        if target is None:
+            continue
+        if original is not type(module):  # parametrize made a subclass that holds the parametrised properties
+            namespace = dict(type(module).__dict__)
+            target = type(f"Parametrized{target.__name__}", (target,), namespace)
+        module.__class__ = target
+    return model

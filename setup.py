@@ -1,0 +1,90 @@
+"""Builds the extension `fastrnn._C`; everything else about the package is in pyproject.toml."""
+
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+from glob import glob
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+
+CXX_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",  # Python's own flags ask for -g, which makes the library fifty times larger
+    "-fno-math-errno",  # sqrt, exp and their kin need not set errno, so loops over them vectorise
+    "-fno-trapping-math",  # nobody reads the exception flags, so both sides of a select may run
+    "-ffp-contract=fast",  # a * b + c may be one fused multiply-add: faster, and rounded once
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    *(f"-isystem{path}" for path in include_paths()),  # no warnings from torch's own headers
+]
+# No -march=native: a wheel runs on other machines too; kernels choose instructions at run time.
+# No -ffast-math: it ignores NaN and infinity, reorders sums, and makes the whole process flush
+# denormals to zero.
+
+# Apple's clang has no -fopenmp; there the kernels run on one thread.
+OPENMP_FLAGS = [] if sys.platform == "darwin" else ["-fopenmp"]
+
+
+def with_cuda() -> bool:
+    """FASTRNN_CUDA=1 builds the CUDA half, FASTRNN_CUDA=0 does not; unset, it follows torch."""
+    have_sources = bool(glob("csrc/cuda/*.cu"))
+    choice = os.environ.get("FASTRNN_CUDA")
+    if choice == "1" and not have_sources:
+        sys.exit("fastrnn: FASTRNN_CUDA=1, but csrc/cuda holds no .cu files.")
+    return have_sources and choice != "0" and (choice == "1" or torch.version.cuda is not None)
+
+
+def sources() -> list[str]:
+    patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp"]
+    if with_cuda():
+        patterns += ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
+    return sorted(path for pattern in patterns for path in glob(pattern))
+
+
+class build_ext(BuildExtension):  # distutils finds the options below by this name
+    def run(self) -> None:
+        compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
+        found = [name for name in compilers if shutil.which(shlex.split(name)[0])]
+        if not found:
+            sys.exit(
+                f"fastrnn: no C++ compiler found (tried {', '.join(compilers)}). Install one:\n"
+                "  Debian, Ubuntu  apt install g++       (or clang)\n"
+                "  Fedora          dnf install gcc-c++   (or clang)\n"
+                "  macOS           xcode-select --install\n"
+                "or name one in the environment variable CXX."
+            )
+        os.environ["CXX"] = found[0]  # the linker's driver too, not only the compiler's
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            sys.exit(
+                "fastrnn: the header Python.h is missing. Install it:\n"
+                "  Debian, Ubuntu  apt install python3-dev\n"
+                "  Fedora          dnf install python3-devel"
+            )
+        super().run()
+
+
+# The environment's ninja is not on the PATH where the environment is not activated.
+os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+
+setup(
+    ext_modules=[
+        CppExtension(
+            "fastrnn._C",
+            sources(),
+            include_dirs=[os.path.abspath("csrc")],
+            depends=sorted(glob("csrc/**/*.h", recursive=True)),
+            extra_compile_args={"cxx": CXX_FLAGS + OPENMP_FLAGS},
+            extra_link_args=OPENMP_FLAGS,
+        )
+    ],
+    cmdclass={"build_ext": build_ext},
+    # One place for the objects, so that `pip install -e .` and `build_ext --inplace` share them.
+    options={"build_ext": {"build_temp": "build/temp"}},
+)
