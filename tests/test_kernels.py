@@ -1,0 +1,270 @@
+"""The raw CPU kernels, without torch, in every instruction set that this machine has."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, Case
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parent.parent
+INSTRUCTION_SETS = (
+    ["neon"] if platform.machine() in ("aarch64", "arm64") else ["baseline", "avx2", "avx512"]
+)
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fopenmp",
+]
+KERNEL_SOURCES = sorted(
+    path for path in (ROOT / "csrc/cpu").glob("*.cpp") if path.name != "rnn_cpu.cpp"
+)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    build = ROOT / "build/tests"
+    build.mkdir(parents=True, exist_ok=True)
+    return cpp_extension.load(
+        "fastrnn_kernels",
+        [str(ROOT / "tests/kernels_module.cpp"), *map(str, KERNEL_SOURCES)],
+        extra_cflags=FLAGS,
+        extra_ldflags=["-fopenmp"],
+        extra_include_paths=[str(ROOT / "csrc")],
+        build_directory=str(build),
+    )
+
+
+@dataclass
+class Format:
+    """A storage type: its code in csrc/rnn.h, its NumPy type, and the values that float64 numbers take in it."""
+
+    code: int
+    dtype: type
+    eps: float
+
+    def store(self, x: np.ndarray) -> np.ndarray:
+        if self.code == 2:  # bfloat16: NumPy has none, so the bits
+            return torch.from_numpy(x).bfloat16().view(torch.int16).numpy()
+        return np.ascontiguousarray(x.astype(self.dtype))
+
+    def read(self, x: np.ndarray) -> np.ndarray:
+        if self.code == 2:
+            return torch.from_numpy(x).view(torch.bfloat16).double().numpy()
+        return x.astype(np.float64)
+
+    def empty(self, *shape: int) -> np.ndarray:
+        """NaN in every place, with a guard behind the end that must stay as it is."""
+        size = int(np.prod(shape))
+        memory = self.store(np.full(size + 64, np.nan))
+        memory[size:] = self.store(np.full(64, 7.0))
+        self.guards.append(memory[size:])
+        return memory[:size].reshape(shape)
+
+    def __post_init__(self) -> None:
+        self.guards: list[np.ndarray] = []
+
+    def check_guards(self) -> None:
+        for guard in self.guards:
+            assert (self.read(guard) == 7.0).all(), "written behind the end"
+
+
+def formats() -> dict[str, Format]:
+    return {
+        "float32": Format(0, np.float32, 2.0**-23),
+        "float64": Format(1, np.float64, 2.0**-52),
+        "bfloat16": Format(2, np.int16, 2.0**-7),
+        "float16": Format(3, np.float16, 2.0**-10),
+    }
+
+
+def truth(case: Case, x, hx, weights, lengths, grad_output, grad_hn):
+    """Forward and backward as loops over steps, in float64."""
+    seq_len, batch, hidden = case.seq_len, case.batch, case.hidden_size
+    directions = 2 if case.bidirectional else 1
+    per = 4 if case.bias else 2
+    valid = np.arange(seq_len)[:, None] < np.array(lengths)[None, :]
+    grads = [np.zeros_like(w) for w in weights]
+    hn, grad_hx = np.zeros_like(hx), np.zeros_like(hx)
+    layers = [x]
+    for layer in range(case.num_layers):
+        output = np.zeros((seq_len, batch, directions * hidden))
+        for d in range(directions):
+            i = layer * directions + d
+            w = weights[i * per : (i + 1) * per]
+            h = hx[i]
+            for t in range(seq_len) if d == 0 else reversed(range(seq_len)):
+                z = layers[-1][t] @ w[0].T + h @ w[1].T + sum(w[2:])
+                z = np.tanh(z) if case.nonlinearity == "tanh" else np.maximum(z, 0)
+                h = np.where(valid[t][:, None], z, h)
+                output[t, :, d * hidden : (d + 1) * hidden] = np.where(valid[t][:, None], z, 0)
+            hn[i] = h
+        layers.append(output)
+    grad = grad_output
+    for layer in reversed(range(case.num_layers)):
+        below = np.zeros_like(layers[layer])
+        for d in range(directions):
+            i = layer * directions + d
+            w, g = weights[i * per : (i + 1) * per], grads[i * per : (i + 1) * per]
+            columns = slice(d * hidden, (d + 1) * hidden)
+            output = layers[layer + 1][..., columns]
+            carry = grad_hn[i].copy()
+            for t in reversed(range(seq_len)) if d == 0 else range(seq_len):
+                before = t - 1 if d == 0 else t + 1
+                inside = 0 <= before < seq_len
+                h_prev = output[before] if inside else hx[i]
+                if inside:
+                    h_prev = np.where(valid[before][:, None], h_prev, hx[i])
+                slope = 1 - output[t] ** 2 if case.nonlinearity == "tanh" else output[t] > 0
+                pre = np.where(valid[t][:, None], (grad[t][:, columns] + carry) * slope, 0)
+                g[0][...] += pre.T @ layers[layer][t]
+                g[1][...] += pre.T @ h_prev
+                for b in g[2:]:
+                    b += pre.sum(0)
+                below[t] += pre @ w[0]
+                carry = np.where(valid[t][:, None], pre @ w[1], carry)
+            grad_hx[i] = carry
+        grad = below
+    return layers[-1], hn, grad, grad_hx, grads
+
+
+def weight_values(case: Case, inputs: int, numbers, form: Format):
+    """Weights and biases of a layer. For relu a bias outweighs all else: rounding moves no sum across the kink."""
+    relu, hidden = case.nonlinearity == "relu", case.hidden_size
+    bound = 0.1 / hidden if relu else hidden**-0.5
+    yield numbers(hidden, inputs, scale=min(bound, 0.5 / inputs) if relu else bound)
+    yield numbers(hidden, hidden, scale=bound)
+    if case.bias:
+        b_ih = numbers(hidden)
+        if relu:
+            signs = np.where(b_ih[1] < 0, -4.0, 4.0)
+            b_ih = form.store(signs), signs
+        yield b_ih
+        yield numbers(hidden, scale=0.5)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", formats())
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels(kernels, case: Case, name: str, isa: str) -> None:
+    if isa not in kernels.available():
+        pytest.skip(f"this machine has no {isa}")
+    form = formats()[name]
+    rng = np.random.default_rng(0)
+    directions = 2 if case.bidirectional else 1
+    features = directions * case.hidden_size
+
+    def numbers(*shape: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        stored = form.store(rng.uniform(-scale, scale, shape))
+        return stored, form.read(stored)
+
+    x, x64 = numbers(case.seq_len, case.batch, case.input_size)
+    hx, hx64 = numbers(case.num_layers * directions, case.batch, case.hidden_size)
+    weights, weights64 = [], []
+    for layer in range(case.num_layers):
+        inputs = case.input_size if layer == 0 else features
+        for _ in range(directions):
+            for w, w64 in weight_values(case, inputs, numbers, form):
+                weights.append(w)
+                weights64.append(w64)
+    lengths = [case.seq_len] * case.batch
+    if case.lengths:
+        lengths = sorted(rng.integers(0, case.seq_len + 1, case.batch).tolist(), reverse=True)
+    grad_output, grad_output64 = numbers(case.seq_len, case.batch, features)
+    grad_hn, grad_hn64 = numbers(*hx.shape)
+    expected = truth(case, x64, hx64, weights64, lengths, grad_output64, grad_hn64)
+
+    for threads in (1, 2):
+        tail = (
+            x, weights, hx, lengths if case.lengths else [], form.code, case.nonlinearity == "relu",
+            case.bias, case.num_layers, case.bidirectional,
+        )  # fmt: skip
+        output, hn = form.empty(case.seq_len, case.batch, features), form.empty(*hx.shape)
+        saved = form.empty(case.num_layers, case.seq_len, case.batch, features)
+        kernels.forward(isa, threads, output, hn, saved, *tail)
+        alone, alone_hn = form.empty(*output.shape), form.empty(*hx.shape)
+        kernels.forward(isa, threads, alone, alone_hn, None, *tail)
+        grad_input, grad_hx = form.empty(*x.shape), form.empty(*hx.shape)
+        grads = [form.empty(*w.shape) for w in weights]
+        kernels.backward(
+            isa, threads, saved, grad_output, grad_hn, grad_input, grad_hx, grads, *tail
+        )
+        form.check_guards()
+
+        valid = np.arange(case.seq_len)[:, None] < np.array(lengths)[None, :]
+        assert np.isnan(form.read(output)[~valid]).all(), "written beyond a row's length"
+        np.testing.assert_array_equal(output[valid], alone[valid])
+        np.testing.assert_array_equal(hn, alone_hn)
+        pairs = [(output[valid], expected[0][valid]), (hn, expected[1])]
+        pairs += [(grad_input[valid], expected[2][valid]), (grad_hx, expected[3])]
+        pairs += list(zip(grads, expected[4], strict=True))
+        for ours, right in pairs:
+            # A rounding of each of the terms of the longest sum, which grow by the depth of the network.
+            scale = max(1.0, np.abs(right).max(initial=0.0))
+            depth = 2 + 2 * case.num_layers
+            np.testing.assert_allclose(
+                form.read(ours), right, rtol=0, atol=depth * 4 * form.eps * scale
+            )
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_tanh(kernels, name: str, isa: str) -> None:
+    """At most 2.5 units in the last place; odd, exact at zero and in saturation; NaN and infinity go through."""
+    if isa not in kernels.available():
+        pytest.skip(f"this machine has no {isa}")
+    dtype = formats()[name].dtype
+    magnitudes = np.concatenate(
+        [
+            np.linspace(0, 25, 400_001),
+            np.logspace(-44, 1.5, 400_001),
+            [np.finfo(dtype).tiny, np.finfo(dtype).max, np.inf],
+        ]
+    ).astype(dtype)
+
+    def tanh(x: np.ndarray) -> np.ndarray:
+        output, hn = np.empty_like(x), np.empty((1, len(x), 1), dtype)
+        one, zero = np.ones((1, 1), dtype), np.zeros((1, 1), dtype)
+        column = np.ascontiguousarray(x.reshape(1, -1, 1))
+        output = np.empty_like(column)
+        code = formats()[name].code
+        kernels.forward(
+            isa, 1, output, hn, None, column, [one, zero], None, [], code, False, False, 1, False
+        )
+        return output.reshape(-1)
+
+    y, minus = tanh(magnitudes), tanh(-magnitudes)
+    with np.errstate(under="ignore"):
+        right = np.tanh(magnitudes.astype(np.longdouble))
+        ulp = np.spacing(right.astype(dtype)).astype(np.longdouble)
+    assert (np.abs(y.astype(np.longdouble) - right) / ulp).max() <= 2.5
+    np.testing.assert_array_equal(minus, -y)
+    assert y[magnitudes > 20].min() == 1.0
+    assert np.isnan(tanh(np.array([np.nan], dtype)))[0]
+    assert y[0] == 0.0
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+def test_instruction_set_files_share_nothing(kernels) -> None:
+    """A weak symbol of a file compiled for AVX-512 could be chosen for the whole program, and fail on other machines."""
+    objects = [ROOT / "build/tests" / f"kernels_{isa}.o" for isa in ("baseline", "avx2", "avx512")]
+    for path in objects:
+        symbols = subprocess.run(
+            ["nm", "-C", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+        kinds = re.findall(r"^[0-9a-f]+ ([A-Za-z]) .*fastrnn", symbols, re.MULTILINE)
+        assert kinds.count("T") <= 1, symbols  # the table's getter; the rest is local
+        assert not {"W", "V", "u"} & set(kinds), symbols
+        assert not re.search(r" [WVu] ", symbols), symbols

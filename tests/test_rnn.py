@@ -1,0 +1,311 @@
+"""Outputs and gradients against the float64 reference, judged by nn.RNN's own error in the same dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, Case, assert_as_accurate, away_from_the_kink
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fastrnn
+from fastrnn import reference
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def dtype_id(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class Problem:
+    """A case's module, input, state and gradients, the same numbers for every implementation."""
+
+    def __init__(self, case: Case, dtype: torch.dtype, device: str) -> None:
+        self.case, self.device = case, device
+        shape = (case.batch, case.seq_len) if case.batch_first else (case.seq_len, case.batch)
+        states = case.num_layers * (2 if case.bidirectional else 1)
+        self.x = torch.randn(*shape, case.input_size, dtype=dtype)
+        self.hx = torch.randn(states, case.batch, case.hidden_size, dtype=dtype)
+        self.lengths = torch.randint(0, case.seq_len + 1, (case.batch,))
+        self.lengths[0] = case.seq_len
+        features = case.hidden_size * (2 if case.bidirectional else 1)
+        self.grad_output = torch.randn(*shape, features, dtype=dtype)
+        self.grad_hn = torch.randn(states, case.batch, case.hidden_size, dtype=dtype)
+        module = case.module(torch.nn.RNN, dtype)
+        if case.nonlinearity == "relu":
+            self.hx.clamp_(-1, 1)
+            away_from_the_kink(module, self.x)
+        self.weights = module.state_dict()
+
+    def results(self, run, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Outputs and gradients by name of ``run(input, hx, weights) -> output, hn``."""
+        to = {"dtype": dtype, "device": self.device, "copy": True}
+        x = self.x.to(**to).requires_grad_()
+        hx = self.hx.to(**to).requires_grad_() if self.case.hx else None
+        weights = {name: w.to(**to).requires_grad_() for name, w in self.weights.items()}
+        output, hn = run(x, hx, weights)
+        torch.autograd.backward([output, hn], [self.grad_output.to(**to), self.grad_hn.to(**to)])
+        results = {"output": output, "hn": hn, "input": x.grad}
+        if hx is not None:
+            results["hx"] = hx.grad
+        results |= {name: w.grad for name, w in weights.items()}
+        return {name: y.detach().cpu() for name, y in results.items()}
+
+    def truth(self) -> dict[str, Tensor]:
+        case = self.case
+
+        def run(x: Tensor, hx: Tensor | None, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return reference.rnn(
+                x,
+                hx,
+                list(weights.values()),
+                lengths=self.lengths.to(x.device) if case.lengths else None,
+                has_biases=case.bias,
+                num_layers=case.num_layers,
+                relu=case.nonlinearity == "relu",
+                bidirectional=case.bidirectional,
+                batch_first=case.batch_first,
+            )
+
+        return self.results(run, torch.float64)
+
+    def theirs(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """nn.RNN, with lengths row by row: it has no such argument."""
+        module = self.case.module(torch.nn.RNN, dtype, self.device)
+
+        def call(x: Tensor, hx: Tensor | None, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return torch.func.functional_call(module, weights, (x, hx))
+
+        def by_rows(
+            x: Tensor, hx: Tensor | None, weights: dict[str, Tensor]
+        ) -> tuple[Tensor, Tensor]:
+            dim = 0 if self.case.batch_first else 1
+            outputs, states = [], []
+            for b, length in enumerate(self.lengths.tolist()):
+                state = (
+                    hx[:, b : b + 1]
+                    if hx is not None
+                    else torch.zeros_like(self.grad_hn[:, :1]).to(x)
+                )
+                rest = self.case.seq_len - length
+                row = x.narrow(dim, b, 1).narrow(1 - dim, 0, length)
+                shape = list(self.grad_output.shape)
+                shape[dim], shape[1 - dim] = 1, rest
+                padding = x.new_zeros(shape)
+                output = padding
+                if length > 0:
+                    output, state = call(row, state if hx is not None else None, weights)
+                    output = torch.cat([output, padding], 1 - dim)
+                outputs.append(output)
+                states.append(state)
+            return torch.cat(outputs, dim), torch.cat(states, 1)
+
+        return self.results(by_rows if self.case.lengths else call, dtype)
+
+    def ours(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        module = self.case.module(fastrnn.RNN, dtype, self.device)
+        lengths = self.lengths.to(self.device) if self.case.lengths else None
+
+        def call(x: Tensor, hx: Tensor | None, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return torch.func.functional_call(module, weights, (x, hx), {"lengths": lengths})
+
+        return self.results(call, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_outputs_and_gradients(case: Case, dtype: torch.dtype, device: str) -> None:
+    problem = Problem(case, dtype, device)
+    assert_as_accurate(problem.ours(dtype), problem.theirs(dtype), problem.truth())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.lengths], ids=str)
+def test_reference_is_nn_rnn(case: Case) -> None:
+    problem = Problem(case, torch.float64, "cpu")
+    theirs = problem.theirs(torch.float64)
+    assert_as_accurate(problem.truth(), theirs, theirs)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_results_do_not_depend_on_threads(case: Case) -> None:
+    problem = Problem(case, torch.float32, "cpu")
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            results.append(problem.ours(torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for name, y in results[0].items():
+            assert torch.equal(y, other[name]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("enforce_sorted", [True, False], ids=["sorted", "unsorted"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(6, 4, 3, 9),
+        Case(6, 4, 3, 9, hx=False),
+        Case(11, 20, 5, 33, num_layers=2, bidirectional=True),
+        Case(11, 100, 5, 10, bidirectional=True, batch_first=True),
+    ],
+    ids=str,
+)
+def test_packed(case: Case, enforce_sorted: bool, dtype: torch.dtype, device: str) -> None:
+    problem = Problem(case, dtype, device)
+    lengths = torch.randint(1, case.seq_len + 1, (case.batch,))
+    lengths[0] = case.seq_len
+    if enforce_sorted:
+        lengths = lengths.sort(descending=True).values
+
+    def runner(cls: type, dtype: torch.dtype):
+        module = case.module(cls, dtype, device)
+
+        def run(x: Tensor, hx: Tensor | None, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            packed = pack_padded_sequence(x, lengths, case.batch_first, enforce_sorted)
+            output, hn = torch.func.functional_call(module, weights, (packed, hx))
+            for ours, given in zip(output[1:], packed[1:], strict=True):
+                assert ours is given
+            return pad_packed_sequence(output, case.batch_first)[0], hn
+
+        return run
+
+    truth = problem.results(runner(torch.nn.RNN, torch.float64), torch.float64)
+    theirs = problem.results(runner(torch.nn.RNN, dtype), dtype)
+    assert_as_accurate(problem.results(runner(fastrnn.RNN, dtype), dtype), theirs, truth)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.lengths], ids=str)
+def test_lengths_is_packing(case: Case, device: str) -> None:
+    problem = Problem(case, torch.float32, device)
+    problem.lengths.clamp_(min=1)
+    module = case.module(fastrnn.RNN, torch.float32, device)
+    order = problem.lengths.argsort(descending=True, stable=True).to(
+        device
+    )  # torch's own packing breaks ties anyhow
+    back = order.argsort()
+    dim = 0 if case.batch_first else 1
+
+    def packed(x: Tensor, hx: Tensor | None, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        x, hx = x.index_select(dim, order), None if hx is None else hx.index_select(1, order)
+        sequence = pack_padded_sequence(x, problem.lengths[order.cpu()], case.batch_first)
+        output, hn = torch.func.functional_call(module, weights, (sequence, hx))
+        output = pad_packed_sequence(output, case.batch_first, total_length=case.seq_len)[0]
+        return output.index_select(dim, back), hn.index_select(1, back)
+
+    ours, expected = problem.ours(torch.float32), problem.results(packed, torch.float32)
+    for name, y in expected.items():
+        assert torch.equal(ours[name], y), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("lengths", [False, True], ids=["whole", "lengths"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(6, 3, 2, 5),
+        Case(6, 3, 2, 5, hx=False),
+        Case(13, 14, 5, 19, num_layers=2, bidirectional=True, batch_first=True),
+    ],
+    ids=str,
+)
+def test_reset(case: Case, lengths: bool, dtype: torch.dtype, device: str) -> None:
+    problem = Problem(case, dtype, device)
+    shape = problem.x.shape[:2]
+    reset = (torch.rand(shape) < 0.3).to(device)
+    valid = problem.lengths.to(device) if lengths else None
+    options = {
+        "bias": case.bias,
+        "num_layers": case.num_layers,
+        "bidirectional": case.bidirectional,
+        "batch_first": case.batch_first,
+    }
+
+    def run(x: Tensor, hx: Tensor | None, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return fastrnn.functional.rnn(
+            x, hx, list(weights.values()), **options, lengths=valid, reset=reset
+        )
+
+    def true(x: Tensor, hx: Tensor | None, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return reference.rnn(
+            x,
+            hx,
+            list(weights.values()),
+            lengths=valid,
+            reset=reset,
+            num_layers=case.num_layers,
+            bidirectional=case.bidirectional,
+            batch_first=case.batch_first,
+        )
+
+    truth = problem.results(true, torch.float64)
+    assert_as_accurate(problem.results(run, dtype), problem.results(true, dtype), truth)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
+def test_reset_is_splitting_by_hand(bidirectional: bool, device: str) -> None:
+    rnn = fastrnn.RNN(3, 8, bidirectional=bidirectional, device=device)
+    x = torch.randn(9, 1, 3, device=device)
+    hx = torch.randn(2 if bidirectional else 1, 1, 8, device=device)
+    reset = torch.zeros(9, 1, dtype=torch.bool, device=device)
+    reset[4] = reset[7] = True
+    output, hn = rnn(x, hx, reset=reset)
+    pieces = [rnn(piece, hx) for piece in x.split([4, 3, 2])]
+    torch.testing.assert_close(output, torch.cat([y for y, _ in pieces]))
+    torch.testing.assert_close(hn[0], pieces[-1][1][0])
+    if bidirectional:
+        torch.testing.assert_close(hn[1], pieces[0][1][1])
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_nan_and_inf_propagate(nonlinearity: str, dtype: torch.dtype, device: str) -> None:
+    rnn = fastrnn.RNN(2, 33, nonlinearity=nonlinearity, device=device, dtype=dtype)
+    nn = torch.nn.RNN(2, 33, nonlinearity=nonlinearity, device=device, dtype=dtype)
+    nn.load_state_dict(rnn.state_dict())
+    x = torch.randn(4, 3, 2, device=device, dtype=dtype)
+    x[1, 0, 0], x[1, 1, 0] = float("nan"), float("inf")
+    output, expected = rnn(x)[0], nn(x)[0]
+    assert output.isnan().any()
+    assert torch.equal(output.isnan(), expected.isnan())
+    assert torch.equal(output.isinf(), expected.isinf())
+
+
+def test_strided_arguments(device: str) -> None:
+    rnn = fastrnn.RNN(6, 5, num_layers=2, device=device)
+    x = torch.randn(6, 4, 7, device=device).permute(2, 1, 0)
+    hx = torch.randn(5, 1, 2, device=device).permute(2, 1, 0).expand(2, 4, 5)
+    output, hn = rnn(x, hx)
+    expected, expected_hn = rnn(x.contiguous(), hx.contiguous())
+    assert torch.equal(output, expected)
+    assert torch.equal(hn, expected_hn)
+    repeated = x[:1].expand(7, 4, 6)
+    assert torch.equal(rnn(repeated)[0], rnn(repeated.contiguous())[0])
+
+
+@pytest.mark.parametrize("lengths", [[0, 5], [1, -1], [1, 9]], ids=str)
+def test_bad_lengths(lengths: list[int], device: str) -> None:
+    rnn = fastrnn.RNN(3, 4, device=device)
+    x = torch.randn(4, 2, 3, device=device)
+    with pytest.raises(ValueError, match=r"lengths between 0 and 4, got"):
+        rnn(x, lengths=torch.tensor(lengths, device=device))
+
+
+def test_bad_lengths_and_reset_arguments() -> None:
+    rnn = fastrnn.RNN(3, 4)
+    x = torch.randn(5, 2, 3)
+    with pytest.raises(
+        ValueError, match=r"lengths of dtype torch.int64 and shape \(2,\), got torch.int32"
+    ):
+        rnn(x, lengths=torch.tensor([1, 2], dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"lengths of dtype torch.int64 and shape \(2,\)"):
+        rnn(x, lengths=torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"reset of dtype torch.bool and shape \(5, 2\)"):
+        rnn(x, reset=torch.zeros(2, 5, dtype=torch.bool))
+    packed = pack_padded_sequence(x, torch.tensor([5, 3]))
+    with pytest.raises(ValueError, match="lengths and reset go with padded input"):
+        rnn(packed, lengths=torch.tensor([5, 3]))
