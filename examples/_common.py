@@ -231,11 +231,16 @@ def train(
 
 @dataclass
 class Comparison:
-    """Two runs over the same batches, side by side."""
+    """Two runs that took the same batches, side by side.
+
+    Training is chaotic: one rounding of one weight grows until, after some thousand steps, the
+    losses of single batches have nothing in common. So over the first steps two implementations
+    agree as closely as they round; over epochs only as two seeds do.
+    """
 
     names: tuple[str, str]
-    epoch_difference: float  # the largest between the two mean losses of an epoch
     step_difference: float  # the largest between the two losses of a step of the first turn
+    epoch_difference: float  # the largest between the two mean losses of an epoch
     speed_ratio: float  # seconds of the second run per second of the first: the median turn's
 
     @classmethod
@@ -247,15 +252,15 @@ class Comparison:
         pairs = zip(run.turn_seconds, other.turn_seconds, strict=True)
         return cls(
             names=(run.name, other.name),
-            epoch_difference=largest(run.losses, other.losses),
             step_difference=largest(run.step_losses[first], other.step_losses[first]),
+            epoch_difference=largest(run.losses, other.losses),
             speed_ratio=statistics.median(theirs / ours for ours, theirs in pairs),
         )
 
     def __str__(self) -> str:
         return (
-            f"largest difference of the losses: {self.epoch_difference:.1e} (means of an epoch), "
-            f"{self.step_difference:.1e} (first {STEPS_PER_TURN} steps); "
+            f"largest difference of the losses: {self.step_difference:.1e} in the first "
+            f"{STEPS_PER_TURN} steps, {self.epoch_difference:.1e} between the means of an epoch\n"
             f"{self.names[0]} trains {self.speed_ratio:.2f} times as fast as {self.names[1]}"
         )
 
@@ -272,7 +277,7 @@ def plot_losses(axes: Axes, runs: Sequence[Run]) -> None:
         color, dashes = COLORS[run.name], "--" if i else "-"
         steps = len(run.step_losses) // len(run.losses)
         window = max(1, steps // 10)
-        tenths = torch.tensor(run.step_losses).unfold(0, window, window).mean(1)
+        tenths = torch.tensor(run.step_losses).unfold(0, window, window).mean(1).tolist()
         ends = [(k + 1) * window / steps for k in range(len(tenths))]
         axes.plot(ends, tenths, color=color, alpha=0.35, linewidth=1, linestyle=dashes)
         middles = [epoch + 0.5 for epoch in range(len(run.losses))]

@@ -302,7 +302,7 @@ def draw(path: Path, digits: Digits, runs: list[Run], predictions: Tensor) -> No
         for axes in axes_row:
             axes.set_axis_off()
         for axes, i in zip(axes_row, chosen.nonzero().flatten().tolist(), strict=False):
-            axes.imshow(digits.test_images[i].cpu(), cmap="gray_r")
+            axes.imshow(digits.test_images[i].cpu().numpy(), cmap="gray_r")
             title = f"{predictions[i]}" if right[i] else f"{predictions[i]} (is {labels[i]})"
             axes.set_title(title, color=color, fontsize=10)
 
@@ -328,20 +328,19 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--layers", type=positive_int, default=1, help="(%(default)s)")
     add("--bidirectional", action="store_true", help="read from the last row, too")
     add("--recipe", choices=RECIPES, default="document", help="sets the next six (%(default)s)")
-    add("--batch-size", type=positive_int, help="(document: 8, best: 64)")
-    add("--learning-rate", type=positive_float, help="(document: 0.001, best: 0.003)")
-    add("--nonlinearity", choices=("tanh", "relu"), help="(document: tanh, best: relu)")
-    add(
-        "--start",
-        choices=("default", "orthogonal", "identity"),
-        help="w_hh before training (document: default, best: identity)",
-    )
-    add("--clip-norm", type=positive_float, help="of all gradients (document: inf, best: 1)")
-    add(
-        "--schedule",
-        choices=("constant", "one-cycle"),
-        help="of the learning rate (document: constant, best: one-cycle)",
-    )
+
+    def by_recipe(option: str) -> str:
+        values = ", ".join(f"{name}: {recipe[option]}" for name, recipe in RECIPES.items())
+        return f"({values})"
+
+    add("--batch-size", type=positive_int, help=by_recipe("batch_size"))
+    add("--learning-rate", type=positive_float, help=by_recipe("learning_rate"))
+    add("--nonlinearity", choices=("tanh", "relu"), help=by_recipe("nonlinearity"))
+    starts = ("default", "orthogonal", "identity")
+    add("--start", choices=starts, help=f"w_hh before training {by_recipe('start')}")
+    add("--clip-norm", type=positive_float, help=f"of all gradients {by_recipe('clip_norm')}")
+    add("--schedule", choices=("constant", "one-cycle"), help=by_recipe("schedule"))
+
     recipe = parser.parse_known_args(argv)[0].recipe
     parser.set_defaults(**RECIPES[recipe])
     return parser.parse_args(argv)
@@ -403,7 +402,7 @@ def main(argv: list[str] | None = None) -> Results:
     if args.compare:
         comparison = Comparison.of(*runs)
         other = percent(predict(runs[1].model, digits.test_images) == digits.test_labels)
-        print(f"{comparison}; test accuracy of {runs[1].name}: {other:.2f} %")
+        print(f"{comparison}\n{runs[1].name}: test accuracy {other:.2f} %")
     speed = args.epochs * len(images) / runs[0].seconds
     print(
         f"{args.impl}: test accuracy {accuracy:.2f} %, "

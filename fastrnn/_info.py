@@ -13,16 +13,18 @@ from fastrnn import _C, _ops
 from fastrnn._version import __version__
 
 
-def info(module: torch.nn.Module | None = None, input: Tensor | PackedSequence | None = None) -> dict[str, Any]:
-    """Describe the build, the machine and, for a module and its input, the kernel that the call takes.
+def info(
+    module: torch.nn.Module | None = None, input: Tensor | PackedSequence | None = None
+) -> dict[str, Any]:
+    """Describe the build, the machine and, for a module and an input, the kernel of the call.
 
     Args:
         module: An :class:`fastrnn.RNN` or :class:`fastrnn.RNNCell`.
         input: An input for it.
 
     Returns:
-        Names and values: versions, the instruction set of the CPU kernels, threads, CUDA devices and, if ``module`` is
-        given, ``kernel``.
+        Names and values: versions, the instruction set of the CPU kernels, threads, CUDA devices
+        and, if ``module`` is given, ``kernel``.
 
     Example:
         >>> import torch, fastrnn

@@ -1,13 +1,16 @@
-"""What torch needs to know about the operators: their checks, their fake kernels, and when the kernels cannot serve."""
+"""What torch needs to know of the operators: checks, fake kernels, and when no kernel serves."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
 from fastrnn import _C, reference
 
@@ -19,22 +22,32 @@ def why_reference(tensors: Iterable[Tensor | None]) -> str | None:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a torch.func transform is active"
     given = [x for x in tensors if x is not None]
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in given):
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+        for x in given
+    ):
         return "an argument carries a forward-mode tangent"
-    for x in given:
-        if x.dtype not in KERNEL_DTYPES:
-            return f"no kernel for {x.dtype}"
+    dtypes = {x.dtype for x in given}
+    for dtype in dtypes:
+        if dtype not in KERNEL_DTYPES:
+            return f"no kernel for {dtype}"
+    if len(dtypes) > 1:
+        device = given[0].device.type
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if torch.float64 in dtypes or not casts:  # autocast leaves float64 as it is
+            return "the dtypes differ"  # an error, for which torch's own operators have the words
     return None
 
 
 def check_rank(input: Tensor, hx: Tensor | None) -> None:
     """Check the number of dimensions, in nn.RNN's words."""
-    if input.dim() not in (2, 3):
-        raise ValueError(f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
-    if hx is not None and hx.dim() != input.dim():
-        kind = "unbatched" if input.dim() == 2 else "batched"
+    dim = input.dim()
+    if dim not in (2, 3):
+        raise ValueError(f"RNN: Expected input to be 2D or 3D, got {dim}D tensor instead")
+    if hx is not None and hx.dim() != dim:
+        kind = "unbatched" if dim == 2 else "batched"
         raise RuntimeError(
-            f"For {kind} {input.dim()}-D input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor"
+            f"For {kind} {dim}-D input, hx should also be {dim}-D but got {hx.dim()}-D tensor"
         )
 
 
@@ -45,15 +58,15 @@ def check_args(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
-    has_biases: bool,
     num_layers: int,
     bidirectional: bool,
     batch_first: bool,
 ) -> None:
     """Check batched or packed arguments, in nn.RNN's order and words where it has a check."""
-    num_directions = 2 if bidirectional else 1
+    for w in weights:
+        if not isinstance(w, Tensor):
+            raise TypeError(f"rnn: expected weights that are tensors, got {type(w).__name__}")
     w_ih, w_hh = weights[0], weights[1]
-    hidden_size = w_hh.size(-1)
     if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). "
@@ -67,52 +80,52 @@ def check_args(
             "input.size(-1) must be equal to input_size. "
             f"Expected {w_ih.size(-1)}, got {input.size(-1)}"
         )
-    batch = int(batch_sizes[0]) if batch_sizes is not None else input.size(0 if batch_first else 1)
-    if hx is not None:
-        expected = (num_layers * num_directions, batch, hidden_size)
-        if tuple(hx.shape) != expected:
-            raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
-        if hx.device != input.device:
+    if batch_sizes is not None:
+        if hx is not None and not torch.compiler.is_compiling():  # a compiler has no values
+            check_state(hx, int(batch_sizes[0]), w_hh, num_layers, bidirectional)
+    else:
+        seq_len, batch = input.shape[:2][::-1] if batch_first else input.shape[:2]
+        if hx is not None:
+            check_state(hx, batch, w_hh, num_layers, bidirectional)
+        if seq_len == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        check_marks("lengths", lengths, torch.int64, (batch,), input)
+        check_marks("reset", reset, torch.bool, tuple(input.shape[:2]), input)
+    for kind, other in [("hidden", hx), *[("parameter", w) for w in weights]]:
+        if other is not None and other.device != input.device:
             raise RuntimeError(
-                "Input and hidden tensors are not at the same device, "
-                f"found input tensor at {input.device} and hidden tensor at {hx.device}"
+                f"Input and {kind} tensors are not at the same device, "
+                f"found input tensor at {input.device} and {kind} tensor at {other.device}"
             )
-        if hx.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
-            raise RuntimeError(
-                f"RNN hx dtype ({hx.dtype}) does not match input dtype ({input.dtype}). Convert hx: hx.to({input.dtype})"
-            )
-    for w in weights:
-        if w.device != input.device:
-            raise RuntimeError(
-                "Input and parameter tensors are not at the same device, "
-                f"found input tensor at {input.device} and parameter tensor at {w.device}"
-            )
-    seq_len = batch_sizes.numel() if batch_sizes is not None else input.size(1 if batch_first else 0)
-    if batch_sizes is None and seq_len == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if lengths is not None:
-        if lengths.dtype != torch.int64 or tuple(lengths.shape) != (batch,):
-            raise ValueError(
-                f"rnn: expected lengths of dtype torch.int64 and shape ({batch},), "
-                f"got {lengths.dtype} and {tuple(lengths.shape)}"
-            )
-        if lengths.device != input.device:
-            raise ValueError(f"rnn: expected lengths on {input.device}, got {lengths.device}")
-    if reset is not None:
-        shape = (batch, seq_len) if batch_first else (seq_len, batch)
-        if reset.dtype != torch.bool or tuple(reset.shape) != shape:
-            raise ValueError(
-                f"rnn: expected reset of dtype torch.bool and shape {shape}, got {reset.dtype} and {tuple(reset.shape)}"
-            )
-        if reset.device != input.device:
-            raise ValueError(f"rnn: expected reset on {input.device}, got {reset.device}")
+
+
+def check_state(hx: Tensor, batch: int, w_hh: Tensor, num_layers: int, bidirectional: bool) -> None:
+    """Check the size of the initial state, in nn.RNN's words."""
+    expected = (num_layers * (2 if bidirectional else 1), batch, w_hh.size(-1))
+    if tuple(hx.size()) != expected:
+        raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.size())}")
+
+
+def check_marks(
+    name: str, marks: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], input: Tensor
+) -> None:
+    """Check ``lengths`` or ``reset``."""
+    if marks is None:
+        return
+    if marks.dtype != dtype or tuple(marks.shape) != shape:
+        raise ValueError(
+            f"rnn: expected {name} of dtype {dtype} and shape {shape}, "
+            f"got {marks.dtype} and {tuple(marks.shape)}"
+        )
+    if marks.device != input.device:
+        raise ValueError(f"rnn: expected {name} on {input.device}, got {marks.device}")
 
 
 def _sizes(
     input: Tensor,
+    hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
-    hx: Tensor | None,
     num_layers: int,
     bidirectional: bool,
     batch_first: bool,
@@ -120,16 +133,22 @@ def _sizes(
     """Shapes of ``output``, time-major, and of ``hn``."""
     num_directions = 2 if bidirectional else 1
     hidden_size = weights[1].size(0)
+    batch: Any
     if batch_sizes is None:
-        rows = [input.size(1), input.size(0)] if batch_first else [input.size(0), input.size(1)]
+        rows = list(input.shape[:2])
+        if batch_first:
+            rows.reverse()
         batch = rows[1]
-    else:
+    elif isinstance(batch_sizes, FakeTensor):
         rows = [input.size(0)]
         batch = hx.size(1) if hx is not None else torch.library.get_ctx().new_dynamic_size()
+    else:
+        rows = [int(batch_sizes.sum())]
+        batch = int(batch_sizes[0])
     return [*rows, num_directions * hidden_size], [num_layers * num_directions, batch, hidden_size]
 
 
-@torch.library.register_fake("fastrnn::rnn_forward")
+@torch.library.register_fake("fastrnn::rnn_forward")  # type: ignore[untyped-decorator]
 def _rnn_forward_fake(
     input: Tensor,
     hx: Tensor | None,
@@ -145,20 +164,20 @@ def _rnn_forward_fake(
     batch_first: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape, state = _sizes(input, weights, batch_sizes, hx, num_layers, bidirectional, batch_first)
-    rows = input.size(0) if batch_sizes is not None else shape[0] * shape[1]
+    shape, state = _sizes(input, hx, weights, batch_sizes, num_layers, bidirectional, batch_first)
     output = input.new_empty(shape)
+    rows = shape[0] if batch_sizes is not None else shape[0] * shape[1]
     saved = input.new_empty([num_layers if save else 0, rows, shape[-1]])
     return output.transpose(0, 1) if batch_first else output, input.new_empty(state), saved
 
 
-@torch.library.register_fake("fastrnn::rnn")
+@torch.library.register_fake("fastrnn::rnn")  # type: ignore[untyped-decorator]
 def _rnn_fake(*args: Any) -> tuple[Tensor, Tensor]:
     output, hn, _ = _rnn_forward_fake(*args, save=False)
     return output, hn
 
 
-@torch.library.register_fake("fastrnn::rnn_backward")
+@torch.library.register_fake("fastrnn::rnn_backward")  # type: ignore[untyped-decorator]
 def _rnn_backward_fake(
     grad_output: Tensor | None,
     grad_hn: Tensor | None,
@@ -179,12 +198,33 @@ def _rnn_backward_fake(
     want_hx: bool,
     want_weights: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    _, state = _sizes(input, weights, batch_sizes, hx, num_layers, bidirectional, batch_first)
     return (
         input.new_empty(input.shape if want_input else [0]),
-        input.new_empty(state if want_hx else [0]),
+        input.new_empty(hx.shape if want_hx and hx is not None else [0]),
         [w.new_empty(w.shape) for w in weights] if want_weights else [],
     )
+
+
+@register_flop_formula([torch.ops.fastrnn.rnn_forward])
+def _rnn_forward_flops(
+    input: Sequence[int], hx: Any, weights: Sequence[Sequence[int]], *args: Any, **kwargs: Any
+) -> int:
+    """Two operations for each element of a weight and each row of the input."""
+    return sum(2 * math.prod([*input[:-1], *w]) for w in weights if len(w) == 2)
+
+
+@register_flop_formula([torch.ops.fastrnn.rnn_backward])
+def _rnn_backward_flops(
+    grad_output: Any,
+    grad_hn: Any,
+    saved: Any,
+    input: Sequence[int],
+    hx: Any,
+    weights: Sequence[Sequence[int]],
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    return 2 * _rnn_forward_flops(input, hx, weights)
 
 
 _C.set_reference_backward(reference.rnn_backward)

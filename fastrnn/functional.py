@@ -28,29 +28,33 @@ def rnn(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
-    r"""Run a stack of Elman RNN layers over a sequence, all layers, directions and time steps in one call.
+    r"""Run a stack of Elman RNN layers over a sequence, all layers and time steps in one call.
 
-    .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \qquad f = \tanh \text{ or } \mathrm{relu}
+    .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \quad f = \tanh, \text{relu}
 
-    With T = seq_len, B = batch, I = input_size, H = hidden_size, L = num_layers, D = 2 if bidirectional else 1:
+    With T = seq_len, B = batch, I = input_size, H = hidden_size, L = num_layers, D = 2 if
+    bidirectional else 1:
 
     Args:
-        input: (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) without a batch, or a ``PackedSequence``.
+        input: (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) without a batch, or a
+            ``PackedSequence``.
         hx: The initial state (L*D, B, H), (L*D, H) without a batch, or None for zeros.
-        weights: For each layer and, within it, each direction: ``w_ih`` (H, I or D*H), ``w_hh`` (H, H) and, with
-            ``bias``, ``b_ih`` (H) and ``b_hh`` (H).
+        weights: For each layer and, within it, each direction: ``w_ih`` (H, I or D*H), ``w_hh``
+            (H, H) and, with ``bias``, ``b_ih`` and ``b_hh`` (H).
         bias: Whether ``weights`` holds biases.
         num_layers: L.
         nonlinearity: ``"tanh"`` or ``"relu"``.
         bidirectional: Whether a second direction reads each layer's input from its end.
-        batch_first: Whether the batch is the first dimension of ``input``, ``output`` and ``reset``.
-        dropout: Probability of zeroing an element of the output of every layer but the last, if ``training``.
+        batch_first: Whether the batch is the first dimension of ``input``, ``output`` and
+            ``reset``.
+        dropout: Probability of zeroing an element of the output of every layer but the last, if
+            ``training``.
         training: Whether dropout applies.
-        lengths: (B) int64, in any order: the number of valid steps of each row of padded input, 0 to T. The output
-            beyond them is zero, ``hn`` is the state after each row's last valid step, and the reverse direction
-            starts there.
-        reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins. The state before that
-            step is ``hx`` again, and no gradient passes.
+        lengths: (B) int64, in any order: the number of valid steps of each row of padded input,
+            0 to T. The output beyond them is zero, ``hn`` is the state after each row's last valid
+            step, and the reverse direction starts there.
+        reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins. The
+            state before that step is ``hx`` again, and no gradient passes.
 
     Returns:
         ``output`` (T, B, D*H) in the layout of ``input``, and ``hn`` (L*D, B, H).
@@ -63,9 +67,9 @@ def rnn(
 
     Example:
         >>> import torch, fastrnn.functional
-        >>> w_ih, w_hh = torch.eye(2), torch.zeros(2, 2)
+        >>> weights = [torch.eye(2), torch.zeros(2, 2)]
         >>> x = torch.tensor([[[1.0, -1.0]], [[2.0, -2.0]]])
-        >>> output, hn = fastrnn.functional.rnn(x, None, [w_ih, w_hh], bias=False, nonlinearity="relu")
+        >>> output, hn = fastrnn.functional.rnn(x, None, weights, bias=False, nonlinearity="relu")
         >>> output.squeeze(1)
         tensor([[1., 0.],
                 [2., 0.]])
@@ -75,13 +79,13 @@ def rnn(
     per_layer = (4 if bias else 2) * (2 if bidirectional else 1)
     if len(weights) != num_layers * per_layer:
         raise RuntimeError(
-            f"rnn: expected {num_layers * per_layer} weights for num_layers={num_layers}, bias={bias}, "
-            f"bidirectional={bidirectional}, got {len(weights)}"
+            f"rnn: expected {num_layers * per_layer} weights for num_layers={num_layers}, "
+            f"bias={bias}, bidirectional={bidirectional}, got {len(weights)}"
         )
     return rnn_positional(
         input,
         hx,
-        weights,
+        list(weights),
         bias,
         num_layers,
         nonlinearity == "relu",
@@ -96,7 +100,7 @@ def rnn(
 def rnn_positional(
     input: Any,
     hx: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: list[Tensor],
     bias: bool,
     num_layers: int,
     relu: bool,
@@ -106,9 +110,9 @@ def rnn_positional(
     lengths: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Any, Tensor]:
-    """:func:`rnn` without its checks of the configuration: one call into C++ where nothing is out of the ordinary."""
+    """:func:`rnn` without its checks of the configuration: usually one call into C++."""
     if dropout == 0.0 and not torch.compiler.is_compiling():
-        result = _C.rnn(
+        result: tuple[Tensor, Tensor] | None = _C.rnn(
             input, hx, weights, bias, num_layers, relu, bidirectional, batch_first, lengths, reset
         )
         if result is not None:
@@ -116,28 +120,80 @@ def rnn_positional(
     config = (bias, num_layers, relu, bidirectional, batch_first, dropout, lengths, reset)
     if isinstance(input, PackedSequence):
         return _rnn_packed(input, hx, weights, *config)
+    if not isinstance(bidirectional, bool):
+        raise TypeError(f"bidirectional should be of type bool, got: {type(bidirectional).__name__}")
     tensors = (input, hx, *weights)
     if has_torch_function(tensors):
-        return handle_torch_function(rnn_positional, tensors, input, hx, weights, *config)  # type: ignore[no-any-return]
+        return handle_torch_function(rnn_positional, tensors, input, hx, weights, *config)
     _ops.check_rank(input, hx)
-    if input.dim() == 2:
-        config = (*config[:4], False, *config[5:])
-        output, hn = _rnn_batched(
-            input.unsqueeze(1), None if hx is None else hx.unsqueeze(1), weights, None, *config
-        )
-        return output.squeeze(1), hn.squeeze(1)
-    return _rnn_batched(input, hx, weights, None, *config)
+    if input.dim() == 3:
+        return _rnn_batched(input, hx, weights, None, *config)
+    if lengths is not None or reset is not None:
+        raise ValueError("rnn: lengths and reset go with batched input, got 2-D input")
+    output, hn = _rnn_batched(
+        input.unsqueeze(1),
+        None if hx is None else hx.unsqueeze(1),
+        weights,
+        None,
+        bias,
+        num_layers,
+        relu,
+        bidirectional,
+        False,
+        dropout,
+        None,
+        None,
+    )
+    return output.squeeze(1), hn.squeeze(1)
+
+
+def rnn_cell(
+    input: Tensor, hx: Tensor | None, weights: list[Tensor], bias: bool, relu: bool
+) -> Tensor:
+    """One step of one layer, from (B, I) and (B, H) that the caller has checked to (B, H)."""
+    steps, state = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
+    result = None
+    if not torch.compiler.is_compiling():
+        result = _C.rnn(steps, state, weights, bias, 1, relu, False, False, None, None)
+    if result is None:
+        result = _run(steps, state, weights, None, None, None, None, bias, 1, relu, False, False)
+    output: Tensor = result[0]
+    # No view, so that detach_() works as on nn.RNNCell's output; nothing else sees the memory.
+    return torch.ops.aten._unsafe_view(output, output.shape[1:])  # type: ignore[no-any-return]
 
 
 def _rnn_packed(
-    packed: PackedSequence, hx: Tensor | None, weights: Sequence[Tensor], *config: Any
+    packed: PackedSequence,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    num_layers: int,
+    relu: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    lengths: Tensor | None,
+    reset: Tensor | None,
 ) -> tuple[PackedSequence, Tensor]:
-    input, batch_sizes, sorted_indices, unsorted_indices = packed
-    if config[-2] is not None or config[-1] is not None:
+    if lengths is not None or reset is not None:
         raise ValueError("rnn: lengths and reset go with padded input, got a PackedSequence")
+    data, batch_sizes, sorted_indices, unsorted_indices = packed
     if hx is not None and sorted_indices is not None:
         hx = hx.index_select(1, sorted_indices)
-    output, hn = _rnn_batched(input, hx, weights, batch_sizes.contiguous(), *config[:4], False, *config[5:])
+    output, hn = _rnn_batched(
+        data,
+        hx,
+        weights,
+        batch_sizes.contiguous(),
+        bias,
+        num_layers,
+        relu,
+        bidirectional,
+        False,
+        dropout,
+        None,
+        None,
+    )
     if unsorted_indices is not None:
         hn = hn.index_select(1, unsorted_indices)
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hn
@@ -146,7 +202,7 @@ def _rnn_packed(
 def _rnn_batched(
     input: Tensor,
     hx: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: list[Tensor],
     batch_sizes: Tensor | None,
     bias: bool,
     num_layers: int,
@@ -157,24 +213,41 @@ def _rnn_batched(
     lengths: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    _ops.check_args(
-        input, hx, weights, batch_sizes, lengths, reset, bias, num_layers, bidirectional, batch_first
-    )
+    # A trace would record the sizes that the checks compare; the operator checks when it runs.
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        _ops.check_args(
+            input, hx, weights, batch_sizes, lengths, reset, num_layers, bidirectional, batch_first
+        )
     mask = None
     if dropout > 0.0 and num_layers > 1:
         features = weights[1].size(-1) * (2 if bidirectional else 1)
         rows = input.transpose(0, 1) if batch_first else input
         mask = _dropout_mask((num_layers - 1, *rows.shape[:-1], features), dropout, input)
-    args = (
-        input, hx, weights, batch_sizes, lengths, reset, mask, bias, num_layers, relu, bidirectional, batch_first
-    )  # fmt: skip
+    return _run(
+        input,
+        hx,
+        weights,
+        batch_sizes,
+        lengths,
+        reset,
+        mask,
+        bias,
+        num_layers,
+        relu,
+        bidirectional,
+        batch_first,
+    )
+
+
+def _run(input: Tensor, hx: Tensor | None, weights: list[Tensor], *args: Any) -> tuple[Any, Any]:
+    """Call the operator, or the reference where the operator cannot serve."""
     if _ops.why_reference((input, hx, *weights)) is not None:
-        return reference.rnn(*args)
-    return torch.ops.fastrnn.rnn(*args)  # type: ignore[no-any-return]
+        return reference.rnn(input, hx, weights, *args)
+    return torch.ops.fastrnn.rnn(input, hx, weights, *args)  # type: ignore[no-any-return]
 
 
 def _dropout_mask(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
-    """Draw as ``torch.nn.functional.dropout`` does, a draw for each layer: the same seed gives nn.RNN's masks."""
+    """Draw as ``torch.nn.functional.dropout`` does for each layer: a seed gives nn.RNN's masks."""
     mask = torch.empty(shape, dtype=like.dtype, device=like.device)
     if p == 1.0:
         return mask.zero_()

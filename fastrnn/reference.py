@@ -1,7 +1,8 @@
 """The Elman recurrence as readable torch code, differentiable to any order.
 
-It is the truth that the tests compare the kernels with, and it serves the calls that the kernels do not take: complex
-numbers, forward-mode differentiation, ``torch.func`` transforms and gradients of gradients.
+It is the truth that the tests compare the kernels with, and it serves the calls that the kernels do
+not take: complex numbers, forward-mode differentiation, ``torch.func`` transforms and gradients of
+gradients.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -32,8 +34,10 @@ def rnn_layer(
         weights: ``w_ih`` (H, I), ``w_hh`` (H, H) and, with biases, ``b_ih`` and ``b_hh`` (H).
         activation: f, applied to each element.
         reverse: Walk from the last step to the first.
-        lengths: (B), the number of valid steps of each row; the state stands still beyond them, the output is zero.
-        reset: (T, B) bool, true where a new sequence begins: the state before that step is ``hx`` again.
+        lengths: (B), the number of valid steps of each row; beyond them the state stands still and
+            the output is zero.
+        reset: (T, B) bool, true where a new sequence begins: the state before that step is ``hx``
+            again.
 
     Returns:
         The output (T, B, H) and the state after each row's last step, (B, H).
@@ -41,18 +45,18 @@ def rnn_layer(
     Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
     """
     w_ih, w_hh, *biases = weights
-    igates = input @ w_ih.T
-    for b in biases:
-        igates = igates + b
+    b_ih, b_hh = biases or (None, None)
+    igates = F.linear(input, w_ih, b_ih)
     seq_len = input.size(0)
     output: list[Tensor] = []
     h = hx
     for t in reversed(range(seq_len)) if reverse else range(seq_len):
         h_prev = h
-        boundary = t + 1 if reverse else t  # walking back, a sequence is entered where the one after it begins
+        # Walking back, a sequence is entered where the one after it begins.
+        boundary = t + 1 if reverse else t
         if reset is not None and boundary < seq_len:
             h_prev = torch.where(reset[boundary].unsqueeze(-1), hx, h_prev)
-        h_t = activation(igates[t] + h_prev @ w_hh.T)
+        h_t = activation(igates[t] + F.linear(h_prev, w_hh, b_hh))
         if lengths is None:
             h = h_t
             output.append(h_t)
@@ -80,20 +84,30 @@ def rnn(
     """Run all layers and directions; the arguments are those of the operator ``fastrnn::rnn``.
 
     Args:
-        input: (T, B, I), or (B, T, I) with ``batch_first``, or the data of a packed sequence, (sum of lengths, I).
+        input: (T, B, I), or (B, T, I) with ``batch_first``, or the data of a packed sequence, (sum
+            of lengths, I).
         hx: (L*D, B, H), or None for zeros.
         weights: For each layer and direction ``w_ih, w_hh[, b_ih, b_hh]``.
         batch_sizes: (T) int64 on the CPU, for packed data.
         lengths: (B), valid steps of each row of padded input.
         reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins.
-        dropout_mask: (L-1, *output.shape), time-major; multiplies the output of every layer but the last.
+        dropout_mask: (L-1, *output.shape), time-major; multiplies the output of every layer but
+            the last.
 
     Returns:
         ``output``, like ``input`` with D*H features, and ``hn`` (L*D, B, H).
     """
     if batch_sizes is not None:
         return _rnn_packed(
-            input, hx, weights, batch_sizes, dropout_mask, has_biases, num_layers, relu, bidirectional
+            input,
+            hx,
+            weights,
+            batch_sizes,
+            dropout_mask,
+            has_biases,
+            num_layers,
+            relu,
+            bidirectional,
         )
     if batch_first:
         input = input.transpose(0, 1)
@@ -144,7 +158,9 @@ def _rnn_packed(
 
     def pad(packed: Tensor) -> Tensor:
         zeros = packed.new_zeros(seq_len * batch, packed.size(-1))
-        return zeros.index_copy(0, places, packed[: places.numel()]).unflatten(0, (seq_len, batch))
+        return zeros.index_copy(0, places, packed[: places.numel()]).view(
+            seq_len, batch, packed.size(-1)
+        )
 
     if dropout_mask is not None:
         dropout_mask = torch.stack([pad(mask) for mask in dropout_mask])
@@ -181,12 +197,17 @@ def rnn_backward(
         The gradients of those of ``input, hx, *weights`` that require one, in this order.
     """
     create_graph = torch.is_grad_enabled()
+    arguments = [input, hx, *weights]
     with torch.enable_grad():
-        results = rnn(input, hx, weights, *args)  # type: ignore[arg-type]
-        given = [(y, g) for y, g in zip(results, (grad_output, grad_hn), strict=True) if g is not None]
+        # An argument may be computed from another, or be given twice: each has a name of its own.
+        own = [x if x is None else x.view_as(x) for x in arguments]
+        results = rnn(own[0], own[1], own[2:], *args)  # type: ignore[arg-type]
+        given = [
+            (y, g) for y, g in zip(results, (grad_output, grad_hn), strict=True) if g is not None
+        ]
         grads = torch.autograd.grad(
             [y for y, _ in given],
-            [x for x in (input, hx, *weights) if x is not None and x.requires_grad],
+            [x for x in own if x is not None and x.requires_grad],
             [g for _, g in given],
             create_graph=create_graph,
             materialize_grads=True,

@@ -1,4 +1,4 @@
-"""The modules: :class:`RNN` and :class:`RNNCell`, and the swap of a model's modules from torch's to these and back."""
+"""The modules :class:`RNN` and :class:`RNNCell`, and the swap of a model's modules for these."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn.functional import rnn_positional
+from fastrnn import _ops
+from fastrnn.functional import rnn_cell, rnn_positional
 
-torch.fx.wrap("rnn_positional")  # symbolic tracing sees one call, not the control flow behind it
-
-_CHECKS = ("check_input", "check_hidden_size", "check_forward_args", "get_expected_hidden_size", "permute_hidden")
+_CHECKS = ("check_input", "check_hidden_size", "check_forward_args", "get_expected_hidden_size")
 
 
 class RNN(RNNBase):
-    r"""A multi-layer Elman RNN with tanh or relu, a drop-in replacement for :class:`torch.nn.RNN`.
+    r"""A multi-layer Elman RNN with tanh or relu, a drop-in replacement for ``torch.nn.RNN``.
 
     .. math:: h_t = \tanh(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
 
-    Same arguments, parameters, initial values, ``state_dict``, inputs, outputs and errors as ``torch.nn.RNN``; the
-    class derives from ``RNNBase`` and not from ``torch.nn.RNN``, which ``torch.compile`` refuses to look into.
+    Same arguments, parameters, initial values, ``state_dict``, inputs, outputs and errors as
+    ``torch.nn.RNN``; the class derives from ``RNNBase`` and not from ``torch.nn.RNN``, which
+    ``torch.compile`` refuses to look into.
 
     Args:
         input_size: Features of the input, I.
@@ -32,17 +33,20 @@ class RNN(RNNBase):
         nonlinearity: ``"tanh"`` or ``"relu"``.
         bias: Whether the layers have ``b_ih`` and ``b_hh``.
         batch_first: Whether input and output are (B, T, features) instead of (T, B, features).
-        dropout: Probability of zeroing an element of the output of every layer but the last, in training.
-        bidirectional: Whether a second direction reads the sequence from its end; D = 2, else D = 1.
+        dropout: Probability of zeroing an element of the output of every layer but the last, in
+            training.
+        bidirectional: Whether a second direction reads the sequence from its end; D = 2, else 1.
         device, dtype: Of the parameters.
 
     Inputs:
-        input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a ``PackedSequence``.
+        input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a
+            ``PackedSequence``.
         hx: The initial state (L*D, B, H), or (L*D, H) without a batch; zeros by default.
-        lengths: (B) int64, in any order: the valid steps of each row of padded input. Outputs beyond them are zero,
-            ``hn`` is the state after the last valid step, the reverse direction starts at each row's own end.
-        reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins inside a row; the state
-            before that step is ``hx`` again, and no gradient passes.
+        lengths: (B) int64, in any order: the valid steps of each row of padded input. Outputs
+            beyond them are zero, ``hn`` is the state after the last valid step, the reverse
+            direction starts at each row's own end.
+        reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins inside
+            a row; the state before that step is ``hx`` again, and no gradient passes.
 
     Returns:
         ``output``, (T, B, D*H) in the input's layout, and ``hn``, (L*D, B, H).
@@ -65,24 +69,6 @@ class RNN(RNNBase):
     nonlinearity: str
     _checks_overridden = False
 
-    @overload
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None: ...
-
-    @overload
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
     def __init__(
         self,
         input_size: int,
@@ -100,7 +86,9 @@ class RNN(RNNBase):
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
         self.nonlinearity = nonlinearity
         super().__init__(
             f"RNN_{nonlinearity.upper()}",
@@ -118,9 +106,11 @@ class RNN(RNNBase):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._checks_overridden = any(getattr(cls, name) is not getattr(RNNBase, name) for name in _CHECKS)
+        cls._checks_overridden = any(
+            getattr(cls, name) is not getattr(RNNBase, name) for name in _CHECKS
+        )
 
-    @overload  # type: ignore[override]
+    @overload
     def forward(
         self,
         input: Tensor,
@@ -136,10 +126,17 @@ class RNN(RNNBase):
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
-        self, input: Any, hx: Tensor | None = None, *, lengths: Tensor | None = None, reset: Tensor | None = None
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the RNN; see the class for the arguments."""
-        parameters = self._parameters
+        if isinstance(input, Proxy) and _is_leaf(self, RNN.forward, input):
+            return _call_leaf(self, input, hx, lengths=lengths, reset=reset)  # type: ignore[no-any-return]
+        parameters: Any = self._parameters
         try:
             weights = [parameters[name] for name in self._flat_weights_names]
         except KeyError:  # parametrised, pruned or otherwise computed weights are attributes
@@ -149,13 +146,16 @@ class RNN(RNNBase):
             ]
         if self._checks_overridden:
             self._run_checks(input, hx)
+        relu = self.mode == "RNN_RELU"
+        if not relu and self.mode != "RNN_TANH":
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
         return rnn_positional(
             input,
             hx,
             weights,
             self.bias,
             self.num_layers,
-            self.mode == "RNN_RELU",
+            relu,
             self.bidirectional,
             self.batch_first,
             self.dropout if self.training else 0.0,
@@ -165,14 +165,23 @@ class RNN(RNNBase):
 
     def _run_checks(self, input: Any, hx: Tensor | None) -> None:
         """Call the checks that a subclass overrides as nn.RNN.forward does."""
+        self._update_flat_weights()
         batch_sizes = None
         if isinstance(input, PackedSequence):
-            input, batch_sizes = input.data, input.batch_sizes
-        elif input.dim() == 2:
-            input = input.unsqueeze(0 if self.batch_first else 1)
-            hx = None if hx is None else hx.unsqueeze(1)
+            input, batch_sizes, sorted_indices, _ = input
+            if hx is not None:
+                hx = self.permute_hidden(hx, sorted_indices)
+        else:
+            _ops.check_rank(input, hx)
+            if input.dim() == 2:
+                input = input.unsqueeze(0 if self.batch_first else 1)
+                hx = None if hx is None else hx.unsqueeze(1)
         if hx is None:
-            hx = input.new_zeros(self.get_expected_hidden_size(input, batch_sizes))
+            hx = input.new_zeros(
+                self.num_layers * (2 if self.bidirectional else 1),
+                input.size(0 if self.batch_first else 1) if batch_sizes is None else batch_sizes[0],
+                self.hidden_size,
+            )
         self.check_forward_args(input, hx, batch_sizes)
 
     def __prepare_scriptable__(self) -> None:
@@ -215,7 +224,6 @@ class RNNCell(RNNCellBase):
         torch.Size([3, 20])
     """
 
-    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
     nonlinearity: str
 
     def __init__(
@@ -232,33 +240,25 @@ class RNNCell(RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Run one step; see the class for the arguments."""
+        if isinstance(input, Proxy) and _is_leaf(self, RNNCell.forward, input):
+            return _call_leaf(self, input, hx)
         if input.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if hx is not None and hx.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+            hx = None if hx is None else hx.unsqueeze(0)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        rows = input if input.dim() == 2 else input.unsqueeze(0)
-        if hx is not None and input.dim() == 1:
-            hx = hx.unsqueeze(0)
-        self._check(rows, hx)
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            self._check(input, hx)
         weights = [self.weight_ih, self.weight_hh]
         if self.bias_ih is not None:
             weights += [self.bias_ih, self.bias_hh]
-        output, _ = rnn_positional(
-            rows.unsqueeze(0),
-            None if hx is None else hx.unsqueeze(0),
-            weights,
-            self.bias_ih is not None,
-            1,
-            self.nonlinearity == "relu",
-            False,
-            False,
-            0.0,
-            None,
-            None,
-        )
-        return output.squeeze(0) if input.dim() == 2 else output.squeeze(0).squeeze(0)  # type: ignore[no-any-return]
+        output = rnn_cell(input, hx, weights, len(weights) == 4, self.nonlinearity == "relu")
+        return output if batched else output.squeeze(0)
 
     def _check(self, input: Tensor, hx: Tensor | None) -> None:
         if input.size(1) != self.input_size:
@@ -273,8 +273,19 @@ class RNNCell(RNNCellBase):
             )
         if hx.size(1) != self.hidden_size:
             raise RuntimeError(
-                f"hidden0 has inconsistent hidden_size: got {hx.size(1)}, expected {self.hidden_size}"
+                "hidden0 has inconsistent hidden_size: "
+                f"got {hx.size(1)}, expected {self.hidden_size}"
             )
+
+
+def _is_leaf(module: torch.nn.Module, forward: Any, input: Any) -> bool:
+    """Whether ``torch.fx.symbolic_trace`` records a call of the module, as of torch's own."""
+    return type(module).forward is forward and getattr(input.tracer, "root", module) is not module
+
+
+def _call_leaf(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    tracer = args[0].tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
 
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
@@ -284,8 +295,8 @@ _PAIRS: tuple[tuple[type, type], ...] = ((torch.nn.RNN, RNN), (torch.nn.RNNCell,
 def replace(model: _Model) -> _Model:
     """Make every ``torch.nn.RNN`` and ``torch.nn.RNNCell`` of a model ours, in place.
 
-    The modules stay the same objects, with their parameters, buffers, hooks, parametrisations and training flag: only
-    their class changes. Subclasses with a forward of their own are left alone.
+    The modules stay the same objects, with their parameters, buffers, hooks, parametrisations and
+    training flag: only their class changes. Subclasses are left alone.
 
     Args:
         model: Any module; itself may be an RNN.
@@ -303,7 +314,7 @@ def replace(model: _Model) -> _Model:
 
 
 def restore(model: _Model) -> _Model:
-    """Make every ``fastrnn.RNN`` and ``fastrnn.RNNCell`` of a model torch's own, in place: undo :func:`replace`.
+    """Make every ``fastrnn.RNN`` and ``fastrnn.RNNCell`` of a model torch's own, in place.
 
     Args:
         model: Any module; itself may be an RNN.
@@ -326,7 +337,7 @@ def _change_classes(model: _Model, classes: dict[type, type]) -> _Model:
         target = classes.get(original)
         if target is None:
             continue
-        if original is not type(module):  # parametrize made a subclass that holds the parametrised properties
+        if original is not type(module):  # parametrize made a subclass, which holds properties
             namespace = dict(type(module).__dict__)
             target = type(f"Parametrized{target.__name__}", (target,), namespace)
         module.__class__ = target

@@ -49,8 +49,8 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
 }
 
 // grad_w_hh = grad_pre^T @ h_prev, grad_w_ih = grad_pre^T @ input, grad_b = sum(grad_pre), for a range of hidden units.
-// Tile plan: blocks of kDepthBlock rows of all steps; grad_pre packed by tiles of units, h_prev and input by panels of
-//   columns; a tile of units by a panel of columns is summed in registers over the block and added to memory.
+// Tile plan: blocks of kDepthBlock rows of all steps; a tile of units by a panel of columns is summed in registers over
+//   the block and added to memory. grad_pre is read where it lies; h_prev and input are packed, a panel at a time.
 // Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete. Limits: none.
 template <typename S>
 void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
@@ -61,26 +61,15 @@ void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* s
   if (units <= 0) return;
 
   Arena<C> arena{static_cast<C*>(scratch)};
-  C* grads = arena.take(kDepthBlock * units);
-  C* states = arena.take(kDepthBlock * padded(H));
-  C* inputs = arena.take(kDepthBlock * padded(I));
+  C* states = arena.take(kNarrow<S> ? kDepthBlock * H : 0);
+  C* inputs = arena.take(kNarrow<S> || task.input_mask.data ? kDepthBlock * I : 0);
+  C* panel = arena.take(kDepthBlock * kMaxVectors * kLanes<C>);
   C* bias = arena.take(units);
-  C* row = arena.take(H > I ? H : I);
+  C* zeros = arena.take(H);
   C* w_hh = kNarrow<S> ? arena.take(units * H) : static_cast<C*>(task.grad_w_hh) + begin * H;
   C* w_ih = kNarrow<S> ? arena.take(units * I) : static_cast<C*>(task.grad_w_ih) + begin * I;
   for (int64_t j = 0; j < units; ++j) bias[j] = 0;
-  for (int64_t k = 0; k < H; ++k) row[k] = 0;
-
-  const auto pack_row = [](C* panels_of_block, const C* from, int64_t columns, int64_t k, int64_t depth) {
-    const Panels<C> panels(columns);
-    for (int64_t p = 0; p < panels.count; ++p) {
-      const int64_t column = panels.begin(p) * kLanes<C>, width = panels.width(p) * kLanes<C>;
-      const int64_t inside = columns - column < width ? columns - column : width;
-      C* to = panels_of_block + column * depth + k * width;
-      for (int64_t c = 0; c < inside; ++c) to[c] = from[c + column];
-      for (int64_t c = inside; c < width; ++c) to[c] = 0;
-    }
-  };
+  for (int64_t k = 0; k < H; ++k) zeros[k] = 0;
 
   int64_t t = 0, i = 0;  // the next row
   const auto skip_empty = [&] {
@@ -91,39 +80,25 @@ void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* s
   };
   bool add = false;
   for (skip_empty(); t < steps.seq_len || !add; add = true) {
-    int64_t times[kDepthBlock], indices[kDepthBlock];
+    const C* grad_rows[kDepthBlock];
+    const C* state_rows[kDepthBlock];
+    const C* input_rows[kDepthBlock];
     int64_t depth = 0;
-    for (; depth < kDepthBlock && t < steps.seq_len; skip_empty()) {
-      times[depth] = t;
-      indices[depth++] = i++;
-    }
-    for (int64_t k = 0; k < depth; ++k) {
-      const int64_t tk = times[k], ik = indices[k];
-      const C* grad = row_of<const C>(task.grad_pre, steps, tk, ik) + begin;
-      for (int64_t j = 0; j < units; ++j) {
-        bias[j] += grad[j];
-        const int64_t tile = j / kOuterRows * kOuterRows;
-        const int64_t tile_rows = units - tile < kOuterRows ? units - tile : kOuterRows;
-        grads[tile * depth + k * tile_rows + j - tile] = grad[j];
-      }
+    for (; depth < kDepthBlock && t < steps.seq_len; ++depth, ++i, skip_empty()) {
+      const C* grad = grad_rows[depth] = row_of<const C>(task.grad_pre, steps, t, i);
+      for (int64_t j = 0; j < units; ++j) bias[j] += grad[begin + j];
       const S* h = nullptr;
-      if (walk.continues(tk, ik)) {
-        h = row_of<const S>(task.state, steps, walk.before(tk), ik);
+      if (walk.continues(t, i)) {
+        h = row_of<const S>(task.state, steps, walk.before(t), i);
       } else if (task.hx) {
-        h = static_cast<const S*>(task.hx) + original_row(steps, ik) * task.hx_row_stride;
+        h = static_cast<const S*>(task.hx) + original_row(steps, i) * task.hx_row_stride;
       }
-      if (h) {
-        pack_row(states, widened<S, C>(h, nullptr, row, H), H, k, depth);
-      } else {
-        for (int64_t c = 0; c < H; ++c) row[c] = 0;
-        pack_row(states, row, H, k, depth);
-      }
-      const C* x = widened<S, C>(row_of<const S>(task.input, steps, tk, ik),
-                                 mask_row<S>(task.input_mask, steps, tk, ik), row, I);
-      pack_row(inputs, x, I, k, depth);
+      state_rows[depth] = h ? widened<S, C>(h, nullptr, states + depth * H, H) : zeros;
+      input_rows[depth] = widened<S, C>(row_of<const S>(task.input, steps, t, i),
+                                        mask_row<S>(task.input_mask, steps, t, i), inputs + depth * I, I);
     }
-    run_outer(grads, units, states, H, depth, w_hh, H, add);
-    run_outer(grads, units, inputs, I, depth, w_ih, I, add);
+    run_outer(grad_rows, begin, end, state_rows, H, depth, panel, w_hh, H, add);
+    run_outer(grad_rows, begin, end, input_rows, I, depth, panel, w_ih, I, add);
   }
   if constexpr (kNarrow<S>) {
     narrow(static_cast<S*>(task.grad_w_hh) + begin * H, w_hh, units * H);

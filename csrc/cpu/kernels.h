@@ -80,8 +80,8 @@ struct WeightGradTask {
 
 // The kernels of one dtype. Rows and hidden units are half-open ranges; scratch is aligned to 64 bytes.
 struct TypedKernels {
-  // dst = panels of the [depth, columns] matrix whose element (k, c) is src[k * row_stride + c * column_stride].
-  void (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, int64_t row_stride, int64_t column_stride);
+  // dst = every parts-th panel, from `part` on, of the [depth, columns] matrix that lies at src, or is transposed there.
+  void (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed, int part, int parts);
   void (*add_biases)(void* dst, const void* b_ih, const void* b_hh, int64_t size);
   void (*forward)(const ForwardTask&, int64_t row_begin, int64_t row_end, void* scratch);
   void (*backward)(const BackwardTask&, int64_t row_begin, int64_t row_end, void* scratch);
@@ -102,7 +102,7 @@ inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidde
   const int64_t in = padded(input_size), hidden = padded(hidden_size);
   const int64_t rows = kBlockRows * (in + 5 * hidden) + 2 * hidden;
   const bool narrow = storage_bytes(dtype) == 2;
-  const int64_t grads = kDepthBlock * (in + 2 * hidden + 8) + 2 * hidden + in + (narrow ? hidden * (in + hidden) : 0);
+  const int64_t grads = kDepthBlock * (in + hidden + 64) + 2 * hidden + (narrow ? hidden * (in + hidden) : 0);
   return ((rows > grads ? rows : grads) + 256) * accumulator_bytes(dtype);  // and the padding of the parts
 }
 

@@ -69,9 +69,15 @@ FASTRNN_INLINE Vec<T> load_first(const T* p, int n) {
   } else {
     return (Vec<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
   }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm256_maskload_ps(p, (__m256i)(Bits<T>{0, 1, 2, 3, 4, 5, 6, 7} < n));
+  } else {
+    return (Vec<T>)_mm256_maskload_pd(p, (__m256i)(Bits<T>{0, 1, 2, 3} < n));
+  }
 #else
   Vec<T> v = {};
-  std::memcpy(&v, p, n * sizeof(T));
+  for (int i = 0; i < n; ++i) v[i] = p[i];
   return v;
 #endif
 }
@@ -84,9 +90,48 @@ FASTRNN_INLINE void store_first(T* p, Vec<T> v, int n) {
   } else {
     _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
   }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    _mm256_maskstore_ps(p, (__m256i)(Bits<T>{0, 1, 2, 3, 4, 5, 6, 7} < n), (__m256)v);
+  } else {
+    _mm256_maskstore_pd(p, (__m256i)(Bits<T>{0, 1, 2, 3} < n), (__m256d)v);
+  }
 #else
-  std::memcpy(p, &v, n * sizeof(T));
+  for (int i = 0; i < n; ++i) p[i] = v[i];
 #endif
+}
+
+// Lanes of a (0 .. L-1) and b (L .. 2L-1) by number; the numbers must be constants once inlined.
+template <typename T>
+FASTRNN_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Bits<T> lanes) {
+#if defined(__clang__)
+  Vec<T> y;
+  FASTRNN_UNROLL
+  for (int l = 0; l < kLanes<T>; ++l) y[l] = lanes[l] < kLanes<T> ? a[lanes[l]] : b[lanes[l] - kLanes<T>];
+  return y;
+#else
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
+// Transposes kLanes<T> vectors as a square matrix, swapping blocks of ever smaller size across the diagonal.
+template <typename T, int kBlock = kLanes<T> / 2>
+FASTRNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int L = kLanes<T>;
+  Bits<T> upper, lower;  // lanes of (a, b) that make the new rows i and i + kBlock
+  FASTRNN_UNROLL
+  for (int l = 0; l < L; ++l) {
+    upper[l] = (l & kBlock) ? L + l - kBlock : l;
+    lower[l] = (l & kBlock) ? L + l : l + kBlock;
+  }
+  FASTRNN_UNROLL
+  for (int i = 0; i < L; ++i) {
+    if (i & kBlock) continue;
+    const Vec<T> a = rows[i], b = rows[i + kBlock];
+    rows[i] = shuffle<T>(a, b, upper);
+    rows[i + kBlock] = shuffle<T>(a, b, lower);
+  }
+  if constexpr (kBlock > 1) transpose<T, kBlock / 2>(rows);
 }
 
 // tanh(x) = m / (m + 2) with m = expm1(2|x|) and the sign of x: odd, exact at 0 and where it saturates, NaN stays NaN.
@@ -213,6 +258,23 @@ FASTRNN_INLINE void from_float(float x, Float16& y) {
 }
 
 // Convert n elements between a storage type and its accumulation type.
+#if defined(__F16C__)
+inline void widen(float* to, const Float16* from, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+  }
+  for (; i < n; ++i) to[i] = to_float(from[i]);
+}
+inline void narrow(Float16* to, const float* from, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), half);
+  }
+  for (; i < n; ++i) from_float(from[i], to[i]);
+}
+#endif
 template <typename S, typename C>
 inline void widen(C* to, const S* from, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = to_float(from[i]);
@@ -225,6 +287,18 @@ inline void widen(float* to, const float* from, int64_t n) { std::memcpy(to, fro
 inline void narrow(float* to, const float* from, int64_t n) { std::memcpy(to, from, n * sizeof(float)); }
 inline void widen(double* to, const double* from, int64_t n) { std::memcpy(to, from, n * sizeof(double)); }
 inline void narrow(double* to, const double* from, int64_t n) { std::memcpy(to, from, n * sizeof(double)); }
+
+// The first n elements (0 < n <= kLanes) as accumulation type, the rest zero.
+template <typename C, typename S>
+FASTRNN_INLINE Vec<C> load_widened(const S* p, int n) {
+  if constexpr (sizeof(S) == sizeof(C)) {
+    return n < kLanes<C> ? load_first(p, n) : load(p);
+  } else {
+    C buffer[kLanes<C>] = {};
+    widen(buffer, p, n);
+    return load(buffer);
+  }
+}
 
 }  // namespace
 }  // namespace fastrnn::cpu

@@ -181,13 +181,11 @@ class PackedWeights {
   int64_t bytes() const { return size_; }
 
   // Every member packs its share; wait before reading.
-  void pack(char* memory, const Team& team) {
-    char* p = memory;
-    int64_t job = 0;
+  void pack(char* memory, const Team& team) const {
     for (int64_t i = 0; i < layout_.count(); ++i) {
-      for (int k = 0; k < 3; ++k, ++job) {
-        if (job % team.size == team.index) pack(p, i, k);
-        p += size(i, k);
+      for (int k = 0; k < 3; ++k) {
+        pack(memory, i, k, team);
+        memory += size(i, k);
       }
     }
   }
@@ -207,14 +205,15 @@ class PackedWeights {
     for (int j = 0; j < k; ++j) memory += size(index, j);
     return memory;
   }
-  void pack(char* to, int64_t index, int k) const {
+  void pack(char* to, int64_t index, int k, const Team& team) const {
     if (k == 2) {
-      if (forward_) kernels_.add_biases(to, layout_.bias(index, 0), layout_.bias(index, 1), H_);
+      if (forward_ && team.index == 0) kernels_.add_biases(to, layout_.bias(index, 0), layout_.bias(index, 1), H_);
       return;
     }
     const int64_t in = k == 0 ? features(index) : H_;
     const void* w = layout_.weight(index, k);
-    forward_ ? kernels_.pack(to, w, in, H_, 1, in) : kernels_.pack(to, w, H_, in, in, 1);
+    forward_ ? kernels_.pack(to, w, in, H_, true, team.index, team.size)
+             : kernels_.pack(to, w, H_, in, false, team.index, team.size);
   }
 
   Layout layout_;

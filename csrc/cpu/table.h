@@ -7,9 +7,12 @@ namespace fastrnn::cpu {
 namespace {
 
 template <typename S>
-void pack(void* dst, const void* src, int64_t depth, int64_t columns, int64_t row_stride, int64_t column_stride) {
+void pack(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed, int part, int parts) {
   using C = typename Accumulate<S>::type;
-  pack_panels(static_cast<C*>(dst), static_cast<const S*>(src), depth, columns, row_stride, column_stride);
+  C* to = static_cast<C*>(dst);
+  const S* from = static_cast<const S*>(src);
+  transposed ? pack_panels<true>(to, from, depth, columns, depth, part, parts)
+             : pack_panels<false>(to, from, depth, columns, columns, part, parts);
 }
 
 template <typename S>

@@ -187,34 +187,49 @@ void run(const Product<C>& p, int64_t rows) {
   }
 }
 
-// dst = packed panels of the [depth, columns] matrix whose element (k, c) is src[k * row_stride + c * column_stride].
-template <typename S, typename C>
-void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t row_stride, int64_t column_stride) {
+// dst = panels part, part + parts, ... of the [depth, columns] matrix whose element (k, c) is src[c * ld + k] if
+// kTransposed, else src[k * ld + c].
+template <bool kTransposed, typename S, typename C>
+void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t ld, int part, int parts) {
+  constexpr int L = kLanes<C>;
   const Panels<C> panels(columns);
-  for (int64_t i = 0; i < panels.count; ++i) {
-    const int64_t column = panels.begin(i) * kLanes<C>, width = panels.width(i) * kLanes<C>;
-    const int64_t inside = columns - column < width ? columns - column : width;
-    C* panel = dst + column * depth;
-    for (int64_t k = 0; k < depth; ++k) {
-      const S* from = src + k * row_stride + column * column_stride;
-      C* to = panel + k * width;
-      if (column_stride == 1) {
-        widen(to, from, inside);
+  for (int64_t i = part; i < panels.count; i += parts) {
+    const int vectors = panels.width(i);
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t column = (panels.begin(i) + v) * L;
+      const int inside = static_cast<int>(columns - column < L ? columns - column : L);
+      C* to = dst + panels.begin(i) * L * depth + v * L;
+      if constexpr (kTransposed) {
+        for (int64_t k = 0; k < depth; k += L) {
+          const int steps = static_cast<int>(depth - k < L ? depth - k : L);
+          Vec<C> block[L];
+          FASTRNN_UNROLL
+          for (int c = 0; c < L; ++c) {
+            block[c] = c < inside ? load_widened<C>(src + (column + c) * ld + k, steps) : Vec<C>{};
+          }
+          transpose<C>(block);
+          FASTRNN_UNROLL
+          for (int step = 0; step < L; ++step) {
+            if (step < steps) store(to + (k + step) * vectors * L, block[step]);
+          }
+        }
       } else {
-        for (int64_t c = 0; c < inside; ++c) widen(to + c, from + c * column_stride, 1);
+        for (int64_t k = 0; k < depth; ++k) {
+          store(to + k * vectors * L, load_widened<C>(src + k * ld + column, inside));
+        }
       }
-      for (int64_t c = inside; c < width; ++c) to[c] = 0;
     }
   }
 }
 
-// A tile of the weight gradients: out[r][column] (+)= sum over k of a[k * kRows + r] * panel[k][column].
+// A tile of the weight gradients: out[r][column] (+)= sum over k of rows[k][r] * panel[k][column].
 template <typename C, int kRows, int kVectors>
-__attribute__((noinline)) void outer_tile(const C* a, const C* panel, int64_t depth, C* out, int64_t ld, int last,
-                                          bool add) {
+__attribute__((noinline)) void outer_tile(const C* const* rows, int64_t unit, const C* panel, int64_t depth, C* out,
+                                          int64_t ld, int last, bool add) {
   constexpr int L = kLanes<C>;
   Vec<C> acc[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
+    const C* a = rows[k] + unit;
     Vec<C> b[kVectors];
     FASTRNN_UNROLL
     for (int v = 0; v < kVectors; ++v) b[v] = load(panel + v * L);
@@ -225,7 +240,6 @@ __attribute__((noinline)) void outer_tile(const C* a, const C* panel, int64_t de
       FASTRNN_UNROLL
       for (int v = 0; v < kVectors; ++v) acc[r][v] += b[v] * x;
     }
-    a += kRows;
   }
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -241,42 +255,51 @@ __attribute__((noinline)) void outer_tile(const C* a, const C* panel, int64_t de
   }
 }
 
-constexpr int kOuterRows = 6;
-
-template <typename C, int kVectors, int kRows = kOuterRows>
-FASTRNN_INLINE void outer_tile_of(int rows, const C* a, const C* panel, int64_t depth, C* out, int64_t ld, int last,
-                                  bool add) {
-  if (rows == kRows) return outer_tile<C, kRows, kVectors>(a, panel, depth, out, ld, last, add);
-  if constexpr (kRows > 1) outer_tile_of<C, kVectors, kRows - 1>(rows, a, panel, depth, out, ld, last, add);
+template <typename C, int kVectors, int kRows = max_rows(kVectors)>
+FASTRNN_INLINE void outer_tile_of(int n, const C* const* rows, int64_t unit, const C* panel, int64_t depth, C* out,
+                                  int64_t ld, int last, bool add) {
+  if (n == kRows) return outer_tile<C, kRows, kVectors>(rows, unit, panel, depth, out, ld, last, add);
+  if constexpr (kRows > 1) outer_tile_of<C, kVectors, kRows - 1>(n, rows, unit, panel, depth, out, ld, last, add);
 }
 
-// out[rows, columns] (+)= a^T @ b: a in tiles of kOuterRows rows, each [depth, rows of the tile]; b in panels.
+// out[unit - begin][column] (+)= sum over k of rows[k][unit] * columns_of[k][column], for units begin .. end-1.
+// The rows of columns_of are packed a panel at a time into `panel`.
 template <typename C>
-void run_outer(const C* a, int64_t rows, const C* b, int64_t columns, int64_t depth, C* out, int64_t ld, bool add) {
+void run_outer(const C* const* rows, int64_t begin, int64_t end, const C* const* columns_of, int64_t columns,
+               int64_t depth, C* panel, C* out, int64_t ld, bool add) {
+  constexpr int L = kLanes<C>;
   const Panels<C> panels(columns);
   for (int64_t i = 0; i < panels.count; ++i) {
-    const int64_t column = panels.begin(i) * kLanes<C>;
+    const int64_t column = panels.begin(i) * L;
     const int width = panels.width(i);
-    const int64_t inside = columns - column - (width - 1) * kLanes<C>;
-    const int last = static_cast<int>(inside < kLanes<C> ? inside : kLanes<C>);
-    const C* panel = b + column * depth;
-    for (int64_t row = 0; row < rows; row += kOuterRows) {
-      const int n = static_cast<int>(rows - row < kOuterRows ? rows - row : kOuterRows);
-      const C* from = a + row * depth;
-      C* to = out + row * ld + column;
+    const int64_t inside = columns - column - (width - 1) * L;
+    const int last = static_cast<int>(inside < L ? inside : L);
+    for (int64_t k = 0; k < depth; ++k) {
+      const C* from = columns_of[k] + column;
+      C* to = panel + k * width * L;
+      for (int v = 0; v < width - 1; ++v) store(to + v * L, load(from + v * L));
+      const int v = width - 1;
+      store(to + v * L, last < L ? load_first(from + v * L, last) : load(from + v * L));
+    }
+    const int64_t units = end - begin, tiles = (units + max_rows(width) - 1) / max_rows(width);
+    int64_t unit = begin;
+    for (int64_t j = 0; j < tiles; ++j) {
+      const int n = static_cast<int>((end - unit + tiles - j - 1) / (tiles - j));
+      C* to = out + (unit - begin) * ld + column;
       switch (width) {
         case 1:
-          outer_tile_of<C, 1>(n, from, panel, depth, to, ld, last, add);
+          outer_tile_of<C, 1>(n, rows, unit, panel, depth, to, ld, last, add);
           break;
         case 2:
-          outer_tile_of<C, 2>(n, from, panel, depth, to, ld, last, add);
+          outer_tile_of<C, 2>(n, rows, unit, panel, depth, to, ld, last, add);
           break;
         default:
           if constexpr (kMaxVectors > 2) {
-            width == 3 ? outer_tile_of<C, 3>(n, from, panel, depth, to, ld, last, add)
-                       : outer_tile_of<C, 4>(n, from, panel, depth, to, ld, last, add);
+            width == 3 ? outer_tile_of<C, 3>(n, rows, unit, panel, depth, to, ld, last, add)
+                       : outer_tile_of<C, 4>(n, rows, unit, panel, depth, to, ld, last, add);
           }
       }
+      unit += n;
     }
   }
 }
