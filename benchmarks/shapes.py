@@ -1,4 +1,4 @@
-"""The shapes that are measured: sizes and options, counts of arithmetic and bytes, and the goals of each row."""
+"""The shapes that are measured, how much each of them computes, and the goals of each."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Shape:
         return features * (inputs + self.num_layers * self.hidden_size)
 
     def gflop(self, training: bool) -> float:
-        """2 * steps * H * (I + H) of each layer and direction, in units of 1e9; three times that in training."""
+        """2 * steps * H * (I + H) / 1e9 of all layers; three times that in training."""
         return 2e-9 * self.steps * self.num_weights * (3 if training else 1)
 
     def weight_bytes(self) -> int:

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 common = importlib.import_module("_common")
 mnist_rows = importlib.import_module("mnist_rows")
 
+REAL_DATA = Path(os.environ.get("FASTRNN_DATA", "/nowhere")).absolute() / "mnist"
 FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -46,13 +47,9 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def mnist() -> str:
     """The folder of the real MNIST."""
-    root = REAL_DATA
-    if root is None or not (Path(root) / "mnist").is_dir():
+    if not REAL_DATA.is_dir():
         pytest.skip("no folder $FASTRNN_DATA/mnist")
-    return str(Path(root) / "mnist")
-
-
-REAL_DATA = os.environ.get("FASTRNN_DATA") and os.path.abspath(os.environ["FASTRNN_DATA"])
+    return str(REAL_DATA)
 
 
 def idx(array: torch.Tensor) -> bytes:

@@ -17,8 +17,17 @@ inline int64_t storage_bytes(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
+// How a task's columns are shared: by default one thread has all. Else each step ends in a wait for the other parts.
+struct Share {
+  int part = 0;
+  int parts = 1;
+  void (*wait)(const void* team) = nullptr;
+  const void* team = nullptr;
+};
+
 struct ForwardTask {
   const Steps* steps;
+  Share share;
   bool reverse;
   bool relu;
   int64_t input_size;
@@ -27,8 +36,9 @@ struct ForwardTask {
   Sequence input_mask;  // storage type; data null: none
   const void* hx;       // storage type, [B, H]; null: zeros
   int64_t hx_row_stride;
-  const void* w_ih;  // packed
-  const void* w_hh;  // packed
+  bool packed;          // whether the weights are; if not they are as they came
+  const void* w_ih;
+  const void* w_hh;
   const void* bias;  // accumulation type, padded
   Sequence output;   // storage type
   Sequence copy;     // storage type; data null: none
@@ -37,10 +47,12 @@ struct ForwardTask {
 
 struct BackwardTask {
   const Steps* steps;
+  Share share;
   bool reverse;
   bool relu;
   int64_t hidden_size;
   Sequence state;  // storage type: the saved output
+  bool packed;
   const void* w_hh;
   Sequence grad_output;  // data null: zeros
   bool grad_output_accumulates;  // grad_output is of the accumulation type
@@ -51,11 +63,13 @@ struct BackwardTask {
 
 struct InputGradTask {
   const Steps* steps;
+  Share share;
   int num_directions;
   int64_t input_size;
   int64_t hidden_size;
   Sequence grad_pre[2];  // accumulation type
-  const void* w_ih[2];   // packed
+  bool packed;
+  const void* w_ih[2];
   Sequence grad_input;
   bool grad_input_accumulates;  // grad_input is of the accumulation type
   Sequence input_mask;

@@ -85,13 +85,22 @@ FASTRNN_INLINE const S* mask_row(const Sequence& mask, const Steps& steps, int64
   return mask.data ? row_of<const S>(mask, steps, t, i) : nullptr;
 }
 
+FASTRNN_INLINE void wait(const Share& share) {
+  if (share.parts > 1) share.wait(share.team);
+}
+
+// Where the input projection joins a step's product: with enough rows to fill the tiles, and w_ih small enough to stay
+// in cache beside w_hh.
 constexpr int64_t kFusedRows = 12;
+constexpr int64_t kFusedBytes = 256 << 10;
 
 // Tile plan: a block of up to kBlockRows rows runs through all steps; a step is a product of the block's rows with the
 //   packed w_hh, a few rows by a panel of columns in registers at a time.
 // With enough rows the input projection joins that product; with few, it is made for a chunk of steps at once, so that
 //   w_ih is read once a chunk. Both sum bias, input terms, state terms in this order: the result is the same.
-// Sync plan: none; a row needs only its own past.
+//   From step to step the panels are walked up and down: those read last are still in the nearest cache.
+// Sync plan: none where a thread has all columns, for a row needs only its own past. Where columns are shared, all wait
+//   at the end of a step: each has written its columns of h before any reads them.
 // Limits: none. h_prev is read from the output itself (16-bit types: from float copies of the rounded states).
 template <typename S>
 void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* scratch) {
@@ -99,7 +108,10 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   const Steps& steps = *task.steps;
   const Walk walk{steps, task.reverse};
   const int64_t T = steps.seq_len, H = task.hidden_size, I = task.input_size;
-  const bool fused = rows >= kFusedRows || I < 4;
+  const bool fused = I < 4 || (rows >= kFusedRows && I * H * int64_t{sizeof(C)} <= kFusedBytes);
+  const Layout layout = task.packed ? Layout::kPacked : Layout::kTransposed;
+  const bool split = steps.batch <= 2;
+  const Share& share = task.share;
   const int64_t chunk = fused ? 1 : kBlockRows / rows;
 
   Arena<C> arena{static_cast<C*>(scratch)};
@@ -138,7 +150,10 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
     }
     const typename Product<C>::Term input_term{x_rows, I, static_cast<const C*>(task.w_ih)};
     const C* bias = static_cast<const C*>(task.bias);
-    if (!fused) run(Product<C>{input_term, {}, bias, nullptr, nullptr, chunk_rows, H, Epilogue::kStore}, gathered);
+    if (!fused) {
+      run(Product<C>{layout, false, {input_term, {}}, bias, nullptr, nullptr, chunk_rows, H, Epilogue::kStore}, gathered,
+          share.part, share.parts);
+    }
 
     int64_t done = 0;  // of the chunk's rows
     for (int64_t s = s0; s < s1; ++s) {
@@ -166,12 +181,13 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
       }
       const typename Product<C>::Term state_term{h_rows, from_zero ? 0 : H, static_cast<const C*>(task.w_hh)};
       const Epilogue f = task.relu ? Epilogue::kRelu : Epilogue::kTanh;
-      if (fused) {
-        run(Product<C>{input_term, state_term, bias, nullptr, nullptr, out_rows, H, f}, n);
-      } else {
-        run(Product<C>{{}, state_term, nullptr, gate_rows + done, nullptr, out_rows, H, f}, n);
-      }
+      const Product<C> product =
+          fused ? Product<C>{layout, split, {input_term, state_term}, bias, nullptr, nullptr, out_rows, H, f}
+                : Product<C>{layout, split, {{}, state_term}, nullptr, gate_rows + done, nullptr, out_rows, H, f};
+      run(product, n, share.part, share.parts, s & 1);
       done += n;
+      wait(share);
+      if (share.part > 0) continue;
       for (int64_t i = 0; i < n; ++i) {
         S* out = row_of<S>(task.output, steps, t, begin + i);
         if constexpr (kNarrow<S>) {
@@ -183,7 +199,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
       }
     }
   }
-  for (int64_t i = count(0); i < rows; ++i) {  // rows without a step
+  for (int64_t i = share.part > 0 ? rows : count(0); i < rows; ++i) {  // rows without a step
     if (task.hx) {
       std::memcpy(hn_row(i), hx_row(i), H * sizeof(S));
     } else {
@@ -193,7 +209,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
 }
 
 // Tile plan: as forward_block, with w_hh not transposed and the steps walked back; grad_pre is kept for all steps.
-// Sync plan: none. Limits: none.
+// Sync plan: as forward_block, with grad_pre in the place of h. Limits: none.
 template <typename S>
 void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void* scratch) {
   using C = typename Accumulate<S>::type;
@@ -219,6 +235,9 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
 
   const typename Product<C>::Term none{};
   const C* w_hh = static_cast<const C*>(task.w_hh);
+  const Layout layout = task.packed ? Layout::kPacked : Layout::kNatural;
+  const bool split = steps.batch <= 2;
+  const Share& share = task.share;
   for (int64_t s = T - 1; s >= 0; --s) {
     const int64_t t = walk.time(s), n = clamp(active_rows(steps, t) - begin, 0, rows);
     const C* carry_rows[kBlockRows];
@@ -250,9 +269,10 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
           widened<S, C>(row_of<const S>(task.state, steps, t, begin + i), nullptr, states + i * H, H);
       out_rows[i] = row_of<C>(task.grad_pre, steps, t, begin + i);
     }
-    run(Product<C>{carried ? typename Product<C>::Term{carry_rows, H, w_hh} : none, none, nullptr, grad_rows,
-                   state_rows, out_rows, H, task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad},
-        n);
+    run(Product<C>{layout, split, {carried ? typename Product<C>::Term{carry_rows, H, w_hh} : none, none}, nullptr,
+                   grad_rows, state_rows, out_rows, H, task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad},
+        n, share.part, share.parts, s & 1);
+    wait(share);
     for (int64_t i = 0; i < n; ++i) {
       if (walk.continues(t, begin + i)) continue;
       if (!steps.reset) {
@@ -273,7 +293,11 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
       result_rows[i] = static_cast<S*>(task.grad_hx) + original_row(steps, begin + i) * H;
     }
   }
-  run(Product<C>{{initial_rows, H, w_hh}, none, nullptr, nullptr, nullptr, result_rows, H, Epilogue::kStore}, rows);
+  run(Product<C>{layout, split, {{initial_rows, H, w_hh}, none}, nullptr, nullptr, nullptr, result_rows, H,
+                 Epilogue::kStore},
+      rows, share.part, share.parts);
+  wait(share);
+  if (share.part > 0) return;
   const int64_t present = T > 0 ? clamp(active_rows(steps, 0) - begin, 0, rows) : 0;
   for (int64_t i = 0; i < rows; ++i) {
     S* out = static_cast<S*>(task.grad_hx) + original_row(steps, begin + i) * H;

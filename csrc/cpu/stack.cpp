@@ -170,56 +170,86 @@ int64_t largest_features(const Stack& s) {
   return inner > s.input_size ? inner : s.input_size;
 }
 
-// The packed weights of a stack: for each index w_ih, w_hh and the sum of the biases.
-class PackedWeights {
+// With this many rows of all steps or fewer, packing a weight matrix costs more than it saves.
+constexpr int64_t kUnpackedRows = 16;
+
+// The weights of a stack as its kernels want them: packed, or with few rows as they came; and the sums of the biases.
+class Weights {
  public:
   // Forward: the columns are hidden units. Backward: w_hh and w_ih as they stand, to multiply grad_pre with.
-  PackedWeights(const Stack& s, const TypedKernels& kernels, bool forward)
-      : layout_(s), kernels_(kernels), forward_(forward), H_(s.hidden_size), bytes_(accumulator_bytes(s.dtype)) {
+  Weights(const Stack& s, const TypedKernels& kernels, bool forward)
+      : layout_(s),
+        kernels_(kernels),
+        forward_(forward),
+        packed_(storage_bytes(s.dtype) == 2 || layout_.rows() > kUnpackedRows),
+        H_(s.hidden_size),
+        bytes_(accumulator_bytes(s.dtype)) {
     for (int64_t i = 0; i < layout_.count(); ++i) size_ += size(i, 0) + size(i, 1) + size(i, 2);
   }
   int64_t bytes() const { return size_; }
+  bool packed() const { return packed_; }
 
   // Every member packs its share; wait before reading.
   void pack(char* memory, const Team& team) const {
     for (int64_t i = 0; i < layout_.count(); ++i) {
-      for (int k = 0; k < 3; ++k) {
-        pack(memory, i, k, team);
+      for (int k = 0; k < 2 && packed_; ++k) {
+        const int64_t in = k == 0 ? features(i) : H_;
+        const int64_t depth = forward_ ? in : H_, columns = forward_ ? H_ : in;
+        kernels_.pack(memory, layout_.weight(i, k), depth, columns, forward_, team.index, team.size);
         memory += size(i, k);
       }
+      if (forward_ && team.index == 0) kernels_.add_biases(memory, layout_.bias(i, 0), layout_.bias(i, 1), H_);
+      memory += size(i, 2);
     }
   }
-  const void* w_ih(const char* memory, int64_t index) const { return at(memory, index, 0); }
-  const void* w_hh(const char* memory, int64_t index) const { return at(memory, index, 1); }
+  const void* w_ih(const char* memory, int64_t index) const {
+    return packed_ ? at(memory, index, 0) : layout_.weight(index, 0);
+  }
+  const void* w_hh(const char* memory, int64_t index) const {
+    return packed_ ? at(memory, index, 1) : layout_.weight(index, 1);
+  }
   const void* bias(const char* memory, int64_t index) const { return at(memory, index, 2); }
 
  private:
   int64_t features(int64_t index) const { return layout_.features(layout_.layer(index)); }
-  int64_t size(int64_t index, int k) const {
-    const int64_t depth = k == 2 ? int64_t{forward_} : k == 1 || !forward_ ? H_ : features(index);
-    const int64_t columns = k == 0 && !forward_ ? features(index) : H_;
-    return aligned(depth * padded(columns) * bytes_);
+  int64_t size(int64_t index, int k) const {  // of w_ih, w_hh, bias in memory
+    if (k < 2 && !packed_) return 0;
+    if (k == 2) return forward_ ? aligned(padded(H_) * bytes_) : 0;
+    const int64_t in = k == 0 ? features(index) : H_;
+    return aligned((forward_ ? in * padded(H_) : H_ * padded(in)) * bytes_);
   }
   const char* at(const char* memory, int64_t index, int k) const {
     for (int64_t i = 0; i < index; ++i) memory += size(i, 0) + size(i, 1) + size(i, 2);
     for (int j = 0; j < k; ++j) memory += size(index, j);
     return memory;
   }
-  void pack(char* to, int64_t index, int k, const Team& team) const {
-    if (k == 2) {
-      if (forward_ && team.index == 0) kernels_.add_biases(to, layout_.bias(index, 0), layout_.bias(index, 1), H_);
-      return;
-    }
-    const int64_t in = k == 0 ? features(index) : H_;
-    const void* w = layout_.weight(index, k);
-    forward_ ? kernels_.pack(to, w, in, H_, true, team.index, team.size)
-             : kernels_.pack(to, w, H_, in, false, team.index, team.size);
-  }
 
   Layout layout_;
   const TypedKernels& kernels_;
-  bool forward_;
+  bool forward_, packed_;
   int64_t H_, bytes_, size_ = 0;
+};
+
+// Which rows and columns a member of the team works on. Rows need nothing of one another, so they are shared out where
+// there are enough; else columns are, where a step is long enough to pay for the wait at its end.
+struct Part {
+  int64_t begin, end;
+  Share columns;
+
+  Part(const Stack& s, const Team& team) {
+    constexpr int64_t kLeastStepWork = 250'000;  // multiply-adds
+    const Steps& steps = s.steps;
+    if (team.size > 1 && steps.batch < 2 * team.size && storage_bytes(s.dtype) > 2 &&
+        steps.batch * s.hidden_size * s.hidden_size >= kLeastStepWork) {
+      begin = 0;
+      end = steps.batch;
+      columns = {team.index, team.size, [](const void* t) { static_cast<const Team*>(t)->wait(); }, &team};
+    } else {
+      const Work work(steps);
+      begin = work.row_at(team.index, team.size);
+      end = work.row_at(team.index + 1, team.size);
+    }
+  }
 };
 
 }  // namespace
@@ -237,7 +267,7 @@ void run_forward(const Forward& call, const Kernels& kernels, int threads) {
   const TypedKernels& typed = kernels.typed[static_cast<int>(s.dtype)];
   const Layout layout(s);
   const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size, bytes = storage_bytes(s.dtype);
-  PackedWeights weights(s, typed, true);
+  const Weights weights(s, typed, true);
 
   // Between the layers the output goes to `saved`, or where none is wanted to two buffers in turn.
   const int64_t between = call.saved || L == 1 ? 0 : aligned(layout.rows() * D * H * bytes);
@@ -249,8 +279,7 @@ void run_forward(const Forward& call, const Kernels& kernels, int threads) {
     Workspace<1> scratch(task_scratch_bytes(s.dtype, largest_features(s), H));
     weights.pack(packed, team);
     team.wait();
-    const Work work(s.steps);
-    const int64_t begin = work.row_at(team.index, team.size), end = work.row_at(team.index + 1, team.size);
+    const Part part(s, team);
     Sequence input = s.input;
     for (int64_t layer = 0; layer < L; ++layer) {
       Sequence output = layer == L - 1 ? call.output : layout.dense(buffers[layer & 1], D * H);
@@ -262,6 +291,7 @@ void run_forward(const Forward& call, const Kernels& kernels, int threads) {
       for (int64_t d = 0; d < D; ++d) {
         const int64_t index = layer * D + d;
         const ForwardTask task{&s.steps,
+                               part.columns,
                                d == 1,
                                s.relu,
                                layout.features(layer),
@@ -270,13 +300,14 @@ void run_forward(const Forward& call, const Kernels& kernels, int threads) {
                                layout.mask_of_input(layer),
                                layout.hx(index),
                                s.hx_row_stride,
+                               weights.packed(),
                                weights.w_ih(packed, index),
                                weights.w_hh(packed, index),
                                weights.bias(packed, index),
                                layout.direction(output, d, bytes),
                                layout.direction(copy, d, bytes),
                                layout.state(call.hn, index)};
-        typed.forward(task, begin, end, scratch.take(0));
+        typed.forward(task, part.begin, part.end, scratch.take(0));
       }
       input = output;
     }
@@ -289,7 +320,7 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
   const Layout layout(s);
   const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size;
   const int64_t bytes = storage_bytes(s.dtype), wide = accumulator_bytes(s.dtype);
-  PackedWeights weights(s, typed, false);
+  const Weights weights(s, typed, false);
 
   // grad_pre of two layers in turn, so that one wait a layer is enough; the gradient that a layer hands down, likewise.
   const int64_t pre = aligned(layout.rows() * D * H * wide), sets = L > 1 ? 2 : 1;
@@ -303,8 +334,7 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
     Workspace<1> scratch(task_scratch_bytes(s.dtype, largest_features(s), H));
     weights.pack(packed, team);
     team.wait();
-    const Work work(s.steps);
-    const int64_t begin = work.row_at(team.index, team.size), end = work.row_at(team.index + 1, team.size);
+    const Part part(s, team);
     for (int64_t layer = L - 1; layer >= 0; --layer) {
       const bool top = layer == L - 1;
       const Sequence grad_pre = layout.dense(pre_buffers[layer & (sets - 1)], D * H);
@@ -312,28 +342,38 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
       const Sequence state = layout.layer_of(call.saved, layer);
       const Sequence input = layer == 0 ? s.input : layout.layer_of(call.saved, layer - 1);
       const Sequence mask = layout.mask_of_input(layer);
-      InputGradTask below{&s.steps, static_cast<int>(D), layout.features(layer), H, {}, {}, {}, layer > 0, mask};
+      InputGradTask below{};
+      below.steps = &s.steps;
+      below.share = part.columns;
+      below.num_directions = static_cast<int>(D);
+      below.input_size = layout.features(layer);
+      below.hidden_size = H;
+      below.packed = weights.packed();
+      below.grad_input_accumulates = layer > 0;
+      below.input_mask = mask;
       below.grad_input = layer == 0 ? call.grad_input : layout.dense(handed_down, D * H);
       for (int64_t d = 0; d < D; ++d) {
         const int64_t index = layer * D + d;
         below.grad_pre[d] = layout.direction(grad_pre, d, wide);
         below.w_ih[d] = weights.w_ih(packed, index);
         const BackwardTask task{&s.steps,
+                                part.columns,
                                 d == 1,
                                 s.relu,
                                 H,
                                 layout.direction(state, d, bytes),
+                                weights.packed(),
                                 weights.w_hh(packed, index),
                                 layout.direction(grad_output, d, top ? bytes : wide),
                                 !top,
                                 layout.state(call.grad_hn, index),
                                 below.grad_pre[d],
                                 layout.state(call.grad_hx, index)};
-        typed.backward(task, begin, end, scratch.take(0));
+        typed.backward(task, part.begin, part.end, scratch.take(0));
       }
-      if (below.grad_input.data) typed.input_grad(below, begin, end, scratch.take(0));
+      if (below.grad_input.data) typed.input_grad(below, part.begin, part.end, scratch.take(0));
+      if (call.grad_weights || part.columns.parts > 1) team.wait();
       if (!call.grad_weights) continue;
-      team.wait();
       for (int64_t d = 0; d < D; ++d) {
         const int64_t index = layer * D + d;
         void* const* grads = call.grad_weights + index * layout.per_index();

@@ -14,6 +14,8 @@ constexpr int max_rows(int vectors) {
   return rows < 12 ? rows : 12;
 }
 
+constexpr int kMaxNaturalRows = 4;  // of a tile on a matrix that is not packed
+
 // Columns are dealt evenly to panels, in whole vectors.
 template <typename C>
 struct Panels {
@@ -29,39 +31,70 @@ struct Panels {
 
 enum class Epilogue { kStore, kTanh, kRelu, kTanhGrad, kReluGrad };
 
-// out[r] = epilogue(start[r] + first.rows[r] @ first.matrix + second.rows[r] @ second.matrix), for n rows.
-// Each element is summed in this order whatever the tile, so results do not depend on how rows are shared out.
+// How the matrices of a product lie in memory.
+enum class Layout {
+  kPacked,      // panels of [depth, columns]
+  kNatural,     // [depth, columns] row-major, as they came
+  kTransposed,  // [columns, depth] row-major, as they came
+};
+
+// out[r] = epilogue(start[r] + sum over terms of rows[r] @ matrix), for n rows.
+// The order in which an element is summed depends on layout and split, not on the tile that it falls into: so results
+// do not depend on how rows and columns are shared out.
 template <typename C>
 struct Product {
   struct Term {
     const C* const* rows;
     int64_t depth;  // 0: no such term
-    const C* matrix;  // packed panels of [depth, columns]
+    const C* matrix;
   };
-  Term first, second;
-  const C* bias;           // start of every row, padded; or null
-  const C* const* start;   // start of each row; or null
-  const C* const* state;   // h, for the derivatives
+  Layout layout;
+  bool split;  // sum even and odd k apart: with one or two rows, one chain of sums a column is too slow
+  Term terms[2];
+  const C* bias;          // start of every row, padded; or null
+  const C* const* start;  // start of each row; or null
+  const C* const* state;  // h, for the derivatives
   C* const* out;
   int64_t columns;
   Epilogue epilogue;
 };
 
-template <typename C, int kRows, int kVectors>
-FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const C* const* rows, int64_t depth, const C* panel) {
+// acc += rows @ panel. ld is the distance between the panel's rows; of its last vector, `last` lanes are read.
+template <typename C, int kRows, int kVectors, int kSplit, bool kWhole>
+FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const C* const* rows, int64_t depth, const C* panel,
+                             int64_t ld, int last) {
+  constexpr int L = kLanes<C>;
   const C* a[kRows];
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) a[r] = rows[r];
-  for (int64_t k = 0; k < depth; ++k) {
+  Vec<C> odd[kSplit - 1 ? kRows : 1][kVectors] = {};
+  const auto step = [&](Vec<C>(&sums)[kRows][kVectors], int64_t k) __attribute__((always_inline)) {
     Vec<C> b[kVectors];
     FASTRNN_UNROLL
-    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + v * kLanes<C>);
-    panel += kVectors * kLanes<C>;
+    for (int v = 0; v < kVectors; ++v) {
+      b[v] = kWhole || v < kVectors - 1 || last == L ? load(panel + v * L) : load_first(panel + v * L, last);
+    }
+    panel += ld;
     FASTRNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const C x = a[r][k];
       FASTRNN_UNROLL
-      for (int v = 0; v < kVectors; ++v) acc[r][v] += b[v] * x;
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += b[v] * x;
+    }
+  };
+  if constexpr (kSplit == 1) {
+    for (int64_t k = 0; k < depth; ++k) step(acc, k);
+  } else {
+    int64_t k = 0;
+    for (; k + 1 < depth; k += 2) {
+      step(acc, k);
+      step(odd, k + 1);
+    }
+    if (k < depth) step(acc, k);
+    FASTRNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      FASTRNN_UNROLL
+      for (int v = 0; v < kVectors; ++v) acc[r][v] += odd[r][v];
     }
   }
 }
@@ -123,7 +156,7 @@ __attribute__((noinline)) void finish(const Product<C>& p, int64_t row, int rows
 
 // One tile: rows row .. row + kRows - 1, the columns of the panel that starts at vector `begin`; `last` lanes of its
 // last vector are inside the matrix.
-template <typename C, int kRows, int kVectors>
+template <typename C, int kRows, int kVectors, int kSplit, bool kPacked>
 __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t begin, int last) {
   constexpr int L = kLanes<C>;
   const int64_t column = begin * L;
@@ -140,8 +173,20 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
       }
     }
   }
-  if (p.first.depth > 0) multiply(acc, p.first.rows + row, p.first.depth, p.first.matrix + column * p.first.depth);
-  if (p.second.depth > 0) multiply(acc, p.second.rows + row, p.second.depth, p.second.matrix + column * p.second.depth);
+  for (const auto& term : p.terms) {
+    if (term.depth == 0) continue;
+    const C* panel = term.matrix + (kPacked ? column * term.depth : column);
+    multiply<C, kRows, kVectors, kSplit, kPacked>(acc, term.rows + row, term.depth, panel,
+                                                  kPacked ? kVectors * L : p.columns, last);
+  }
+  if (p.epilogue == Epilogue::kStore && last == L) {
+    FASTRNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      FASTRNN_UNROLL
+      for (int v = 0; v < kVectors; ++v) store(p.out[row + r] + column + v * L, acc[r][v]);
+    }
+    return;
+  }
   Vec<C> sums[kRows][kVectors];
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -153,20 +198,32 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
 
 template <typename C, int kVectors, int kRows = max_rows(kVectors)>
 FASTRNN_INLINE void tile_of(int rows, const Product<C>& p, int64_t row, int64_t begin, int last) {
-  if (rows == kRows) return tile<C, kRows, kVectors>(p, row, begin, last);
+  if (rows == kRows) {
+    if constexpr (kRows <= 2) {
+      if (p.split && p.layout == Layout::kPacked) return tile<C, kRows, kVectors, 2, true>(p, row, begin, last);
+      if (p.split) return tile<C, kRows, kVectors, 2, false>(p, row, begin, last);
+    }
+    if constexpr (kRows <= kMaxNaturalRows) {
+      if (p.layout != Layout::kPacked) return tile<C, kRows, kVectors, 1, false>(p, row, begin, last);
+    }
+    return tile<C, kRows, kVectors, 1, true>(p, row, begin, last);
+  }
   if constexpr (kRows > 1) tile_of<C, kVectors, kRows - 1>(rows, p, row, begin, last);
 }
 
+// The columns of the part-th of `parts` ranges of panels; panels backwards if `back`.
 template <typename C>
-void run(const Product<C>& p, int64_t rows) {
-  if (rows == 0) return;
+void run_panels(const Product<C>& p, int64_t rows, int part, int parts, bool back) {
   const Panels<C> panels(p.columns);
-  for (int64_t i = 0; i < panels.count; ++i) {
-    const int64_t begin = panels.begin(i);
-    const int width = panels.width(i);
+  const int64_t first = panels.count * part / parts, end = panels.count * (part + 1) / parts;
+  for (int64_t i = first; i < end; ++i) {
+    const int64_t panel = back ? end - 1 - (i - first) : i;
+    const int64_t begin = panels.begin(panel);
+    const int width = panels.width(panel);
     const int64_t inside = p.columns - (begin + width - 1) * kLanes<C>;
     const int last = static_cast<int>(inside < kLanes<C> ? inside : kLanes<C>);
-    const int64_t tiles = (rows + max_rows(width) - 1) / max_rows(width);
+    const int64_t most = p.layout == Layout::kPacked ? max_rows(width) : kMaxNaturalRows;
+    const int64_t tiles = (rows + most - 1) / most;
     int64_t row = 0;
     for (int64_t j = 0; j < tiles; ++j) {
       const int n = static_cast<int>((rows - row + tiles - j - 1) / (tiles - j));
@@ -185,6 +242,94 @@ void run(const Product<C>& p, int64_t rows) {
       row += n;
     }
   }
+}
+
+// out[r][unit] = start + dot products of rows[r] with kUnits rows of the transposed matrix.
+template <typename C, int kRows, int kUnits>
+FASTRNN_INLINE void dots(const Product<C>& p, int64_t row, int64_t unit) {
+  constexpr int L = kLanes<C>;
+  C total[kRows][kUnits];
+  for (int r = 0; r < kRows; ++r) {
+    for (int u = 0; u < kUnits; ++u) {
+      total[r][u] = p.start ? p.start[row + r][unit + u] : p.bias ? p.bias[unit + u] : C(0);
+    }
+  }
+  for (const auto& term : p.terms) {
+    if (term.depth == 0) continue;
+    Vec<C> acc[kRows][kUnits] = {};
+    const C* w = term.matrix + unit * term.depth;
+    const auto step = [&](int64_t k, int n) __attribute__((always_inline)) {
+      Vec<C> a[kRows];
+      FASTRNN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        a[r] = n < L ? load_first(term.rows[row + r] + k, n) : load(term.rows[row + r] + k);
+      }
+      FASTRNN_UNROLL
+      for (int u = 0; u < kUnits; ++u) {
+        const C* from = w + u * term.depth + k;
+        const Vec<C> b = n < L ? load_first(from, n) : load(from);
+        FASTRNN_UNROLL
+        for (int r = 0; r < kRows; ++r) acc[r][u] += a[r] * b;
+      }
+    };
+    int64_t k = 0;
+    for (; k + L <= term.depth; k += L) step(k, L);
+    if (k < term.depth) step(k, static_cast<int>(term.depth - k));
+    for (int r = 0; r < kRows; ++r) {
+      for (int u = 0; u < kUnits; ++u) {
+        C sum = 0;
+        FASTRNN_UNROLL
+        for (int l = 0; l < L; ++l) sum += acc[r][u][l];
+        total[r][u] += sum;
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int u = 0; u < kUnits; ++u) p.out[row + r][unit + u] = total[r][u];
+  }
+}
+
+template <typename C, int kRows>
+__attribute__((noinline)) void dots_of(const Product<C>& p, int64_t row, int64_t begin, int64_t end) {
+  constexpr int kUnits = 4;
+  int64_t unit = begin;
+  for (; unit + kUnits <= end; unit += kUnits) dots<C, kRows, kUnits>(p, row, unit);
+  for (; unit < end; ++unit) dots<C, kRows, 1>(p, row, unit);
+}
+
+// As run_panels, for matrices that are not packed but transposed.
+template <typename C>
+void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
+  const Panels<C> panels(p.columns);
+  const int64_t begin = panels.begin(panels.count * part / parts) * kLanes<C>;
+  int64_t end = panels.begin(panels.count * (part + 1) / parts) * kLanes<C>;
+  if (end > p.columns) end = p.columns;
+  for (int64_t row = 0; row < rows;) {
+    const int64_t left = rows - row;
+    if (left >= 4) {
+      dots_of<C, 4>(p, row, begin, end);
+      row += 4;
+    } else if (left >= 2) {
+      dots_of<C, 2>(p, row, begin, end);
+      row += 2;
+    } else {
+      dots_of<C, 1>(p, row, begin, end);
+      row += 1;
+    }
+  }
+  if (p.epilogue == Epilogue::kStore) return;
+  Product<C> activation = p;
+  activation.layout = Layout::kPacked;
+  activation.split = false;
+  activation.terms[0] = activation.terms[1] = {};
+  activation.start = p.out;
+  run_panels(activation, rows, part, parts, false);
+}
+
+template <typename C>
+void run(const Product<C>& p, int64_t rows, int part = 0, int parts = 1, bool back = false) {
+  if (rows == 0) return;
+  p.layout == Layout::kTransposed ? run_dots(p, rows, part, parts) : run_panels(p, rows, part, parts, back);
 }
 
 // dst = panels part, part + parts, ... of the [depth, columns] matrix whose element (k, c) is src[c * ld + k] if

@@ -1,0 +1,130 @@
+"""What the measurements ran on, and the limits that they are held against."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.utils import cpp_extension
+
+import fastrnn
+from benchmarks.timing import seconds_of
+
+ROOT = Path(__file__).parent.parent
+GEMM_SIZES = [(512, 512, 512), (768, 256, 256), (1024, 1024, 1024)]  # rows, columns, depth
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    fields = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", info.read_text(), re.MULTILINE))
+    name = fields.get("model name", platform.machine())
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+def commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "csrc", "fastrnn", "setup.py")
+        return git("rev-parse", "--short=12", "HEAD") + (" and changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+@functools.cache
+def _fixed_facts() -> dict[str, Any]:
+    return {
+        "cpu": cpu_model(),
+        "processors": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fastrnn": fastrnn.__version__,
+        "commit": commit(),
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "instruction_set": fastrnn.info()["cpu_kernels"],
+    }
+
+
+def facts() -> dict[str, Any]:
+    """Machine, versions and commit, with the threads and the time of the call."""
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return {**_fixed_facts(), "threads": torch.get_num_threads(), "date": now}
+
+
+def _speed(gemm: Any, flop: float) -> float:
+    gemm()
+    repetitions = max(1, round(4e-3 / seconds_of(gemm, 1)))
+    return flop / median(seconds_of(gemm, repetitions) for _ in range(9)) / 1e9
+
+
+@functools.cache
+def gemm_gflops(dtype: str, threads: int) -> dict[str, float]:
+    """GFLOP/s of the best matrix products that torch offers, each at its best size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = {"torch.mm": 0.0}
+    for rows, columns, depth in GEMM_SIZES:
+        x = torch.randn(rows, depth, dtype=getattr(torch, dtype))
+        w = torch.randn(columns, depth, dtype=x.dtype)
+        flop = 2.0 * rows * columns * depth
+        gemms = {"torch.mm": lambda x=x, w=w: torch.mm(x, w.t())}
+        if dtype != "float64" and torch.backends.mkldnn.is_available():
+            linear = torch.ops.mkldnn._linear_pointwise
+            gemms["oneDNN in torch"] = lambda x=x, w=w, linear=linear: linear(
+                x, w, None, "none", [], ""
+            )
+        with torch.no_grad():
+            for name, gemm in gemms.items():
+                found[name] = max(found.get(name, 0.0), _speed(gemm, flop))
+    torch.set_num_threads(before)
+    return found
+
+
+def best_gemm_gflops(dtype: str, threads: int) -> float:
+    return max(gemm_gflops(dtype, threads).values())
+
+
+@functools.cache
+def read_gbytes(size: int) -> float:
+    """GB/s at which one thread reads `size` bytes again and again, by a dot product with itself."""
+    x = torch.randn(max(size // 4, 16))
+    return _speed(lambda: torch.dot(x, x), 4.0 * x.numel())
+
+
+@functools.cache
+def limits() -> ModuleType:
+    """The compiled limits: the peak of multiply-adds, and operators that do nothing."""
+    build = ROOT / "build/benchmarks"
+    build.mkdir(parents=True, exist_ok=True)
+    module: ModuleType = cpp_extension.load(
+        "fastrnn_limits",
+        [str(Path(__file__).parent / "limits.cpp")],
+        extra_cflags=["-std=c++20", "-O3", "-g0", "-ffp-contract=fast"],
+        build_directory=str(build),
+    )
+    return module
+
+
+@functools.cache
+def fma_gflops(instruction_set: str) -> float:
+    """Peak of float32 multiply-adds on one processor: chains in registers, no memory."""
+    return max(limits().fma_gflops(instruction_set) for _ in range(9))
