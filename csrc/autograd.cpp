@@ -96,13 +96,7 @@ std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS) {
     return {results[0], results[1]};
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  auto [output, hn, saved] = rnn_forward(FASTRNN_PASS, false);
-  return {output, hn};
-}
-
-std::tuple<Tensor, Tensor> rnn_without_autograd(FASTRNN_ARGUMENTS) {
-  auto [output, hn, saved] = rnn_forward(FASTRNN_PASS, false);
-  return {output, hn};
+  return rnn(FASTRNN_PASS);
 }
 
 template <c10::DispatchKey kKey, c10::DeviceType kDevice>
@@ -145,7 +139,6 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTenso
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) { m.impl("rnn", rnn_autograd); }
-TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) { m.impl("rnn", rnn_without_autograd); }
 TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) {
   m.impl("rnn", rnn_autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
 }

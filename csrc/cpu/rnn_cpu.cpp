@@ -1,9 +1,11 @@
 // The operators on the CPU: tensors to structs.
 #include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+#include <c10/util/MaybeOwned.h>
+#include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -25,19 +27,28 @@ int threads_for(const Stack& stack) {
   return worthwhile_threads(stack, at::in_parallel_region() ? 1 : at::get_num_threads());
 }
 
-Tensor contiguous_features(const Tensor& x) { return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous(); }
+// at::empty without its way through the dispatcher, but with its NaNs in deterministic mode.
+Tensor new_tensor(at::IntArrayRef sizes, const Tensor& like) {
+  const at::Context& context = at::globalContext();
+  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
+    return at::empty(sizes, like.options());
+  }
+  return at::detail::empty_cpu(sizes, like.scalar_type());
+}
 
-Tensor empty_like_rows(const Tensor& like, at::IntArrayRef sizes, bool zero) {
-  return zero ? at::zeros(sizes, like.options()) : at::empty(sizes, like.options());
+using MaybeOwned = c10::MaybeOwned<Tensor>;
+
+MaybeOwned contiguous_features(const Tensor& x) {
+  return x.stride(-1) == 1 || x.size(-1) == 1 ? MaybeOwned::borrowed(x) : MaybeOwned::owned(x.contiguous());
 }
 
 // The struct of a call, with all that its pointers point to.
 struct Call {
   Shape shape;
   Stack stack{};
-  Tensor input, hx, dropout_mask;
-  std::vector<Tensor> weights;
-  std::vector<const void*> weight_data;
+  MaybeOwned input, hx, dropout_mask;
+  c10::SmallVector<MaybeOwned, 8> weights;
+  c10::SmallVector<const void*, 8> weight_data;
   std::vector<int64_t> start, active, order;
   bool packed, batch_first, ragged;
 
@@ -51,26 +62,23 @@ struct Call {
     stack.num_directions = shape.num_directions;
     stack.input_size = shape.input_size;
     stack.hidden_size = shape.hidden_size;
-    stack.input = sequence(this->input);
-    this->weights.reserve(weights.size());
-    weight_data.reserve(weights.size());
+    stack.input = sequence(*this->input);
     for (const Tensor& w : weights) {
-      this->weights.push_back(w.contiguous());
-      weight_data.push_back(this->weights.back().const_data_ptr());
+      this->weights.push_back(w.expect_contiguous());
+      weight_data.push_back(this->weights.back()->const_data_ptr());
     }
     stack.weights = weight_data.data();
     if (hx) {
       this->hx = contiguous_features(*hx);
-      stack.hx = this->hx.const_data_ptr();
-      stack.hx_layer_stride = this->hx.stride(0);
-      stack.hx_row_stride = this->hx.stride(1);
+      stack.hx = this->hx->const_data_ptr();
+      stack.hx_layer_stride = this->hx->stride(0);
+      stack.hx_row_stride = this->hx->stride(1);
     }
     if (dropout_mask) {
-      this->dropout_mask = dropout_mask->contiguous();
-      if (packed && input.size(0) != shape.rows) {
-        this->dropout_mask = this->dropout_mask.narrow(1, 0, shape.rows).contiguous();
-      }
-      stack.dropout_mask = this->dropout_mask.const_data_ptr();
+      const bool more_rows = packed && input.size(0) != shape.rows;
+      this->dropout_mask = more_rows ? MaybeOwned::owned(dropout_mask->narrow(1, 0, shape.rows).contiguous())
+                                     : dropout_mask->expect_contiguous();
+      stack.dropout_mask = this->dropout_mask->const_data_ptr();
     }
     Steps& steps = stack.steps;
     steps.seq_len = shape.seq_len;
@@ -100,16 +108,17 @@ struct Call {
 
   // A new (T, B, features) tensor in the caller's layout; positions beyond a row's length are zero.
   Tensor new_sequence(int64_t features, bool time_major) const {
-    if (packed) return empty_like_rows(input, {shape.rows, features}, false);
-    if (time_major || !batch_first) {
-      const Tensor x = empty_like_rows(input, {shape.seq_len, shape.batch, features}, ragged);
-      return batch_first ? x.transpose(0, 1) : x;
-    }
-    return empty_like_rows(input, {shape.batch, shape.seq_len, features}, ragged);
+    if (packed) return new_tensor({shape.rows, features}, *input);
+    const bool swapped = batch_first && !time_major;
+    Tensor x = new_tensor({swapped ? shape.batch : shape.seq_len, swapped ? shape.seq_len : shape.batch, features}, *input);
+    if (ragged) x.zero_();
+    return batch_first && time_major ? x.transpose(0, 1) : x;
   }
 
+  int64_t features() const { return shape.num_directions * shape.hidden_size; }
+
   Tensor new_state() const {
-    return at::empty({shape.num_layers * shape.num_directions, shape.batch, shape.hidden_size}, input.options());
+    return new_tensor({shape.num_layers * shape.num_directions, shape.batch, shape.hidden_size}, *input);
   }
 
  private:
@@ -131,18 +140,21 @@ struct Call {
   }
 };
 
+// Runs the call; saved is where the output of every layer goes, or undefined.
+std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved) {
+  Tensor output = call.new_sequence(call.features(), true);
+  Tensor hn = call.new_state();
+  void* kept = saved.defined() ? saved.mutable_data_ptr() : nullptr;
+  run_forward({call.stack, call.sequence(output), hn.mutable_data_ptr(), kept}, chosen_kernels(), threads_for(call.stack));
+  return {output, hn};
+}
+
+std::tuple<Tensor, Tensor> rnn_cpu(FASTRNN_ARGUMENTS) { return forward(Call(FASTRNN_PASS), Tensor()); }
+
 std::tuple<Tensor, Tensor, Tensor> rnn_forward_cpu(FASTRNN_ARGUMENTS, bool save) {
   const Call call(FASTRNN_PASS);
-  const Shape& s = call.shape;
-  const int64_t features = s.num_directions * s.hidden_size;
-  Tensor output = call.new_sequence(features, true);
-  Tensor hn = call.new_state();
-  Tensor saved = at::empty({save ? s.num_layers : 0, s.rows, features}, input.options());
-  if (s.rows > 0 || s.batch > 0) {
-    const Forward forward{call.stack, call.sequence(output), hn.mutable_data_ptr(),
-                          save ? saved.mutable_data_ptr() : nullptr};
-    run_forward(forward, chosen_kernels(), threads_for(call.stack));
-  }
+  const Tensor saved = new_tensor({save ? call.shape.num_layers : 0, call.shape.rows, call.features()}, input);
+  auto [output, hn] = forward(call, save ? saved : Tensor());
   return {output, hn, saved};
 }
 
@@ -152,13 +164,13 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
                                                                  bool want_weights) {
   const Call call(FASTRNN_PASS);
   const Shape& s = call.shape;
-  const int64_t features = s.num_directions * s.hidden_size;
+  const int64_t features = call.features();
   check_tensor("saved", saved, {s.num_layers, s.rows, features}, input);
   TORCH_CHECK(saved.is_contiguous(), "rnn_backward: expected saved to be contiguous");
   Backward backward{};
   backward.stack = call.stack;
   backward.saved = saved.const_data_ptr();
-  Tensor grad_out, grad_last;
+  MaybeOwned grad_out, grad_last;
   if (grad_output) {
     if (call.packed) {
       check_tensor("grad_output", *grad_output, {s.rows, features}, input);
@@ -167,17 +179,17 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
       check_tensor("grad_output", *grad_output, {first, second, features}, input);
     }
     grad_out = contiguous_features(*grad_output);
-    backward.grad_output = call.sequence(grad_out);
+    backward.grad_output = call.sequence(*grad_out);
   }
   if (grad_hn) {
     check_tensor("grad_hn", *grad_hn, {s.num_layers * s.num_directions, s.batch, s.hidden_size}, input);
-    grad_last = grad_hn->contiguous();
-    backward.grad_hn = grad_last.const_data_ptr();
+    grad_last = grad_hn->expect_contiguous();
+    backward.grad_hn = grad_last->const_data_ptr();
   }
-  Tensor grad_input = at::empty({0}, input.options()), grad_hx = grad_input;
+  Tensor grad_input = new_tensor({0}, input), grad_hx = grad_input;
   if (want_input) {
     grad_input = call.new_sequence(s.input_size, false);
-    if (call.packed && input.size(0) != s.rows) grad_input = at::zeros(input.sizes(), input.options());
+    if (call.packed && input.size(0) != s.rows) grad_input = new_tensor(input.sizes(), input).zero_();
     backward.grad_input = call.sequence(grad_input);
   }
   if (want_hx) {
@@ -185,12 +197,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
     backward.grad_hx = grad_hx.mutable_data_ptr();
   }
   std::vector<Tensor> grad_weights;
-  std::vector<void*> grad_weight_data;
+  c10::SmallVector<void*, 8> grad_weight_data;
   if (want_weights) {
     grad_weights.reserve(weights.size());
-    grad_weight_data.reserve(weights.size());
     for (const Tensor& w : weights) {
-      grad_weights.push_back(at::empty(w.sizes(), w.options()));
+      grad_weights.push_back(new_tensor(w.sizes(), w));
       grad_weight_data.push_back(grad_weights.back().mutable_data_ptr());
     }
     backward.grad_weights = grad_weight_data.data();
@@ -204,6 +215,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
 const char* kernels_name() { return chosen_kernels().name; }
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+  m.impl("rnn", rnn_cpu);
   m.impl("rnn_forward", rnn_forward_cpu);
   m.impl("rnn_backward", rnn_backward_cpu);
 }

@@ -114,6 +114,17 @@ FASTRNN_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Bits<T> lanes) {
 #endif
 }
 
+// The sum of all lanes, by halves.
+template <typename T, int kHalf = kLanes<T> / 2>
+FASTRNN_INLINE T sum_lanes(Vec<T> v) {
+  Bits<T> swapped;
+  FASTRNN_UNROLL
+  for (int l = 0; l < kLanes<T>; ++l) swapped[l] = l ^ kHalf;
+  v += shuffle<T>(v, v, swapped);
+  if constexpr (kHalf > 1) return sum_lanes<T, kHalf / 2>(v);
+  return v[0];
+}
+
 // Transposes kLanes<T> vectors as a square matrix, swapping blocks of ever smaller size across the diagonal.
 template <typename T, int kBlock = kLanes<T> / 2>
 FASTRNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {

@@ -170,8 +170,9 @@ int64_t largest_features(const Stack& s) {
   return inner > s.input_size ? inner : s.input_size;
 }
 
-// With this many rows of all steps or fewer, packing a weight matrix costs more than it saves.
+// With this many rows of all steps or fewer, packing the weights of layers of this size or larger does not pay.
 constexpr int64_t kUnpackedRows = 16;
+constexpr int64_t kUnpackedSize = 64;
 
 // The weights of a stack as its kernels want them: packed, or with few rows as they came; and the sums of the biases.
 class Weights {
@@ -181,7 +182,7 @@ class Weights {
       : layout_(s),
         kernels_(kernels),
         forward_(forward),
-        packed_(storage_bytes(s.dtype) == 2 || layout_.rows() > kUnpackedRows),
+        packed_(storage_bytes(s.dtype) == 2 || layout_.rows() > kUnpackedRows || s.hidden_size < kUnpackedSize),
         H_(s.hidden_size),
         bytes_(accumulator_bytes(s.dtype)) {
     for (int64_t i = 0; i < layout_.count(); ++i) size_ += size(i, 0) + size(i, 1) + size(i, 2);

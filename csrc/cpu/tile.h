@@ -275,12 +275,11 @@ FASTRNN_INLINE void dots(const Product<C>& p, int64_t row, int64_t unit) {
     int64_t k = 0;
     for (; k + L <= term.depth; k += L) step(k, L);
     if (k < term.depth) step(k, static_cast<int>(term.depth - k));
+    FASTRNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      FASTRNN_UNROLL
       for (int u = 0; u < kUnits; ++u) {
-        C sum = 0;
-        FASTRNN_UNROLL
-        for (int l = 0; l < L; ++l) sum += acc[r][u][l];
-        total[r][u] += sum;
+        total[r][u] += sum_lanes<C>(acc[r][u]);
       }
     }
   }
