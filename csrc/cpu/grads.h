@@ -20,10 +20,10 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
   int64_t n = 0;
   const auto flush = [&] {
     using Term = typename Product<C>::Term;
-    const Term first{rows[0], H, static_cast<const C*>(task.w_ih[0])};
-    const Term second{rows[1], task.num_directions == 2 ? H : 0, static_cast<const C*>(task.w_ih[1])};
+    const Term first{rows[0], H, task.w_ih[0]};
+    const Term second{rows[1], task.num_directions == 2 ? H : 0, task.w_ih[1]};
     const Layout layout = task.packed ? Layout::kPacked : Layout::kNatural;
-    run(Product<C>{layout, false, {first, second}, nullptr, nullptr, nullptr, out_rows, I, Epilogue::kStore}, n,
+    run<S>(Product<C>{layout, false, {first, second}, nullptr, nullptr, nullptr, out_rows, I, Epilogue::kStore}, n,
         task.share.part, task.share.parts);
     if (!direct || task.input_mask.data) wait(task.share);
     for (int64_t r = 0; r < n && task.share.part == 0; ++r) {

@@ -8,6 +8,8 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
+#define FASTRNN_AVX2
+
 namespace fastrnn::cpu {
 namespace {
 constexpr int kVectorBytes = 32;

@@ -8,6 +8,9 @@
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #endif
 
+#define FASTRNN_AVX2
+#define FASTRNN_AVX512
+
 namespace fastrnn::cpu {
 namespace {
 constexpr int kVectorBytes = 64;

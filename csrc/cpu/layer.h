@@ -148,10 +148,10 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
         if (!fused) gate_rows[gathered] = chunk_rows[gathered] = igates + gathered * padded(H);
       }
     }
-    const typename Product<C>::Term input_term{x_rows, I, static_cast<const C*>(task.w_ih)};
+    const typename Product<C>::Term input_term{x_rows, I, task.w_ih};
     const C* bias = static_cast<const C*>(task.bias);
     if (!fused) {
-      run(Product<C>{layout, false, {input_term, {}}, bias, nullptr, nullptr, chunk_rows, H, Epilogue::kStore}, gathered,
+      run<S>(Product<C>{layout, false, {input_term, {}}, bias, nullptr, nullptr, chunk_rows, H, Epilogue::kStore}, gathered,
           share.part, share.parts);
     }
 
@@ -179,12 +179,12 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
           out_rows[i] = row_of<S>(task.output, steps, t, begin + i);
         }
       }
-      const typename Product<C>::Term state_term{h_rows, from_zero ? 0 : H, static_cast<const C*>(task.w_hh)};
+      const typename Product<C>::Term state_term{h_rows, from_zero ? 0 : H, task.w_hh};
       const Epilogue f = task.relu ? Epilogue::kRelu : Epilogue::kTanh;
       const Product<C> product =
           fused ? Product<C>{layout, split, {input_term, state_term}, bias, nullptr, nullptr, out_rows, H, f}
                 : Product<C>{layout, split, {{}, state_term}, nullptr, gate_rows + done, nullptr, out_rows, H, f};
-      run(product, n, share.part, share.parts, s & 1);
+      run<S>(product, n, share.part, share.parts, s & 1);
       done += n;
       wait(share);
       if (share.part > 0) continue;
@@ -234,7 +234,6 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   };
 
   const typename Product<C>::Term none{};
-  const C* w_hh = static_cast<const C*>(task.w_hh);
   const Layout layout = task.packed ? Layout::kPacked : Layout::kNatural;
   const bool split = steps.batch <= 2;
   const Share& share = task.share;
@@ -269,7 +268,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
           widened<S, C>(row_of<const S>(task.state, steps, t, begin + i), nullptr, states + i * H, H);
       out_rows[i] = row_of<C>(task.grad_pre, steps, t, begin + i);
     }
-    run(Product<C>{layout, split, {carried ? typename Product<C>::Term{carry_rows, H, w_hh} : none, none}, nullptr,
+    run<S>(Product<C>{layout, split, {carried ? typename Product<C>::Term{carry_rows, H, task.w_hh} : none, none}, nullptr,
                    grad_rows, state_rows, out_rows, H, task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad},
         n, share.part, share.parts, s & 1);
     wait(share);
@@ -293,7 +292,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
       result_rows[i] = static_cast<S*>(task.grad_hx) + original_row(steps, begin + i) * H;
     }
   }
-  run(Product<C>{layout, split, {{initial_rows, H, w_hh}, none}, nullptr, nullptr, nullptr, result_rows, H,
+  run<S>(Product<C>{layout, split, {{initial_rows, H, task.w_hh}, none}, nullptr, nullptr, nullptr, result_rows, H,
                  Epilogue::kStore},
       rows, share.part, share.parts);
   wait(share);

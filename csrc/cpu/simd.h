@@ -1,10 +1,11 @@
-// Vectors of one register, for the instruction set that the including file is compiled for (kVectorBytes).
+// Vectors of one register, for the instruction set that the including file is compiled for: it sets kVectorBytes and,
+// where intrinsics may be used, FASTRNN_AVX2 and FASTRNN_AVX512 (GCC's target pragma does not set __AVX2__ and the like).
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
+#if defined(FASTRNN_AVX2)
 #include <immintrin.h>
 #endif
 
@@ -63,13 +64,13 @@ FASTRNN_INLINE Vec<T> broadcast(T x) {
 // The first n lanes (0 < n < kLanes); memory behind them is not touched, the other lanes load as zero.
 template <typename T>
 FASTRNN_INLINE Vec<T> load_first(const T* p, int n) {
-#if defined(__AVX512F__)
+#if defined(FASTRNN_AVX512)
   if constexpr (sizeof(T) == 4) {
     return (Vec<T>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
   } else {
     return (Vec<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
   }
-#elif defined(__AVX2__)
+#elif defined(FASTRNN_AVX2)
   if constexpr (sizeof(T) == 4) {
     return (Vec<T>)_mm256_maskload_ps(p, (__m256i)(Bits<T>{0, 1, 2, 3, 4, 5, 6, 7} < n));
   } else {
@@ -84,13 +85,13 @@ FASTRNN_INLINE Vec<T> load_first(const T* p, int n) {
 
 template <typename T>
 FASTRNN_INLINE void store_first(T* p, Vec<T> v, int n) {
-#if defined(__AVX512F__)
+#if defined(FASTRNN_AVX512)
   if constexpr (sizeof(T) == 4) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
   } else {
     _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
   }
-#elif defined(__AVX2__)
+#elif defined(FASTRNN_AVX2)
   if constexpr (sizeof(T) == 4) {
     _mm256_maskstore_ps(p, (__m256i)(Bits<T>{0, 1, 2, 3, 4, 5, 6, 7} < n), (__m256)v);
   } else {
@@ -239,7 +240,7 @@ FASTRNN_INLINE void from_float(float x, BFloat16& y) {
 }
 
 FASTRNN_INLINE float to_float(Float16 x) {
-#if defined(__F16C__)
+#if defined(FASTRNN_AVX2)
   return _cvtsh_ss(x.bits);
 #else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
@@ -250,7 +251,7 @@ FASTRNN_INLINE float to_float(Float16 x) {
 }
 
 FASTRNN_INLINE void from_float(float x, Float16& y) {
-#if defined(__F16C__)
+#if defined(FASTRNN_AVX2)
   y.bits = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
 #else
   const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000, a = u & 0x7fffffff;
@@ -269,7 +270,7 @@ FASTRNN_INLINE void from_float(float x, Float16& y) {
 }
 
 // Convert n elements between a storage type and its accumulation type.
-#if defined(__F16C__)
+#if defined(FASTRNN_AVX2)
 inline void widen(float* to, const Float16* from, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -299,11 +300,38 @@ inline void narrow(float* to, const float* from, int64_t n) { std::memcpy(to, fr
 inline void widen(double* to, const double* from, int64_t n) { std::memcpy(to, from, n * sizeof(double)); }
 inline void narrow(double* to, const double* from, int64_t n) { std::memcpy(to, from, n * sizeof(double)); }
 
+// kLanes elements as floats.
+FASTRNN_INLINE Vec<float> load_widened_all(const BFloat16* p) {
+#if defined(FASTRNN_AVX2)
+  typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
+  Narrow bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return (Vec<float>)(__builtin_convertvector(bits, Bits<float>) << 16);
+#else  // a vector of 8 bytes would be an MMX register on x86, which clobbers the x87 stack
+  Vec<float> v = {};
+  for (int l = 0; l < kLanes<float>; ++l) v[l] = to_float(p[l]);
+  return v;
+#endif
+}
+FASTRNN_INLINE Vec<float> load_widened_all(const Float16* p) {
+#if defined(FASTRNN_AVX512)
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(FASTRNN_AVX2)
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vec<float> v = {};
+  for (int l = 0; l < kLanes<float>; ++l) v[l] = to_float(p[l]);
+  return v;
+#endif
+}
+
 // The first n elements (0 < n <= kLanes) as accumulation type, the rest zero.
 template <typename C, typename S>
 FASTRNN_INLINE Vec<C> load_widened(const S* p, int n) {
   if constexpr (sizeof(S) == sizeof(C)) {
     return n < kLanes<C> ? load_first(p, n) : load(p);
+  } else if (n == kLanes<C>) {
+    return load_widened_all(p);
   } else {
     C buffer[kLanes<C>] = {};
     widen(buffer, p, n);

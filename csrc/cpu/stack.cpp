@@ -182,7 +182,7 @@ class Weights {
       : layout_(s),
         kernels_(kernels),
         forward_(forward),
-        packed_(storage_bytes(s.dtype) == 2 || layout_.rows() > kUnpackedRows || s.hidden_size < kUnpackedSize),
+        packed_(layout_.rows() > kUnpackedRows || s.hidden_size < kUnpackedSize),
         H_(s.hidden_size),
         bytes_(accumulator_bytes(s.dtype)) {
     for (int64_t i = 0; i < layout_.count(); ++i) size_ += size(i, 0) + size(i, 1) + size(i, 2);

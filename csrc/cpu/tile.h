@@ -45,8 +45,8 @@ template <typename C>
 struct Product {
   struct Term {
     const C* const* rows;
-    int64_t depth;  // 0: no such term
-    const C* matrix;
+    int64_t depth;       // 0: no such term
+    const void* matrix;  // packed: of C, else of the storage type
   };
   Layout layout;
   bool split;  // sum even and odd k apart: with one or two rows, one chain of sums a column is too slow
@@ -59,9 +59,10 @@ struct Product {
   Epilogue epilogue;
 };
 
-// acc += rows @ panel. ld is the distance between the panel's rows; of its last vector, `last` lanes are read.
-template <typename C, int kRows, int kVectors, int kSplit, bool kWhole>
-FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const C* const* rows, int64_t depth, const C* panel,
+// acc += rows @ panel. ld is the distance between the panel's rows; of its last vector, `last` lanes are read, or all if
+// kWhole.
+template <bool kWhole, int kSplit, typename C, typename M, int kRows, int kVectors>
+FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const C* const* rows, int64_t depth, const M* panel,
                              int64_t ld, int last) {
   constexpr int L = kLanes<C>;
   const C* a[kRows];
@@ -72,7 +73,7 @@ FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const C* const* row
     Vec<C> b[kVectors];
     FASTRNN_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      b[v] = kWhole || v < kVectors - 1 || last == L ? load(panel + v * L) : load_first(panel + v * L, last);
+      b[v] = load_widened<C>(panel + v * L, kWhole || v < kVectors - 1 ? L : last);
     }
     panel += ld;
     FASTRNN_UNROLL
@@ -156,7 +157,7 @@ __attribute__((noinline)) void finish(const Product<C>& p, int64_t row, int rows
 
 // One tile: rows row .. row + kRows - 1, the columns of the panel that starts at vector `begin`; `last` lanes of its
 // last vector are inside the matrix.
-template <typename C, int kRows, int kVectors, int kSplit, bool kPacked>
+template <typename C, typename M, int kRows, int kVectors, int kSplit>
 __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t begin, int last) {
   constexpr int L = kLanes<C>;
   const int64_t column = begin * L;
@@ -175,9 +176,13 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
   }
   for (const auto& term : p.terms) {
     if (term.depth == 0) continue;
-    const C* panel = term.matrix + (kPacked ? column * term.depth : column);
-    multiply<C, kRows, kVectors, kSplit, kPacked>(acc, term.rows + row, term.depth, panel,
-                                                  kPacked ? kVectors * L : p.columns, last);
+    if constexpr (sizeof(M) == 1) {  // packed
+      const C* panel = static_cast<const C*>(term.matrix) + column * term.depth;
+      multiply<true, kSplit>(acc, term.rows + row, term.depth, panel, kVectors * L, L);
+    } else {
+      const M* panel = static_cast<const M*>(term.matrix) + column;
+      multiply<false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns, last);
+    }
   }
   if (p.epilogue == Epilogue::kStore && last == L) {
     FASTRNN_UNROLL
@@ -196,23 +201,27 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
   finish<C>(p, row, kRows, column, kVectors, last, &sums[0][0]);
 }
 
-template <typename C, int kVectors, int kRows = max_rows(kVectors)>
+// Takes the place of the storage type for packed matrices, which do not depend on it.
+struct Packed {};
+
+template <typename C, typename M, int kVectors, int kRows>
 FASTRNN_INLINE void tile_of(int rows, const Product<C>& p, int64_t row, int64_t begin, int last) {
   if (rows == kRows) {
     if constexpr (kRows <= 2) {
-      if (p.split && p.layout == Layout::kPacked) return tile<C, kRows, kVectors, 2, true>(p, row, begin, last);
-      if (p.split) return tile<C, kRows, kVectors, 2, false>(p, row, begin, last);
+      if (p.split) return tile<C, M, kRows, kVectors, 2>(p, row, begin, last);
     }
-    if constexpr (kRows <= kMaxNaturalRows) {
-      if (p.layout != Layout::kPacked) return tile<C, kRows, kVectors, 1, false>(p, row, begin, last);
-    }
-    return tile<C, kRows, kVectors, 1, true>(p, row, begin, last);
+    return tile<C, M, kRows, kVectors, 1>(p, row, begin, last);
   }
-  if constexpr (kRows > 1) tile_of<C, kVectors, kRows - 1>(rows, p, row, begin, last);
+  if constexpr (kRows > 1) tile_of<C, M, kVectors, kRows - 1>(rows, p, row, begin, last);
+}
+
+template <typename M>
+constexpr int most_rows(int vectors) {
+  return sizeof(M) == 1 ? max_rows(vectors) : kMaxNaturalRows;
 }
 
 // The columns of the part-th of `parts` ranges of panels; panels backwards if `back`.
-template <typename C>
+template <typename C, typename M>
 void run_panels(const Product<C>& p, int64_t rows, int part, int parts, bool back) {
   const Panels<C> panels(p.columns);
   const int64_t first = panels.count * part / parts, end = panels.count * (part + 1) / parts;
@@ -222,21 +231,21 @@ void run_panels(const Product<C>& p, int64_t rows, int part, int parts, bool bac
     const int width = panels.width(panel);
     const int64_t inside = p.columns - (begin + width - 1) * kLanes<C>;
     const int last = static_cast<int>(inside < kLanes<C> ? inside : kLanes<C>);
-    const int64_t most = p.layout == Layout::kPacked ? max_rows(width) : kMaxNaturalRows;
-    const int64_t tiles = (rows + most - 1) / most;
+    const int64_t most = most_rows<M>(width), tiles = (rows + most - 1) / most;
     int64_t row = 0;
     for (int64_t j = 0; j < tiles; ++j) {
       const int n = static_cast<int>((rows - row + tiles - j - 1) / (tiles - j));
       switch (width) {
         case 1:
-          tile_of<C, 1>(n, p, row, begin, last);
+          tile_of<C, M, 1, most_rows<M>(1)>(n, p, row, begin, last);
           break;
         case 2:
-          tile_of<C, 2>(n, p, row, begin, last);
+          tile_of<C, M, 2, most_rows<M>(2)>(n, p, row, begin, last);
           break;
         default:
           if constexpr (kMaxVectors > 2) {
-            width == 3 ? tile_of<C, 3>(n, p, row, begin, last) : tile_of<C, 4>(n, p, row, begin, last);
+            width == 3 ? tile_of<C, M, 3, most_rows<M>(3)>(n, p, row, begin, last)
+                       : tile_of<C, M, 4, most_rows<M>(4)>(n, p, row, begin, last);
           }
       }
       row += n;
@@ -245,7 +254,7 @@ void run_panels(const Product<C>& p, int64_t rows, int part, int parts, bool bac
 }
 
 // out[r][unit] = start + dot products of rows[r] with kUnits rows of the transposed matrix.
-template <typename C, int kRows, int kUnits>
+template <typename C, typename M, int kRows, int kUnits>
 FASTRNN_INLINE void dots(const Product<C>& p, int64_t row, int64_t unit) {
   constexpr int L = kLanes<C>;
   C total[kRows][kUnits];
@@ -257,17 +266,16 @@ FASTRNN_INLINE void dots(const Product<C>& p, int64_t row, int64_t unit) {
   for (const auto& term : p.terms) {
     if (term.depth == 0) continue;
     Vec<C> acc[kRows][kUnits] = {};
-    const C* w = term.matrix + unit * term.depth;
+    const M* w = static_cast<const M*>(term.matrix) + unit * term.depth;
     const auto step = [&](int64_t k, int n) __attribute__((always_inline)) {
       Vec<C> a[kRows];
       FASTRNN_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        a[r] = n < L ? load_first(term.rows[row + r] + k, n) : load(term.rows[row + r] + k);
+        a[r] = load_widened<C>(term.rows[row + r] + k, n);
       }
       FASTRNN_UNROLL
       for (int u = 0; u < kUnits; ++u) {
-        const C* from = w + u * term.depth + k;
-        const Vec<C> b = n < L ? load_first(from, n) : load(from);
+        const Vec<C> b = load_widened<C>(w + u * term.depth + k, n);
         FASTRNN_UNROLL
         for (int r = 0; r < kRows; ++r) acc[r][u] += a[r] * b;
       }
@@ -288,16 +296,16 @@ FASTRNN_INLINE void dots(const Product<C>& p, int64_t row, int64_t unit) {
   }
 }
 
-template <typename C, int kRows>
+template <typename C, typename M, int kRows>
 __attribute__((noinline)) void dots_of(const Product<C>& p, int64_t row, int64_t begin, int64_t end) {
   constexpr int kUnits = 4;
   int64_t unit = begin;
-  for (; unit + kUnits <= end; unit += kUnits) dots<C, kRows, kUnits>(p, row, unit);
-  for (; unit < end; ++unit) dots<C, kRows, 1>(p, row, unit);
+  for (; unit + kUnits <= end; unit += kUnits) dots<C, M, kRows, kUnits>(p, row, unit);
+  for (; unit < end; ++unit) dots<C, M, kRows, 1>(p, row, unit);
 }
 
 // As run_panels, for matrices that are not packed but transposed.
-template <typename C>
+template <typename C, typename M>
 void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
   const Panels<C> panels(p.columns);
   const int64_t begin = panels.begin(panels.count * part / parts) * kLanes<C>;
@@ -306,13 +314,13 @@ void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
   for (int64_t row = 0; row < rows;) {
     const int64_t left = rows - row;
     if (left >= 4) {
-      dots_of<C, 4>(p, row, begin, end);
+      dots_of<C, M, 4>(p, row, begin, end);
       row += 4;
     } else if (left >= 2) {
-      dots_of<C, 2>(p, row, begin, end);
+      dots_of<C, M, 2>(p, row, begin, end);
       row += 2;
     } else {
-      dots_of<C, 1>(p, row, begin, end);
+      dots_of<C, M, 1>(p, row, begin, end);
       row += 1;
     }
   }
@@ -322,13 +330,21 @@ void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
   activation.split = false;
   activation.terms[0] = activation.terms[1] = {};
   activation.start = p.out;
-  run_panels(activation, rows, part, parts, false);
+  run_panels<C, Packed>(activation, rows, part, parts, false);
 }
 
-template <typename C>
+// S is the storage type of matrices that are not packed.
+template <typename S, typename C>
 void run(const Product<C>& p, int64_t rows, int part = 0, int parts = 1, bool back = false) {
   if (rows == 0) return;
-  p.layout == Layout::kTransposed ? run_dots(p, rows, part, parts) : run_panels(p, rows, part, parts, back);
+  switch (p.layout) {
+    case Layout::kPacked:
+      return run_panels<C, Packed>(p, rows, part, parts, back);
+    case Layout::kNatural:
+      return run_panels<C, S>(p, rows, part, parts, back);
+    case Layout::kTransposed:
+      return run_dots<C, S>(p, rows, part, parts);
+  }
 }
 
 // dst = panels part, part + parts, ... of the [depth, columns] matrix whose element (k, c) is src[c * ld + k] if
