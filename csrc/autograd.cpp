@@ -19,6 +19,11 @@ bool functorch_is_active() {
   return c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
+// A gradient that no kernel takes: a batch of gradients (is_grads_batched), or one with a forward-mode tangent.
+bool needs_reference(const OptionalTensor& grad) {
+  return grad && (grad->key_set().has(c10::DispatchKey::Batched) || grad->_fw_grad(0).defined());
+}
+
 OptionalTensor defined(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
 
 using torch::autograd::AutogradContext;
@@ -57,7 +62,7 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     // A result for each argument of forward: input, hx, the weights, and those without a gradient.
     variable_list results(2 + weights.size() + 9);
     if (!grad_output && !grad_hn) return results;
-    if (at::GradMode::is_enabled() || functorch_is_active()) {
+    if (at::GradMode::is_enabled() || functorch_is_active() || needs_reference(grad_output) || needs_reference(grad_hn)) {
       TORCH_CHECK(reference_backward(), "rnn: gradients of gradients need the Python package fastrnn, which is not loaded");
       const std::vector<Tensor> wanted = reference_backward()(grad_output, grad_hn, FASTRNN_PASS);
       size_t next = 0;

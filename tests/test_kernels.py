@@ -268,3 +268,11 @@ def test_instruction_set_files_share_nothing(kernels) -> None:
         assert kinds.count("T") <= 1, symbols  # the table's getter; the rest is local
         assert not {"W", "V", "u"} & set(kinds), symbols
         assert not re.search(r" [WVu] ", symbols), symbols
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
+def test_no_mmx(kernels) -> None:
+    """An MMX register used and not cleared breaks the x87 arithmetic of whoever called."""
+    for path in (ROOT / "build/tests").glob("kernels_*.o"):
+        code = subprocess.run(["objdump", "-d", str(path)], capture_output=True, text=True, check=True)
+        assert not re.search(r"%mm[0-7]", code.stdout), path.name

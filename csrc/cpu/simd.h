@@ -307,7 +307,7 @@ FASTRNN_INLINE Vec<float> load_widened_all(const BFloat16* p) {
   Narrow bits;
   std::memcpy(&bits, p, sizeof(bits));
   return (Vec<float>)(__builtin_convertvector(bits, Bits<float>) << 16);
-#else  // a vector of 8 bytes would be an MMX register on x86, which clobbers the x87 stack
+#else
   Vec<float> v = {};
   for (int l = 0; l < kLanes<float>; ++l) v[l] = to_float(p[l]);
   return v;
