@@ -42,29 +42,37 @@ const Tensor* plain_tensor(PyObject* x) {
   return &t;
 }
 
-// The call in eager mode. Anything out of the ordinary, wrong arguments included, returns None and is left to Python,
+// Whether a mode is on in which Python or a transform is to see the call.
+bool call_is_watched() {
+  const auto& included = c10::impl::tls_local_dispatch_key_set().included_;
+  return included.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) || included.has(c10::DispatchKey::Python) ||
+         at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing();
+}
+
+bool has_kernels(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16;
+}
+
+bool alike(const Tensor& x, const Tensor& y) { return x.scalar_type() == y.scalar_type() && x.device() == y.device(); }
+
+// The calls in eager mode. Anything out of the ordinary, wrong arguments included, returns None and is left to Python,
 // which has the words for it.
 py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights, bool has_biases,
                      int64_t num_layers, py::handle py_relu, py::handle py_bidirectional, bool batch_first,
                      py::handle py_lengths, py::handle py_reset) {
   const auto left_to_python = [] { return py::none(); };
-  if (c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-      c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::Python) ||
-      at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing()) {
-    return left_to_python();
-  }
+  if (call_is_watched()) return left_to_python();
   const Tensor* input = plain_tensor(py_input.ptr());
   if (!input || (input->dim() != 2 && input->dim() != 3)) return left_to_python();
   if (!py::isinstance<py::bool_>(py_bidirectional)) return left_to_python();
   const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>(), relu = py_relu.cast<bool>();
-  const auto dtype = input->scalar_type();
-  if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kHalf && dtype != at::kBFloat16) return left_to_python();
+  if (!has_kernels(input->scalar_type())) return left_to_python();
 
   std::vector<Tensor> weights;
   weights.reserve(py_weights.size());
   for (py::handle w : py_weights) {
     const Tensor* t = plain_tensor(w.ptr());
-    if (!t || t->scalar_type() != dtype || t->device() != input->device()) return left_to_python();
+    if (!t || !alike(*t, *input)) return left_to_python();
     weights.push_back(*t);
   }
   const int64_t count = num_layers * (bidirectional ? 2 : 1);
@@ -77,9 +85,7 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
   OptionalTensor hx, lengths, reset;
   if (!py_hx.is_none()) {
     const Tensor* t = plain_tensor(py_hx.ptr());
-    if (!t || t->dim() != input->dim() || t->scalar_type() != dtype || t->device() != input->device()) {
-      return left_to_python();
-    }
+    if (!t || t->dim() != input->dim() || !alike(*t, *input)) return left_to_python();
     hx = batched ? *t : t->unsqueeze(1);
     if (hx->size(0) != count || hx->size(1) != batch || hx->size(2) != weights[1].size(1)) return left_to_python();
   }
@@ -110,6 +116,45 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
                         py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(hn))));
 }
 
+// One step: (B, I) or (I) and (B, H) or (H) to (B, H) or (H).
+py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
+                          py::handle b_hh, bool relu) {
+  const auto left_to_python = [] { return py::none(); };
+  if (call_is_watched()) return left_to_python();
+  const Tensor* input = plain_tensor(py_input.ptr());
+  if (!input || (input->dim() != 1 && input->dim() != 2) || !has_kernels(input->scalar_type())) return left_to_python();
+  const bool batched = input->dim() == 2, has_biases = !b_ih.is_none();
+  if (b_hh.is_none() == has_biases) return left_to_python();
+  const py::handle py_weights[] = {w_ih, w_hh, b_ih, b_hh};
+  std::vector<Tensor> weights;
+  weights.reserve(4);
+  for (int i = 0; i < (has_biases ? 4 : 2); ++i) {
+    const Tensor* t = plain_tensor(py_weights[i].ptr());
+    if (!t || !alike(*t, *input) || t->dim() != (i < 2 ? 2 : 1)) return left_to_python();
+    weights.push_back(*t);
+  }
+  const int64_t batch = batched ? input->size(0) : 1, hidden_size = weights[1].size(1);
+  if (input->size(-1) != weights[0].size(1)) return left_to_python();
+  OptionalTensor hx;
+  if (!py_hx.is_none()) {
+    const Tensor* t = plain_tensor(py_hx.ptr());
+    if (!t || t->dim() != input->dim() || !alike(*t, *input) || t->size(-1) != hidden_size) return left_to_python();
+    if (batched && t->size(0) != batch) return left_to_python();
+    hx = batched ? t->unsqueeze(0) : t->unsqueeze(0).unsqueeze(0);
+  }
+  Tensor h;
+  {
+    py::gil_scoped_release no_gil;
+    const Tensor steps = batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0);
+    h = std::get<0>(rnn(steps, hx, weights, std::nullopt, std::nullopt, std::nullopt, std::nullopt, has_biases, 1, relu,
+                        false, false));
+    // No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
+    h = at::_unsafe_view(h, {batch, hidden_size});
+    if (!batched) h = h.squeeze(0);
+  }
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(h)));
+}
+
 // Keeps a Python function for the C++ backward, which may call it from a thread of the autograd engine.
 void set_reference_backward_from_python(py::object function) {
   auto* kept = new py::object(std::move(function));  // never freed: the interpreter may be gone at exit
@@ -125,6 +170,7 @@ void set_reference_backward_from_python(py::object function) {
 
 PYBIND11_MODULE(_C, m) {
   m.def("rnn", rnn_eager);
+  m.def("rnn_cell", rnn_cell_eager);
   m.def("set_reference_backward", set_reference_backward_from_python);
   m.def("cpu_kernels", cpu::kernels_name);
 }

@@ -188,10 +188,15 @@ FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
   const Vec<T> shifted = y * K::kLog2E + K::kMagic;
   const Vec<T> n = shifted - K::kMagic;
   const Vec<T> r = (y - n * K::kLn2High) - n * K::kLn2Low;
-  Vec<T> p = broadcast<T>(K::kTaylor[0]);
+  // Even and odd coefficients apart: half as long a chain.
+  constexpr int kLast = sizeof(K::kTaylor) / sizeof(T) - 1;
+  const Vec<T> r2 = r * r;
+  Vec<T> even = broadcast<T>(K::kTaylor[kLast % 2]), odd = broadcast<T>(K::kTaylor[1 - kLast % 2]);
   FASTRNN_UNROLL
-  for (unsigned i = 1; i < sizeof(K::kTaylor) / sizeof(T); ++i) p = p * r + K::kTaylor[i];
-  p = p * (r * r) + r;
+  for (int i = kLast % 2 + 2; i <= kLast; i += 2) even = even * r2 + K::kTaylor[i];
+  FASTRNN_UNROLL
+  for (int i = 1 - kLast % 2 + 2; i <= kLast; i += 2) odd = odd * r2 + K::kTaylor[i];
+  const Vec<T> p = (odd * r + even) * r2 + r;
   const Vec<T> scale = (Vec<T>)(((I)shifted << K::kMantissa) + K::kOne);
   const Vec<T> m = scale * p + (scale - 1);
   return (Vec<T>)((I)(m / (m + 2)) | sign);

@@ -19,14 +19,14 @@ constexpr int kMaxNaturalRows = 4;  // of a tile on a matrix that is not packed
 // Columns are dealt evenly to panels, in whole vectors.
 template <typename C>
 struct Panels {
-  int64_t vectors, count;
+  int64_t vectors, count, even, more;
   explicit Panels(int64_t columns)
-      : vectors((columns + kLanes<C> - 1) / kLanes<C>), count((vectors + kMaxVectors - 1) / kMaxVectors) {}
-  int64_t begin(int64_t p) const {  // first vector of panel p
-    const int64_t even = vectors / count, more = vectors % count;
-    return p * even + (p < more ? p : more);
-  }
-  int width(int64_t p) const { return static_cast<int>(begin(p + 1) - begin(p)); }
+      : vectors((columns + kLanes<C> - 1) / kLanes<C>),
+        count((vectors + kMaxVectors - 1) / kMaxVectors),
+        even(static_cast<uint32_t>(vectors) / static_cast<uint32_t>(count)),
+        more(vectors - even * count) {}
+  int64_t begin(int64_t p) const { return p * even + (p < more ? p : more); }  // first vector of panel p
+  int width(int64_t p) const { return static_cast<int>(even + (p < more)); }
 };
 
 enum class Epilogue { kStore, kTanh, kRelu, kTanhGrad, kReluGrad };
@@ -138,21 +138,50 @@ struct ReluGradEpilogue {
   FASTRNN_INLINE Vec<C> operator()(Vec<C> x, Vec<C> h) const { return h > 0 ? x : Vec<C>{}; }
 };
 
+// Calls with(f) for the epilogue's function f.
+template <typename C, typename With>
+FASTRNN_INLINE void with_epilogue(Epilogue epilogue, const With& with) {
+  switch (epilogue) {
+    case Epilogue::kStore:
+      return with(StoreEpilogue<C>{});
+    case Epilogue::kTanh:
+      return with(TanhEpilogue<C>{});
+    case Epilogue::kRelu:
+      return with(ReluEpilogue<C>{});
+    case Epilogue::kTanhGrad:
+      return with(TanhGradEpilogue<C>{});
+    case Epilogue::kReluGrad:
+      return with(ReluGradEpilogue<C>{});
+  }
+}
+
 template <typename C>
 __attribute__((noinline)) void finish(const Product<C>& p, int64_t row, int rows, int64_t column, int vectors, int last,
                                       const Vec<C>* sums) {
-  switch (p.epilogue) {
-    case Epilogue::kStore:
-      return finish_with<C>(StoreEpilogue<C>{}, p, row, rows, column, vectors, last, sums);
-    case Epilogue::kTanh:
-      return finish_with<C>(TanhEpilogue<C>{}, p, row, rows, column, vectors, last, sums);
-    case Epilogue::kRelu:
-      return finish_with<C>(ReluEpilogue<C>{}, p, row, rows, column, vectors, last, sums);
-    case Epilogue::kTanhGrad:
-      return finish_with<C>(TanhGradEpilogue<C>{}, p, row, rows, column, vectors, last, sums);
-    case Epilogue::kReluGrad:
-      return finish_with<C>(ReluGradEpilogue<C>{}, p, row, rows, column, vectors, last, sums);
+  with_epilogue<C>(p.epilogue, [&](auto f) __attribute__((always_inline)) {
+    finish_with<C>(f, p, row, rows, column, vectors, last, sums);
+  });
+}
+
+// The same for one row, from registers: short rows are a matter of latency.
+template <typename C, int kVectors>
+FASTRNN_INLINE void finish_row(const Product<C>& p, int64_t row, int64_t column, int last,
+                               const Vec<C> (&sums)[kVectors]) {
+  constexpr int L = kLanes<C>;
+  C* out = p.out[row] + column;
+  Vec<C> h[kVectors] = {};
+  if (p.state) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      h[v] = load_widened<C>(p.state[row] + column + v * L, v < kVectors - 1 ? L : last);
+    }
   }
+  with_epilogue<C>(p.epilogue, [&](auto f) __attribute__((always_inline)) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < kVectors - 1; ++v) store(out + v * L, f(sums[v], h[v]));
+    const Vec<C> y = f(sums[kVectors - 1], h[kVectors - 1]);
+    last < L ? store_first(out + (kVectors - 1) * L, y, last) : store(out + (kVectors - 1) * L, y);
+  });
 }
 
 // One tile: rows row .. row + kRows - 1, the columns of the panel that starts at vector `begin`; `last` lanes of its
@@ -192,6 +221,7 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
     }
     return;
   }
+  if constexpr (kRows == 1) return finish_row<C, kVectors>(p, row, column, last, acc[0]);
   Vec<C> sums[kRows][kVectors];
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -220,6 +250,8 @@ constexpr int most_rows(int vectors) {
   return sizeof(M) == 1 ? max_rows(vectors) : kMaxNaturalRows;
 }
 
+FASTRNN_INLINE int ceil_div(int a, int b) { return a <= b ? 1 : (a + b - 1) / b; }  // a, b > 0; mostly 1
+
 // The columns of the part-th of `parts` ranges of panels; panels backwards if `back`.
 template <typename C, typename M>
 void run_panels(const Product<C>& p, int64_t rows, int part, int parts, bool back) {
@@ -231,10 +263,10 @@ void run_panels(const Product<C>& p, int64_t rows, int part, int parts, bool bac
     const int width = panels.width(panel);
     const int64_t inside = p.columns - (begin + width - 1) * kLanes<C>;
     const int last = static_cast<int>(inside < kLanes<C> ? inside : kLanes<C>);
-    const int64_t most = most_rows<M>(width), tiles = (rows + most - 1) / most;
+    const int most = most_rows<M>(width), tiles = ceil_div(static_cast<int>(rows), most);
     int64_t row = 0;
-    for (int64_t j = 0; j < tiles; ++j) {
-      const int n = static_cast<int>((rows - row + tiles - j - 1) / (tiles - j));
+    for (int j = tiles; j > 0; --j) {
+      const int n = ceil_div(static_cast<int>(rows - row), j);
       switch (width) {
         case 1:
           tile_of<C, M, 1, most_rows<M>(1)>(n, p, row, begin, last);
