@@ -14,22 +14,7 @@ namespace cpu = fastrnn::cpu;
 
 namespace {
 
-const cpu::Kernels& kernels_of(const std::string& name) {
-#if defined(__x86_64__)
-  if (name == "avx2") return cpu::avx2_kernels();
-  if (name == "avx512") return cpu::avx512_kernels();
-#endif
-  return cpu::baseline_kernels();
-}
-
-std::vector<std::string> available() {
-  std::vector<std::string> names;
-  for (const char* capability : {"DEFAULT", "AVX2", "AVX512"}) {
-    const std::string name = cpu::select_kernels(capability).name;
-    if (names.empty() || names.back() != name) names.push_back(name);
-  }
-  return names;
-}
+bool available(const std::string& isa) { return cpu::find_kernels(isa.c_str()) != nullptr; }
 
 // input (T, B, I); weights for each layer and direction; lengths sorted, longest first, or empty; arrays C-contiguous.
 struct Problem {
@@ -76,7 +61,7 @@ void forward(const std::string& isa, int threads, py::array output, py::array hn
              const std::vector<int64_t>& lengths, int dtype, bool relu, bool has_biases, int64_t layers, bool bidirectional) {
   const Problem p(input, weights, hx, lengths, dtype, relu, has_biases, layers, bidirectional);
   void* kept = saved.is_none() ? nullptr : saved.cast<py::array>().mutable_data();
-  cpu::run_forward({p.stack, Problem::sequence(output), hn.mutable_data(), kept}, kernels_of(isa), threads);
+  cpu::run_forward({p.stack, Problem::sequence(output), hn.mutable_data(), kept}, *cpu::find_kernels(isa.c_str()), threads);
 }
 
 void backward(const std::string& isa, int threads, const py::array& saved, const py::array& grad_output,
@@ -89,7 +74,7 @@ void backward(const std::string& isa, int threads, const py::array& saved, const
   for (py::array& g : grad_weights) grads.push_back(g.mutable_data());
   cpu::run_backward({p.stack, saved.data(), Problem::sequence(grad_output), grad_hn.data(),
                      Problem::sequence(grad_input), grad_hx.mutable_data(), grads.data()},
-                    kernels_of(isa), threads);
+                    *cpu::find_kernels(isa.c_str()), threads);
 }
 
 }  // namespace

@@ -13,8 +13,9 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
   const Steps& steps = *task.steps;
   const int64_t H = task.hidden_size, I = task.input_size;
   C* results = static_cast<C*>(scratch);
+  const Layout layout = layout_of(task.form, Layout::kNatural);
   const bool direct = !kNarrow<S> || task.grad_input_accumulates;
-  const C* rows[2][kBlockRows];
+  const void* rows[2][kBlockRows];
   C* out_rows[kBlockRows];
   int64_t times[kBlockRows], indices[kBlockRows];
   int64_t n = 0;
@@ -22,7 +23,6 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
     using Term = typename Product<C>::Term;
     const Term first{rows[0], H, task.w_ih[0]};
     const Term second{rows[1], task.num_directions == 2 ? H : 0, task.w_ih[1]};
-    const Layout layout = task.packed ? Layout::kPacked : Layout::kNatural;
     run<S>(Product<C>{layout, false, {first, second}, nullptr, nullptr, nullptr, out_rows, I, Epilogue::kStore}, n,
         task.share.part, task.share.parts);
     if (!direct || task.input_mask.data) wait(task.share);
@@ -43,7 +43,10 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
     for (int64_t i = begin; i < last; ++i) {
       times[n] = t;
       indices[n] = i;
-      for (int d = 0; d < task.num_directions; ++d) rows[d][n] = row_of<const C>(task.grad_pre[d], steps, t, i);
+      for (int d = 0; d < task.num_directions; ++d) {
+        rows[d][n] = layout == Layout::kPairs ? static_cast<const void*>(row_of<const S>(task.grad_pre[d], steps, t, i))
+                                              : row_of<const C>(task.grad_pre[d], steps, t, i);
+      }
       out_rows[n] = direct ? row_of<C>(task.grad_input, steps, t, i) : results + n * padded(I);
       if (++n == kBlockRows) flush();
     }
@@ -51,21 +54,29 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
   flush();
 }
 
-// grad_w_hh = grad_pre^T @ h_prev, grad_w_ih = grad_pre^T @ input, grad_b = sum(grad_pre), for a range of hidden units.
-// Tile plan: blocks of kDepthBlock rows of all steps; a tile of units by a panel of columns is summed in registers over
-//   the block and added to memory. grad_pre is read where it lies; h_prev and input are packed, a panel at a time.
-// Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete. Limits: none.
-template <typename S>
-void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
+template <typename C, typename X>
+FASTRNN_INLINE void add_row(C* sum, const X* row, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) {
+    C x;
+    widen(&x, row + j, 1);
+    sum[j] += x;
+  }
+}
+
+// The rows of a block of weight_grad, of X: the accumulation type, or bfloat16 for pairs.
+template <typename S, typename X>
+void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
   using C = typename Accumulate<S>::type;
+  constexpr bool kPairs = sizeof(X) < sizeof(C);
   const Steps& steps = *task.steps;
   const Walk walk{steps, task.reverse};
+  const Layout layout = kPairs ? Layout::kPairs : Layout::kPacked;
   const int64_t H = task.hidden_size, I = task.input_size, units = end - begin;
-  if (units <= 0) return;
 
   Arena<C> arena{static_cast<C*>(scratch)};
-  C* states = arena.take(kNarrow<S> ? kDepthBlock * H : 0);
-  C* inputs = arena.take(kNarrow<S> || task.input_mask.data ? kDepthBlock * I : 0);
+  C* states = arena.take(kNarrow<S> && !kPairs ? kDepthBlock * H : 0);
+  C* inputs = arena.take((kNarrow<S> && !kPairs) || task.input_mask.data ? kDepthBlock * I : 0);
+  [[maybe_unused]] C* grads = arena.take(kPairs ? kDepthBlock / 2 * padded(units) : 0);
   C* panel = arena.take(kDepthBlock * kMaxVectors * kLanes<C>);
   C* bias = arena.take(units);
   C* zeros = arena.take(H);
@@ -83,25 +94,44 @@ void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* s
   };
   bool add = false;
   for (skip_empty(); t < steps.seq_len || !add; add = true) {
-    const C* grad_rows[kDepthBlock];
-    const C* state_rows[kDepthBlock];
-    const C* input_rows[kDepthBlock];
+    const X* grad_rows[kDepthBlock];
+    const X* state_rows[kDepthBlock];
+    const X* input_rows[kDepthBlock];
     int64_t depth = 0;
     for (; depth < kDepthBlock && t < steps.seq_len; ++depth, ++i, skip_empty()) {
-      const C* grad = grad_rows[depth] = row_of<const C>(task.grad_pre, steps, t, i);
-      for (int64_t j = 0; j < units; ++j) bias[j] += grad[begin + j];
+      const X* grad = grad_rows[depth] = row_of<const X>(task.grad_pre, steps, t, i);
+      add_row(bias, grad + begin, units);
       const S* h = nullptr;
       if (walk.continues(t, i)) {
         h = row_of<const S>(task.state, steps, walk.before(t), i);
       } else if (task.hx) {
         h = static_cast<const S*>(task.hx) + original_row(steps, i) * task.hx_row_stride;
       }
-      state_rows[depth] = h ? widened<S, C>(h, nullptr, states + depth * H, H) : zeros;
-      input_rows[depth] = widened<S, C>(row_of<const S>(task.input, steps, t, i),
-                                        mask_row<S>(task.input_mask, steps, t, i), inputs + depth * I, I);
+      const S* x = row_of<const S>(task.input, steps, t, i);
+      const S* mask = mask_row<S>(task.input_mask, steps, t, i);
+      const void* state = h ? operand<S, C>(layout, h, nullptr, states + depth * H, H) : zeros;
+      state_rows[depth] = static_cast<const X*>(state);
+      input_rows[depth] = static_cast<const X*>(operand<S, C>(layout, x, mask, inputs + depth * I, I));
     }
-    run_outer(grad_rows, begin, end, state_rows, H, depth, panel, w_hh, H, add);
-    run_outer(grad_rows, begin, end, input_rows, I, depth, panel, w_ih, I, add);
+    if constexpr (kPairs) {
+#if defined(FASTRNN_AVX512_BF16)
+      const C* pair_rows[kDepthBlock / 2];
+      for (int64_t k = 0; k < depth; k += 2) {
+        C* to = grads + k / 2 * padded(units);
+        pair_rows[k / 2] = to;
+        for (int64_t j = 0; j < units; j += kLanes<C>) {
+          const BFloat16* low = grad_rows[k] + begin + j;
+          const int64_t n = units - j < kLanes<C> ? units - j : kLanes<C>;
+          store(to + j, interleave(low, k + 1 < depth ? grad_rows[k + 1] + begin + j : nullptr, n));
+        }
+      }
+      run_outer(pair_rows, 0, units, state_rows, H, depth, panel, w_hh, H, add);
+      run_outer(pair_rows, 0, units, input_rows, I, depth, panel, w_ih, I, add);
+#endif
+    } else {
+      run_outer(grad_rows, begin, end, state_rows, H, depth, panel, w_hh, H, add);
+      run_outer(grad_rows, begin, end, input_rows, I, depth, panel, w_ih, I, add);
+    }
   }
   if constexpr (kNarrow<S>) {
     narrow(static_cast<S*>(task.grad_w_hh) + begin * H, w_hh, units * H);
@@ -111,6 +141,22 @@ void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* s
     narrow(static_cast<S*>(task.grad_b_ih) + begin, bias, units);
     narrow(static_cast<S*>(task.grad_b_hh) + begin, bias, units);
   }
+}
+
+// grad_w_hh = grad_pre^T @ h_prev, grad_w_ih = grad_pre^T @ input, grad_b = sum(grad_pre), for a range of hidden units.
+// Tile plan: blocks of kDepthBlock rows of all steps; a tile of units by a panel of columns is summed in registers over
+//   the block and added to memory. grad_pre is read where it lies; h_prev and input are packed, a panel at a time.
+// Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete. Limits: none.
+//   With pairs, two rows of the block are one step of the sum, so grad_pre is packed in pairs as well.
+template <typename S>
+void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
+  if (begin >= end) return;
+#if defined(FASTRNN_AVX512_BF16)
+  if constexpr (kIsSame<S, BFloat16>) {
+    if (task.form == Form::kPackedPairs) return weight_grad_of<S, S>(task, begin, end, scratch);
+  }
+#endif
+  weight_grad_of<S, typename Accumulate<S>::type>(task, begin, end, scratch);
 }
 
 }  // namespace

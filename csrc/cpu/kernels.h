@@ -17,6 +17,13 @@ inline int64_t storage_bytes(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
+// How weight matrices are handed to a task.
+enum class Form {
+  kAsTheyCame,
+  kPacked,       // in panels of the accumulation type
+  kPackedPairs,  // in panels of pairs of 16-bit numbers, for instructions that multiply pairs; grad_pre is stored in 16 bits
+};
+
 // How a task's columns are shared: by default one thread has all. Else each step ends in a wait for the other parts.
 struct Share {
   int part = 0;
@@ -36,7 +43,7 @@ struct ForwardTask {
   Sequence input_mask;  // storage type; data null: none
   const void* hx;       // storage type, [B, H]; null: zeros
   int64_t hx_row_stride;
-  bool packed;          // whether the weights are; if not they are as they came
+  Form form;
   const void* w_ih;
   const void* w_hh;
   const void* bias;  // accumulation type, padded
@@ -52,12 +59,12 @@ struct BackwardTask {
   bool relu;
   int64_t hidden_size;
   Sequence state;  // storage type: the saved output
-  bool packed;
+  Form form;
   const void* w_hh;
   Sequence grad_output;  // data null: zeros
   bool grad_output_accumulates;  // grad_output is of the accumulation type
   const void* grad_hn;   // storage type, [B, H] contiguous; null: zeros
-  Sequence grad_pre;     // accumulation type
+  Sequence grad_pre;     // accumulation type, or 16 bits with kPackedPairs
   void* grad_hx;         // storage type, [B, H] contiguous; null: not wanted
 };
 
@@ -67,8 +74,8 @@ struct InputGradTask {
   int num_directions;
   int64_t input_size;
   int64_t hidden_size;
-  Sequence grad_pre[2];  // accumulation type
-  bool packed;
+  Sequence grad_pre[2];
+  Form form;
   const void* w_ih[2];
   Sequence grad_input;
   bool grad_input_accumulates;  // grad_input is of the accumulation type
@@ -77,10 +84,11 @@ struct InputGradTask {
 
 struct WeightGradTask {
   const Steps* steps;
+  Form form;
   bool reverse;
   int64_t input_size;
   int64_t hidden_size;
-  Sequence grad_pre;  // accumulation type
+  Sequence grad_pre;
   Sequence state;
   const void* hx;
   int64_t hx_row_stride;
@@ -94,6 +102,7 @@ struct WeightGradTask {
 
 // The kernels of one dtype. Rows and hidden units are half-open ranges; scratch is aligned to 64 bytes.
 struct TypedKernels {
+  Form packed_form;  // kPacked or kPackedPairs
   // dst = every parts-th panel, from `part` on, of the [depth, columns] matrix that lies at src, or is transposed there.
   void (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed, int part, int parts);
   void (*add_biases)(void* dst, const void* b_ih, const void* b_hh, int64_t size);
@@ -114,15 +123,19 @@ constexpr int64_t kDepthBlock = 256;   // rows of a block of the weight gradient
 // Bytes of scratch of any one task of these sizes.
 inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size) {
   const int64_t in = padded(input_size), hidden = padded(hidden_size);
-  const int64_t rows = kBlockRows * (in + 5 * hidden) + 2 * hidden;
+  const int64_t rows = kBlockRows * (in + 6 * hidden) + 2 * hidden;
   const bool narrow = storage_bytes(dtype) == 2;
-  const int64_t grads = kDepthBlock * (in + hidden + 64) + 2 * hidden + (narrow ? hidden * (in + hidden) : 0);
+  const int64_t grads = kDepthBlock * (in + 2 * hidden + 64) + 2 * hidden + (narrow ? hidden * (in + hidden) : 0);
   return ((rows > grads ? rows : grads) + 256) * accumulator_bytes(dtype);  // and the padding of the parts
 }
 
 const Kernels& baseline_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const TypedKernels& avx512_bf16_kernels();  // for bfloat16, by dot products of pairs
+
+// The kernels of a name: "baseline" ("neon"), "avx2", "avx512" or "avx512_bf16"; null if the processor lacks them.
+const Kernels* find_kernels(const char* name);
 
 // The best that the processor has, and torch's own ceiling (ATEN_CPU_CAPABILITY) allows.
 const Kernels& select_kernels(const char* capability);

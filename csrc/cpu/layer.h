@@ -63,21 +63,29 @@ FASTRNN_INLINE const C* widened(const S* row, const S* mask, C* buffer, int64_t 
     if (!mask) return row;
   }
   widen(buffer, row, n);
-  if (mask) {
-    for (int64_t k = 0; k < n; ++k) {
-      C m;
-      widen(&m, mask + k, 1);
-      buffer[k] *= m;
-    }
-    if constexpr (kNarrow<S>) {  // the layer below hands on a rounded product
-      for (int64_t k = 0; k < n; ++k) {
-        S rounded;
-        narrow(&rounded, buffer + k, 1);
-        widen(buffer + k, &rounded, 1);
-      }
-    }
+  for (int64_t k = 0; mask && k < n; ++k) {
+    C m;
+    widen(&m, mask + k, 1);
+    S rounded;  // as the layer below hands it on
+    narrow(&rounded, &(m *= buffer[k]), 1);
+    widen(buffer + k, &rounded, 1);
   }
   return buffer;
+}
+
+// A row as a product takes it: of 16 bits for pairs, else widened. The buffer holds n of the accumulation type.
+template <typename S, typename C>
+FASTRNN_INLINE const void* operand(Layout layout, const S* row, const S* mask, C* buffer, int64_t n) {
+  if (layout != Layout::kPairs) return widened<S, C>(row, mask, buffer, n);
+  if (!mask) return row;
+  widened<S, C>(row, mask, buffer, n);
+  S* rounded = reinterpret_cast<S*>(buffer);
+  for (int64_t k = 0; k < n; ++k) narrow(rounded + k, buffer + k, 1);  // never ahead of what is read
+  return rounded;
+}
+
+inline Layout layout_of(Form form, Layout as_they_came) {
+  return form == Form::kPacked ? Layout::kPacked : form == Form::kPackedPairs ? Layout::kPairs : as_they_came;
 }
 
 template <typename S>
@@ -101,7 +109,7 @@ constexpr int64_t kFusedBytes = 256 << 10;
 //   From step to step the panels are walked up and down: those read last are still in the nearest cache.
 // Sync plan: none where a thread has all columns, for a row needs only its own past. Where columns are shared, all wait
 //   at the end of a step: each has written its columns of h before any reads them.
-// Limits: none. h_prev is read from the output itself (16-bit types: from float copies of the rounded states).
+// Limits: none. h_prev is read from the output itself, or where products take no 16-bit rows from float copies of it.
 template <typename S>
 void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* scratch) {
   using C = typename Accumulate<S>::type;
@@ -109,7 +117,8 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   const Walk walk{steps, task.reverse};
   const int64_t T = steps.seq_len, H = task.hidden_size, I = task.input_size;
   const bool fused = I < 4 || (rows >= kFusedRows && I * H * int64_t{sizeof(C)} <= kFusedBytes);
-  const Layout layout = task.packed ? Layout::kPacked : Layout::kTransposed;
+  const Layout layout = layout_of(task.form, Layout::kTransposed);
+  const bool pairs = layout == Layout::kPairs;
   const bool split = steps.batch <= 2;
   const Share& share = task.share;
   const int64_t chunk = fused ? 1 : kBlockRows / rows;
@@ -129,12 +138,12 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   const auto count = [&](int64_t t) {
     return t >= 0 && t < T ? clamp(active_rows(steps, t) - begin, 0, rows) : 0;
   };
-  const C* hx_rows[kBlockRows];
+  const void* hx_rows[kBlockRows];
   for (int64_t i = 0; i < rows; ++i) {
-    hx_rows[i] = task.hx ? widened<S, C>(hx_row(i), nullptr, initial + i * H, H) : zeros;
+    hx_rows[i] = task.hx ? operand<S, C>(layout, hx_row(i), nullptr, initial + i * H, H) : zeros;
   }
 
-  const C* x_rows[kBlockRows];
+  const void* x_rows[kBlockRows];
   const C* gate_rows[kBlockRows];
   C* chunk_rows[kBlockRows];
   for (int64_t s0 = 0; s0 < T; s0 += chunk) {
@@ -143,7 +152,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
     for (int64_t s = s0; s < s1; ++s) {
       const int64_t t = walk.time(s);
       for (int64_t i = 0; i < count(t); ++i, ++gathered) {
-        x_rows[gathered] = widened<S, C>(row_of<const S>(task.input, steps, t, begin + i),
+        x_rows[gathered] = operand<S, C>(layout, row_of<const S>(task.input, steps, t, begin + i),
                                          mask_row<S>(task.input_mask, steps, t, begin + i), inputs + gathered * I, I);
         if (!fused) gate_rows[gathered] = chunk_rows[gathered] = igates + gathered * padded(H);
       }
@@ -158,12 +167,12 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
     int64_t done = 0;  // of the chunk's rows
     for (int64_t s = s0; s < s1; ++s) {
       const int64_t t = walk.time(s), n = count(t);
-      const C* h_rows[kBlockRows];
+      const void* h_rows[kBlockRows];
       C* out_rows[kBlockRows];
       bool from_zero = true;
       for (int64_t i = 0; i < n; ++i) {
         if (walk.continues(t, begin + i)) {
-          if constexpr (kNarrow<S>) {
+          if (kNarrow<S> && !pairs) {
             h_rows[i] = states[(s + 1) & 1] + i * H;
           } else {
             h_rows[i] = row_of<const S>(task.output, steps, walk.before(t), begin + i);
@@ -192,7 +201,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
         S* out = row_of<S>(task.output, steps, t, begin + i);
         if constexpr (kNarrow<S>) {
           narrow(out, out_rows[i], H);
-          widen(out_rows[i], out, H);
+          if (!pairs) widen(out_rows[i], out, H);
         }
         if (task.copy.data) std::memcpy(row_of<S>(task.copy, steps, t, begin + i), out, H * sizeof(S));
         if (!walk.present(walk.after(t), begin + i)) std::memcpy(hn_row(i), out, H * sizeof(S));
@@ -221,10 +230,10 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   C* grads = arena.take(rows * H);
   C* states = arena.take(kNarrow<S> ? rows * H : 0);
   C* initial = arena.take(steps.reset ? rows * H : 0);  // sum of grad_pre over the steps that start from hx
-  C* results = arena.take(kNarrow<S> ? rows * H : 0);
+  C* results = arena.take(kNarrow<S> ? rows * H : 0);  // what becomes of 16 bits
   C* zeros = arena.take(H);
   for (int64_t k = 0; k < H; ++k) zeros[k] = 0;
-  const C* initial_rows[kBlockRows];
+  const void* initial_rows[kBlockRows];
   for (int64_t i = 0; i < rows; ++i) initial_rows[i] = zeros;
   if (steps.reset) {
     for (int64_t k = 0; k < rows * H; ++k) initial[k] = 0;
@@ -234,12 +243,17 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   };
 
   const typename Product<C>::Term none{};
-  const Layout layout = task.packed ? Layout::kPacked : Layout::kNatural;
+  const Layout layout = layout_of(task.form, Layout::kNatural);
+  const bool pairs = layout == Layout::kPairs;
+  const auto grad_pre_row = [&](int64_t t, int64_t i) -> void* {
+    if (pairs) return row_of<S>(task.grad_pre, steps, t, begin + i);
+    return row_of<C>(task.grad_pre, steps, t, begin + i);
+  };
   const bool split = steps.batch <= 2;
   const Share& share = task.share;
   for (int64_t s = T - 1; s >= 0; --s) {
     const int64_t t = walk.time(s), n = clamp(active_rows(steps, t) - begin, 0, rows);
-    const C* carry_rows[kBlockRows];
+    const void* carry_rows[kBlockRows];
     const C* grad_rows[kBlockRows];
     const C* state_rows[kBlockRows];
     C* out_rows[kBlockRows];
@@ -247,7 +261,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     for (int64_t i = 0; i < n; ++i) {
       const bool goes_on = walk.goes_on(t, begin + i);
       carried = carried || goes_on;
-      carry_rows[i] = goes_on ? row_of<const C>(task.grad_pre, steps, walk.after(t), begin + i) : zeros;
+      carry_rows[i] = goes_on ? grad_pre_row(walk.after(t), i) : zeros;
       const C* grad = zeros;
       if (task.grad_output.data) {
         grad = task.grad_output_accumulates
@@ -266,16 +280,17 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
       grad_rows[i] = grad;
       state_rows[i] =
           widened<S, C>(row_of<const S>(task.state, steps, t, begin + i), nullptr, states + i * H, H);
-      out_rows[i] = row_of<C>(task.grad_pre, steps, t, begin + i);
+      out_rows[i] = pairs ? results + i * H : static_cast<C*>(grad_pre_row(t, i));
     }
     run<S>(Product<C>{layout, split, {carried ? typename Product<C>::Term{carry_rows, H, task.w_hh} : none, none}, nullptr,
                    grad_rows, state_rows, out_rows, H, task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad},
         n, share.part, share.parts, s & 1);
     wait(share);
     for (int64_t i = 0; i < n; ++i) {
+      if (pairs) narrow(static_cast<S*>(grad_pre_row(t, i)), out_rows[i], H);
       if (walk.continues(t, begin + i)) continue;
       if (!steps.reset) {
-        initial_rows[i] = out_rows[i];
+        initial_rows[i] = grad_pre_row(t, i);
         continue;
       }
       C* sum = initial + i * H;
@@ -284,6 +299,13 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     }
   }
   if (!task.grad_hx) return;
+  if (steps.reset && pairs) {
+    for (int64_t i = 0; i < rows; ++i) {
+      if (initial_rows[i] == zeros) continue;
+      S* rounded = reinterpret_cast<S*>(initial + i * H);
+      for (int64_t k = 0; k < H; ++k) narrow(rounded + k, initial + i * H + k, 1);
+    }
+  }
   C* result_rows[kBlockRows];
   for (int64_t i = 0; i < rows; ++i) {
     if constexpr (kNarrow<S>) {

@@ -344,5 +344,31 @@ FASTRNN_INLINE Vec<C> load_widened(const S* p, int n) {
   }
 }
 
+#if defined(FASTRNN_AVX512_BF16)
+// Vectors of pairs of bfloat16, a pair in the place of a float: (low, high).
+
+// n elements of a row (0 < n), up to a vector of pairs; zero beyond.
+FASTRNN_INLINE Vec<float> load_pairs(const BFloat16* p, int64_t n) {
+  const __mmask32 mask = n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1;
+  return (Vec<float>)_mm512_maskz_loadu_epi16(mask, p);
+}
+// Pairs of the elements of two rows, n of each (0 < n <= 16); a null row is zero.
+FASTRNN_INLINE Vec<float> interleave(const BFloat16* low, const BFloat16* high, int64_t n) {
+  const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
+  const __m512i a = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(mask, low));
+  const __m512i b = high ? _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(mask, high)) : __m512i{};
+  return (Vec<float>)_mm512_or_si512(a, _mm512_maskz_slli_epi32(0xffff, b, 16));
+}
+// sum += a.low * b.low + a.high * b.high, with one pair a for all lanes.
+FASTRNN_INLINE Vec<float> add_pair(Vec<float> sum, Vec<float> b, uint32_t a) {
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)b, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)));
+}
+FASTRNN_INLINE uint32_t pair_at(const BFloat16* p) {
+  uint32_t pair;
+  std::memcpy(&pair, p, sizeof(pair));
+  return pair;
+}
+#endif
+
 }  // namespace
 }  // namespace fastrnn::cpu

@@ -188,7 +188,7 @@ class Weights {
     for (int64_t i = 0; i < layout_.count(); ++i) size_ += size(i, 0) + size(i, 1) + size(i, 2);
   }
   int64_t bytes() const { return size_; }
-  bool packed() const { return packed_; }
+  Form form() const { return packed_ ? kernels_.packed_form : Form::kAsTheyCame; }
 
   // Every member packs its share; wait before reading.
   void pack(char* memory, const Team& team) const {
@@ -301,7 +301,7 @@ void run_forward(const Forward& call, const Kernels& kernels, int threads) {
                                layout.mask_of_input(layer),
                                layout.hx(index),
                                s.hx_row_stride,
-                               weights.packed(),
+                               weights.form(),
                                weights.w_ih(packed, index),
                                weights.w_hh(packed, index),
                                weights.bias(packed, index),
@@ -324,8 +324,9 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
   const Weights weights(s, typed, false);
 
   // grad_pre of two layers in turn, so that one wait a layer is enough; the gradient that a layer hands down, likewise.
-  const int64_t pre = aligned(layout.rows() * D * H * wide), sets = L > 1 ? 2 : 1;
-  const int64_t between = L > 1 ? pre : 0;
+  const int64_t pre_bytes = weights.form() == Form::kPackedPairs ? bytes : wide;
+  const int64_t pre = aligned(layout.rows() * D * H * pre_bytes), sets = L > 1 ? 2 : 1;
+  const int64_t between = L > 1 ? aligned(layout.rows() * D * H * wide) : 0;
   Workspace<0> workspace(weights.bytes() + sets * pre + between);
   char* packed = workspace.take(weights.bytes());
   char* pre_buffers[2] = {workspace.take(pre), L > 1 ? workspace.take(pre) : nullptr};
@@ -349,13 +350,13 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
       below.num_directions = static_cast<int>(D);
       below.input_size = layout.features(layer);
       below.hidden_size = H;
-      below.packed = weights.packed();
+      below.form = weights.form();
       below.grad_input_accumulates = layer > 0;
       below.input_mask = mask;
       below.grad_input = layer == 0 ? call.grad_input : layout.dense(handed_down, D * H);
       for (int64_t d = 0; d < D; ++d) {
         const int64_t index = layer * D + d;
-        below.grad_pre[d] = layout.direction(grad_pre, d, wide);
+        below.grad_pre[d] = layout.direction(grad_pre, d, pre_bytes);
         below.w_ih[d] = weights.w_ih(packed, index);
         const BackwardTask task{&s.steps,
                                 part.columns,
@@ -363,7 +364,7 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
                                 s.relu,
                                 H,
                                 layout.direction(state, d, bytes),
-                                weights.packed(),
+                                weights.form(),
                                 weights.w_hh(packed, index),
                                 layout.direction(grad_output, d, top ? bytes : wide),
                                 !top,
@@ -379,6 +380,7 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
         const int64_t index = layer * D + d;
         void* const* grads = call.grad_weights + index * layout.per_index();
         const WeightGradTask task{&s.steps,
+                                  weights.form(),
                                   d == 1,
                                   layout.features(layer),
                                   H,

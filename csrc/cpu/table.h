@@ -11,6 +11,13 @@ void pack(void* dst, const void* src, int64_t depth, int64_t columns, bool trans
   using C = typename Accumulate<S>::type;
   C* to = static_cast<C*>(dst);
   const S* from = static_cast<const S*>(src);
+#if defined(FASTRNN_AVX512_BF16)
+  if constexpr (kIsSame<S, BFloat16>) {
+    transposed ? pack_pair_panels<true>(to, from, depth, columns, depth, part, parts)
+               : pack_pair_panels<false>(to, from, depth, columns, columns, part, parts);
+    return;
+  }
+#endif
   transposed ? pack_panels<true>(to, from, depth, columns, depth, part, parts)
              : pack_panels<false>(to, from, depth, columns, columns, part, parts);
 }
@@ -31,7 +38,13 @@ void add_biases(void* dst, const void* b_ih, const void* b_hh, int64_t size) {
 
 template <typename S>
 constexpr TypedKernels typed_kernels() {
-  return {pack<S>,
+#if defined(FASTRNN_AVX512_BF16)
+  constexpr Form kForm = kIsSame<S, BFloat16> ? Form::kPackedPairs : Form::kPacked;
+#else
+  constexpr Form kForm = Form::kPacked;
+#endif
+  return {kForm,
+          pack<S>,
           add_biases<S>,
           for_blocks<S, ForwardTask, forward_block<S>>,
           for_blocks<S, BackwardTask, backward_block<S>>,

@@ -34,6 +34,7 @@ enum class Epilogue { kStore, kTanh, kRelu, kTanhGrad, kReluGrad };
 // How the matrices of a product lie in memory.
 enum class Layout {
   kPacked,      // panels of [depth, columns]
+  kPairs,       // panels of [depth / 2, columns] pairs of bfloat16; rows are bfloat16 too
   kNatural,     // [depth, columns] row-major, as they came
   kTransposed,  // [columns, depth] row-major, as they came
 };
@@ -44,9 +45,9 @@ enum class Layout {
 template <typename C>
 struct Product {
   struct Term {
-    const C* const* rows;
-    int64_t depth;       // 0: no such term
-    const void* matrix;  // packed: of C, else of the storage type
+    const void* const* rows;  // of C, or of bfloat16 for kPairs
+    int64_t depth;            // 0: no such term
+    const void* matrix;       // packed: of C, else of the storage type
   };
   Layout layout;
   bool split;  // sum even and odd k apart: with one or two rows, one chain of sums a column is too slow
@@ -61,13 +62,13 @@ struct Product {
 
 // acc += rows @ panel. ld is the distance between the panel's rows; of its last vector, `last` lanes are read, or all if
 // kWhole.
-template <bool kWhole, int kSplit, typename C, typename M, int kRows, int kVectors>
-FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const C* const* rows, int64_t depth, const M* panel,
+template <typename C, bool kWhole, int kSplit, typename M, int kRows, int kVectors>
+FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* rows, int64_t depth, const M* panel,
                              int64_t ld, int last) {
   constexpr int L = kLanes<C>;
   const C* a[kRows];
   FASTRNN_UNROLL
-  for (int r = 0; r < kRows; ++r) a[r] = rows[r];
+  for (int r = 0; r < kRows; ++r) a[r] = static_cast<const C*>(rows[r]);
   Vec<C> odd[kSplit - 1 ? kRows : 1][kVectors] = {};
   const auto step = [&](Vec<C>(&sums)[kRows][kVectors], int64_t k) __attribute__((always_inline)) {
     Vec<C> b[kVectors];
@@ -138,6 +139,35 @@ struct ReluGradEpilogue {
   FASTRNN_INLINE Vec<C> operator()(Vec<C> x, Vec<C> h) const { return h > 0 ? x : Vec<C>{}; }
 };
 
+#if defined(FASTRNN_AVX512_BF16)
+template <int kRows, int kVectors>
+FASTRNN_INLINE void multiply_pairs(Vec<float> (&acc)[kRows][kVectors], const void* const* rows, int64_t depth,
+                                   const float* panel) {
+  constexpr int L = kLanes<float>;
+  const BFloat16* a[kRows];
+  FASTRNN_UNROLL
+  for (int r = 0; r < kRows; ++r) a[r] = static_cast<const BFloat16*>(rows[r]);
+  const auto step = [&](auto pair_of) __attribute__((always_inline)) {
+    Vec<float> b[kVectors];
+    FASTRNN_UNROLL
+    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + v * L);
+    panel += kVectors * L;
+    FASTRNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t pair = pair_of(a[r]);
+      FASTRNN_UNROLL
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = add_pair(acc[r][v], b[v], pair);
+    }
+  };
+  for (int64_t k = 0; k + 1 < depth; k += 2) {
+    step([k](const BFloat16* p) __attribute__((always_inline)) { return pair_at(p + k); });
+  }
+  if (depth % 2) {
+    step([depth](const BFloat16* p) __attribute__((always_inline)) { return uint32_t{p[depth - 1].bits}; });
+  }
+}
+#endif
+
 // Calls with(f) for the epilogue's function f.
 template <typename C, typename With>
 FASTRNN_INLINE void with_epilogue(Epilogue epilogue, const With& with) {
@@ -186,6 +216,15 @@ FASTRNN_INLINE void finish_row(const Product<C>& p, int64_t row, int64_t column,
 
 // One tile: rows row .. row + kRows - 1, the columns of the panel that starts at vector `begin`; `last` lanes of its
 // last vector are inside the matrix.
+// Take the place of the storage type for packed matrices, which do not depend on it.
+struct Packed {};
+struct Pairs {};
+
+template <typename A, typename B>
+constexpr bool kIsSame = false;
+template <typename A>
+constexpr bool kIsSame<A, A> = true;
+
 template <typename C, typename M, int kRows, int kVectors, int kSplit>
 __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t begin, int last) {
   constexpr int L = kLanes<C>;
@@ -205,12 +244,17 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
   }
   for (const auto& term : p.terms) {
     if (term.depth == 0) continue;
-    if constexpr (sizeof(M) == 1) {  // packed
+    if constexpr (kIsSame<M, Packed>) {
       const C* panel = static_cast<const C*>(term.matrix) + column * term.depth;
-      multiply<true, kSplit>(acc, term.rows + row, term.depth, panel, kVectors * L, L);
+      multiply<C, true, kSplit>(acc, term.rows + row, term.depth, panel, kVectors * L, L);
+    } else if constexpr (kIsSame<M, Pairs>) {
+#if defined(FASTRNN_AVX512_BF16)
+      const C* panel = static_cast<const C*>(term.matrix) + column * ((term.depth + 1) / 2);
+      multiply_pairs(acc, term.rows + row, term.depth, panel);
+#endif
     } else {
       const M* panel = static_cast<const M*>(term.matrix) + column;
-      multiply<false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns, last);
+      multiply<C, false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns, last);
     }
   }
   if (p.epilogue == Epilogue::kStore && last == L) {
@@ -231,13 +275,10 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
   finish<C>(p, row, kRows, column, kVectors, last, &sums[0][0]);
 }
 
-// Takes the place of the storage type for packed matrices, which do not depend on it.
-struct Packed {};
-
 template <typename C, typename M, int kVectors, int kRows>
 FASTRNN_INLINE void tile_of(int rows, const Product<C>& p, int64_t row, int64_t begin, int last) {
   if (rows == kRows) {
-    if constexpr (kRows <= 2) {
+    if constexpr (kRows <= 2 && !kIsSame<M, Pairs>) {
       if (p.split) return tile<C, M, kRows, kVectors, 2>(p, row, begin, last);
     }
     return tile<C, M, kRows, kVectors, 1>(p, row, begin, last);
@@ -247,7 +288,7 @@ FASTRNN_INLINE void tile_of(int rows, const Product<C>& p, int64_t row, int64_t 
 
 template <typename M>
 constexpr int most_rows(int vectors) {
-  return sizeof(M) == 1 ? max_rows(vectors) : kMaxNaturalRows;
+  return kIsSame<M, Packed> || kIsSame<M, Pairs> ? max_rows(vectors) : kMaxNaturalRows;
 }
 
 FASTRNN_INLINE int ceil_div(int a, int b) { return a <= b ? 1 : (a + b - 1) / b; }  // a, b > 0; mostly 1
@@ -303,7 +344,7 @@ FASTRNN_INLINE void dots(const Product<C>& p, int64_t row, int64_t unit) {
       Vec<C> a[kRows];
       FASTRNN_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        a[r] = load_widened<C>(term.rows[row + r] + k, n);
+        a[r] = load_widened<C>(static_cast<const C*>(term.rows[row + r]) + k, n);
       }
       FASTRNN_UNROLL
       for (int u = 0; u < kUnits; ++u) {
@@ -372,6 +413,11 @@ void run(const Product<C>& p, int64_t rows, int part = 0, int parts = 1, bool ba
   switch (p.layout) {
     case Layout::kPacked:
       return run_panels<C, Packed>(p, rows, part, parts, back);
+    case Layout::kPairs:
+#if defined(FASTRNN_AVX512_BF16)
+      if constexpr (kIsSame<S, BFloat16>) run_panels<C, Pairs>(p, rows, part, parts, back);
+#endif
+      return;
     case Layout::kNatural:
       return run_panels<C, S>(p, rows, part, parts, back);
     case Layout::kTransposed:
@@ -414,8 +460,46 @@ void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t l
   }
 }
 
-// A tile of the weight gradients: out[r][column] (+)= sum over k of rows[k][r] * panel[k][column].
-template <typename C, int kRows, int kVectors>
+#if defined(FASTRNN_AVX512_BF16)
+// As pack_panels, in pairs of depth.
+template <bool kTransposed>
+void pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t columns, int64_t ld, int part, int parts) {
+  constexpr int L = kLanes<float>;
+  const Panels<float> panels(columns);
+  const int64_t pairs = (depth + 1) / 2;
+  for (int64_t i = part; i < panels.count; i += parts) {
+    const int vectors = panels.width(i);
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t column = (panels.begin(i) + v) * L;
+      const int inside = static_cast<int>(columns - column < L ? columns - column : L);
+      float* to = dst + panels.begin(i) * L * pairs + v * L;
+      if constexpr (kTransposed) {
+        for (int64_t k = 0; k < pairs; k += L) {
+          Vec<float> block[L];
+          FASTRNN_UNROLL
+          for (int c = 0; c < L; ++c) {
+            block[c] = c < inside ? load_pairs(src + (column + c) * ld + 2 * k, depth - 2 * k) : Vec<float>{};
+          }
+          transpose<float>(block);
+          FASTRNN_UNROLL
+          for (int step = 0; step < L; ++step) {
+            if (k + step < pairs) store(to + (k + step) * vectors * L, block[step]);
+          }
+        }
+      } else {
+        for (int64_t k = 0; k < pairs; ++k) {
+          const BFloat16* low = src + 2 * k * ld + column;
+          store(to + k * vectors * L, interleave(low, 2 * k + 1 < depth ? low + ld : nullptr, inside));
+        }
+      }
+    }
+  }
+}
+#endif
+
+// A tile of the weight gradients: out[r][column] (+)= sum over k of rows[k][unit + r] * panel[k][column]. With kPairs an
+// element of rows and of panel is a pair of bfloat16.
+template <typename C, bool kPairs, int kRows, int kVectors>
 __attribute__((noinline)) void outer_tile(const C* const* rows, int64_t unit, const C* panel, int64_t depth, C* out,
                                           int64_t ld, int last, bool add) {
   constexpr int L = kLanes<C>;
@@ -428,9 +512,16 @@ __attribute__((noinline)) void outer_tile(const C* const* rows, int64_t unit, co
     panel += kVectors * L;
     FASTRNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const C x = a[r];
       FASTRNN_UNROLL
-      for (int v = 0; v < kVectors; ++v) acc[r][v] += b[v] * x;
+      for (int v = 0; v < kVectors; ++v) {
+        if constexpr (kPairs) {
+#if defined(FASTRNN_AVX512_BF16)
+          acc[r][v] = add_pair(acc[r][v], b[v], bits_of(a[r]));
+#endif
+        } else {
+          acc[r][v] += b[v] * a[r];
+        }
+      }
     }
   }
   FASTRNN_UNROLL
@@ -438,57 +529,76 @@ __attribute__((noinline)) void outer_tile(const C* const* rows, int64_t unit, co
     FASTRNN_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       C* y = out + r * ld + v * L;
-      if (v == kVectors - 1 && last < L) {
-        store_first(y, add ? acc[r][v] + load_first(y, last) : acc[r][v], last);
-      } else {
-        store(y, add ? acc[r][v] + load(y) : acc[r][v]);
-      }
+      const int n = v < kVectors - 1 ? L : last;
+      const Vec<C> sum = add ? acc[r][v] + load_widened<C>(y, n) : acc[r][v];
+      n < L ? store_first(y, sum, n) : store(y, sum);
     }
   }
 }
 
-template <typename C, int kVectors, int kRows = max_rows(kVectors)>
+template <typename C, bool kPairs, int kVectors, int kRows = max_rows(kVectors)>
 FASTRNN_INLINE void outer_tile_of(int n, const C* const* rows, int64_t unit, const C* panel, int64_t depth, C* out,
                                   int64_t ld, int last, bool add) {
-  if (n == kRows) return outer_tile<C, kRows, kVectors>(rows, unit, panel, depth, out, ld, last, add);
-  if constexpr (kRows > 1) outer_tile_of<C, kVectors, kRows - 1>(n, rows, unit, panel, depth, out, ld, last, add);
+  if (n == kRows) return outer_tile<C, kPairs, kRows, kVectors>(rows, unit, panel, depth, out, ld, last, add);
+  if constexpr (kRows > 1) {
+    outer_tile_of<C, kPairs, kVectors, kRows - 1>(n, rows, unit, panel, depth, out, ld, last, add);
+  }
 }
 
-// out[unit - begin][column] (+)= sum over k of rows[k][unit] * columns_of[k][column], for units begin .. end-1.
-// The rows of columns_of are packed a panel at a time into `panel`.
+// Elements of the rows x in the columns of a panel, one row after the other.
 template <typename C>
-void run_outer(const C* const* rows, int64_t begin, int64_t end, const C* const* columns_of, int64_t columns,
-               int64_t depth, C* panel, C* out, int64_t ld, bool add) {
+FASTRNN_INLINE void pack_rows(C* panel, const C* const* x, int64_t depth, int64_t column, int width, int last) {
+  constexpr int L = kLanes<C>;
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int v = 0; v < width; ++v, panel += L) {
+      store(panel, load_widened<C>(x[k] + column + v * L, v < width - 1 ? L : last));
+    }
+  }
+}
+#if defined(FASTRNN_AVX512_BF16)
+// Likewise, two rows at a time, their elements in pairs.
+FASTRNN_INLINE void pack_rows(float* panel, const BFloat16* const* x, int64_t depth, int64_t column, int width, int last) {
+  constexpr int L = kLanes<float>;
+  for (int64_t k = 0; k < depth; k += 2) {
+    for (int v = 0; v < width; ++v, panel += L) {
+      const int64_t at = column + v * L;
+      store(panel, interleave(x[k] + at, k + 1 < depth ? x[k + 1] + at : nullptr, v < width - 1 ? L : last));
+    }
+  }
+}
+#endif
+
+// out[unit - begin][column] (+)= sum over k of rows[k][unit] * x[k][column], for units begin .. end-1. x is packed, a
+// panel of columns at a time, into `panel`. Where x is of bfloat16, rows are of pairs: half as many as x has.
+template <typename C, typename X>
+void run_outer(const C* const* rows, int64_t begin, int64_t end, const X* const* x, int64_t columns, int64_t depth,
+               C* panel, C* out, int64_t ld, bool add) {
+  constexpr bool kPairs = sizeof(X) < sizeof(C);
   constexpr int L = kLanes<C>;
   const Panels<C> panels(columns);
+  const int64_t steps = kPairs ? (depth + 1) / 2 : depth;
   for (int64_t i = 0; i < panels.count; ++i) {
     const int64_t column = panels.begin(i) * L;
     const int width = panels.width(i);
     const int64_t inside = columns - column - (width - 1) * L;
     const int last = static_cast<int>(inside < L ? inside : L);
-    for (int64_t k = 0; k < depth; ++k) {
-      const C* from = columns_of[k] + column;
-      C* to = panel + k * width * L;
-      for (int v = 0; v < width - 1; ++v) store(to + v * L, load(from + v * L));
-      const int v = width - 1;
-      store(to + v * L, last < L ? load_first(from + v * L, last) : load(from + v * L));
-    }
-    const int64_t units = end - begin, tiles = (units + max_rows(width) - 1) / max_rows(width);
+    pack_rows(panel, x, depth, column, width, last);
+    const int tiles = ceil_div(static_cast<int>(end - begin), max_rows(width));
     int64_t unit = begin;
-    for (int64_t j = 0; j < tiles; ++j) {
-      const int n = static_cast<int>((end - unit + tiles - j - 1) / (tiles - j));
+    for (int j = tiles; j > 0; --j) {
+      const int n = ceil_div(static_cast<int>(end - unit), j);
       C* to = out + (unit - begin) * ld + column;
       switch (width) {
         case 1:
-          outer_tile_of<C, 1>(n, rows, unit, panel, depth, to, ld, last, add);
+          outer_tile_of<C, kPairs, 1>(n, rows, unit, panel, steps, to, ld, last, add);
           break;
         case 2:
-          outer_tile_of<C, 2>(n, rows, unit, panel, depth, to, ld, last, add);
+          outer_tile_of<C, kPairs, 2>(n, rows, unit, panel, steps, to, ld, last, add);
           break;
         default:
           if constexpr (kMaxVectors > 2) {
-            width == 3 ? outer_tile_of<C, 3>(n, rows, unit, panel, depth, to, ld, last, add)
-                       : outer_tile_of<C, 4>(n, rows, unit, panel, depth, to, ld, last, add);
+            width == 3 ? outer_tile_of<C, kPairs, 3>(n, rows, unit, panel, steps, to, ld, last, add)
+                       : outer_tile_of<C, kPairs, 4>(n, rows, unit, panel, steps, to, ld, last, add);
           }
       }
       unit += n;
