@@ -24,12 +24,13 @@ endif
 
 # Named after its Python: the extension fits the torch that it was built with, and there is one.
 BUILT := build/.built-$(subst /,_,$(PY))
+RESULTS := benchmarks/results
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test build bench lint format clean always
+.PHONY: help mnist test build bench bench-full bench-peers bench-report compare-peers lint format clean always
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 mnist: build ## train the MNIST example, downloading the data where it is missing
 	$(PY) examples/mnist_rows.py --download $(if $(DATA),--data $(DATA)/mnist) $(ARGS)
@@ -39,8 +40,27 @@ test: build ## run the tests and the doctests
 
 build: $(BUILT) $(EDITABLE) ## build the extension in place
 
-bench: build ## run the benchmarks
-	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+bench: build ## run a representative set of benchmarks, in a few minutes
+	$(PY) -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds $(ARGS)
+
+bench-full: build ## run every benchmark, in hours, and keep the results for bench-report
+	mkdir -p $(RESULTS)
+	$(PY) -m pytest benchmarks --benchmark-only --full --benchmark-columns=median,iqr,rounds \
+	  --benchmark-json=$(RESULTS)/kernels.json
+	$(PY) -m benchmarks.compare --threads 1 2 --json $(RESULTS)/cpu.json
+	ATEN_CPU_CAPABILITY=avx2 $(PY) -m benchmarks.compare --only tiny small medium large long \
+	  --json $(RESULTS)/cpu-avx2.json
+	$(PY) -m benchmarks.compare --sweep --json $(RESULTS)/sweeps.json
+
+bench-peers: ## compare with JAX, ONNX Runtime and oneDNN, in an environment of their own
+	$(MAKE) VENV=.venv-peers compare-peers
+
+compare-peers: $(VENV)/.installed-peers build
+	$(PY) -m benchmarks.compare --peers --threads 1 --json $(RESULTS)/peers-1-thread.json $(ARGS)
+	$(PY) -m benchmarks.compare --peers --threads 2 --json $(RESULTS)/peers-2-threads.json $(ARGS)
+
+bench-report: build ## write docs/benchmarks.md from the results
+	$(PY) -m benchmarks.report
 
 lint: $(INSTALLED_DEV) ## check style and types
 	$(BIN)ruff check .
@@ -67,6 +87,10 @@ $(INSTALLED): requirements.txt
 
 $(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
 	$(PY) -m pip install -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-peers: benchmarks/requirements-peers.txt $(INSTALLED)
+	$(PY) -m pip install -r benchmarks/requirements-peers.txt
 	@touch $@
 
 $(BUILT): setup.py pyproject.toml $(CPP) $(INSTALLED) $(if $(VENV),,always)

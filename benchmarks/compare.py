@@ -3,14 +3,16 @@
     python -m benchmarks.compare --threads 1 2 --json benchmarks/results/cpu.json
     python -m benchmarks.compare --quick --only small H512
 
-Each round times one sample of every contestant, in shuffled order. A ratio is the median over rounds
-of the other's time by ours: above one, fastrnn is faster. Contestants agree before they are timed.
+Each round times one sample of every contestant, in shuffled order. A ratio is the median over
+rounds of the other's time by ours: above one, fastrnn is faster. Contestants agree before they are
+timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import math
 import sys
@@ -42,10 +44,11 @@ def measure(
     check(problem, contestants, training)
     with grad_mode(training):
         row = timing.measure(contestants, threads, args.budget, args.rounds)
-    gemm = machine.best_gemm_gflops(shape.dtype, threads)
     gflop = shape.gflop(training)
     ours = row.seconds("fastrnn")
-    goal = shape.goal(training, threads, torch.backends.cpu.get_cpu_capability())
+    capability = torch.backends.cpu.get_cpu_capability()
+    goal = shape.goal(training, threads, capability)
+    large = shape.kind == "large" and capability == "AVX512" and threads == 1
     return {
         "id": str(shape),
         "kind": shape.kind,
@@ -54,11 +57,11 @@ def measure(
         "threads": threads,
         "gflop": gflop,
         "gflops": gflop / ours,
-        "gemm_gflops": gemm,
-        "share_of_gemm": gflop / ours / gemm,
-        "weight_gbytes_per_second": shape.weight_bytes() / ours / 1e9,
+        **share_of_gemm(shape.dtype, threads, gflop / ours),
+        "weight_gbytes": shape.weight_bytes(training) / ours / 1e9,
         "ratio": row.ratio("fastrnn"),
         "goal": dataclasses.asdict(goal),
+        "share_goal": dataclasses.asdict(shapes.SGEMM_GOALS[mode]) if large else None,
         "contestants": {
             c.name: {
                 "microseconds": row.seconds(c.name) * 1e6,
@@ -74,6 +77,21 @@ def measure(
         "own_cpu": row.own_cpu,
         "noisy": row.noisy,
     }
+
+
+def share_of_gemm(dtype: str, threads: int, gflops: float) -> Record:
+    """The best matrix product known so far, and a row's speed as a share of its speed."""
+    best = machine.best_gemm_gflops(dtype, threads)
+    return {"gemm_gflops": best, "share_of_gemm": gflops / best}
+
+
+def measure_gemms_again(records: Sequence[Record], threads: int) -> None:
+    """At the end of a table: limits from more than one moment, and the rows' shares of them."""
+    rows = [r for r in records if r["threads"] == threads]
+    for dtype in {r["shape"]["dtype"] for r in rows}:
+        machine.measure_gemm(dtype, threads)
+    for r in rows:
+        r.update(share_of_gemm(r["shape"]["dtype"], threads, r["gflops"]))
 
 
 def verdict(ratio: float, goal: Goal) -> str:
@@ -109,6 +127,8 @@ def line(r: Record, peers: Sequence[str]) -> str:
             if c
             else " " * (max(6, len(name)) + 1)
         )
+    if r["share_goal"]:
+        text += f"  share {verdict(r['share_of_gemm'], Goal(**r['share_goal']))}"
     if r["noisy"]:
         others = "unknown" if r["others_cpu"] is None else f"{r['others_cpu']:.2f}"
         text += f"  noisy: others used {others} processors in {r['tries']} tries"
@@ -136,7 +156,7 @@ def print_summary(records: Sequence[Record]) -> None:
     print("\nGeometric means of the ratios")
     for threads in sorted({r["threads"] for r in records}):
         for kind in dict.fromkeys(r["kind"] for r in records):
-            cells = []
+            means = []
             for mode in MODES:
                 rows = [
                     r
@@ -144,8 +164,8 @@ def print_summary(records: Sequence[Record]) -> None:
                     if (r["kind"], r["mode"], r["threads"]) == (kind, mode, threads)
                 ]
                 if rows:
-                    cells.append(f"{mode} {geometric_mean([r['ratio'] for r in rows]):6.2f}")
-            print(f"  {kind:16} {threads} threads   " + "   ".join(cells))
+                    means.append(f"{mode} {geometric_mean([r['ratio'] for r in rows]):6.2f}")
+            print(f"  {kind:16} threads: {threads}   " + "   ".join(means))
     for name in peer_names(records):
         for mode in MODES:
             cells = [
@@ -165,10 +185,24 @@ def print_summary(records: Sequence[Record]) -> None:
             print(f"  {name:34} {mode:9} {ratio:5.2f} {verdict(ratio, goal) if goal else ''}")
 
 
-def save(path: Path, records: Sequence[Record], gemms: dict[str, Any], extra: Record) -> None:
+def save(path: Path | None, records: Sequence[Record], extra: Record) -> None:
+    if path is None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
+    pairs = dict.fromkeys((r["shape"]["dtype"], r["threads"]) for r in records)
+    gemms = {f"{dtype}, threads: {n}": machine.gemm_gflops(dtype, n) for dtype, n in pairs}
     document = {**extra, "gemm_gflops": gemms, "rows": list(records)}
     path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def load(path: Path, extra: Record) -> dict[tuple[str, str, int], Record]:
+    """The rows of an earlier run of the same code on the same machine."""
+    document = json.loads(path.read_text())
+    for name, value in document["machine"].items():
+        if name != "date" and extra["machine"].get(name) != value:
+            now = extra["machine"].get(name)
+            raise SystemExit(f"--again: {path} was measured with {name} {value}, now it is {now}")
+    return {(r["id"], r["mode"], r["threads"]): r for r in document["rows"]}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -189,7 +223,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=20.0, help="most seconds of a row")
     parser.add_argument("--rounds", type=int, help="exactly so many rounds")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the results here")
+    parser.add_argument(
+        "--again", action="store_true", help="measure only what OUT lacks or has as noisy"
+    )
     args = parser.parse_args(argv)
+    if args.again and not (args.json and args.json.exists()):
+        parser.error("--again: give the file of the earlier run with --json")
     if args.sweep is not None and not args.sweep:
         args.sweep = list(shapes.SWEEPS)
     if args.peers and len(args.threads) > 1:
@@ -202,13 +241,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     words = sys.argv[1:] if argv is None else list(argv)
-    peers = None
+    peers: ModuleType | None = None
     if args.peers:
-        from benchmarks import peers
-
+        peers = importlib.import_module("benchmarks.peers")
         peers.limit_threads(args.threads[0])
     selected = shapes.select(args.only, args.quick, args.sweep)
-    extra = {
+    extra: Record = {
         "command": " ".join(["python -m benchmarks.compare", *words]),
         "machine": machine.facts(),
     }
@@ -218,19 +256,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in extra["machine"].items():
         print(f"{name:16} {value}")
     records: list[Record] = []
-    gemms: dict[str, Any] = {}
+    names: list[str] = peers.NAMES if peers else []
+    earlier = load(args.json, extra) if args.again else {}
     for threads in args.threads:
         for mode in args.modes:
-            names = peers.NAMES if peers else []
             print(f"\n{mode}, threads: {threads}\n{HEADER}" + "".join(f" {n:>6}" for n in names))
             for shape in selected:
-                records.append(measure(shape, mode, threads, args, peers))
-                gemms[f"{shape.dtype}, {threads} threads"] = machine.gemm_gflops(
-                    shape.dtype, threads
-                )
-                print(line(records[-1], names), flush=True)
-                if args.json:
-                    save(args.json, records, gemms, extra)
+                found = earlier.pop((str(shape), mode, threads), None)
+                if found is None or found["noisy"]:
+                    found = measure(shape, mode, threads, args, peers)
+                records.append(found)
+                print(line(found, names), flush=True)
+                save(args.json, [*records, *earlier.values()], extra)
+            measure_gemms_again(records, threads)
+            save(args.json, [*records, *earlier.values()], extra)
     print_summary(records)
 
 

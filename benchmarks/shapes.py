@@ -74,8 +74,9 @@ class Shape:
         """2 * steps * H * (I + H) / 1e9 of all layers; three times that in training."""
         return 2e-9 * self.steps * self.num_weights * (3 if training else 1)
 
-    def weight_bytes(self) -> int:
-        return self.num_weights * ELEMENT_BYTES[self.dtype]
+    def weight_bytes(self, training: bool) -> int:
+        """The weights, read once; in training read twice, and their gradients written."""
+        return self.num_weights * ELEMENT_BYTES[self.dtype] * (3 if training else 1)
 
     def goal(self, training: bool, threads: int, capability: str) -> Goal:
         """The goal on this many threads, with torch's name for the instruction set."""
@@ -192,11 +193,15 @@ SWEEPS = {axis: list(_sweep(axis)) for axis in ("hidden", "length", "batch")}
 
 
 def select(only: list[str], quick: bool = False, sweeps: list[str] | None = None) -> list[Shape]:
-    """Rows whose class is one of `only` or whose id contains one; all of them if it is empty."""
+    """Rows by class, id or part of an id; every row if `only` is empty."""
     shapes = SHAPES if sweeps is None else [s for axis in sweeps for s in SWEEPS[axis]]
+    names = {name for shape in shapes for name in (shape.kind, str(shape))}
+
+    def named(shape: Shape, text: str) -> bool:
+        return text in (shape.kind, str(shape)) if text in names else text in str(shape)
+
     return [
         shape
         for shape in shapes
-        if (shape.quick or not quick)
-        and (not only or any(text == shape.kind or text in str(shape) for text in only))
+        if (shape.quick or not quick) and (not only or any(named(shape, text) for text in only))
     ]

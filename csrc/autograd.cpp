@@ -16,10 +16,12 @@ ReferenceBackward& reference_backward() {
 }
 
 bool functorch_is_active() {
-  return c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  return c10::impl::tls_local_dispatch_key_set().included_.has(
+      c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
-// A gradient that no kernel takes: a batch of gradients (is_grads_batched), or one with a forward-mode tangent.
+// A gradient that no kernel takes: a batch of gradients (is_grads_batched), or one with a
+// forward-mode tangent.
 bool needs_reference(const OptionalTensor& grad) {
   return grad && (grad->key_set().has(c10::DispatchKey::Batched) || grad->_fw_grad(0).defined());
 }
@@ -43,7 +45,8 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     kept.insert(kept.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(kept));
     ctx->saved_data["num_layers"] = num_layers;
-    ctx->saved_data["flags"] = int64_t{has_biases} | int64_t{relu} << 1 | int64_t{bidirectional} << 2 | int64_t{batch_first} << 3;
+    ctx->saved_data["flags"] = int64_t{has_biases} | int64_t{relu} << 1 |
+                               int64_t{bidirectional} << 2 | int64_t{batch_first} << 3;
     ctx->set_materialize_grads(false);
     return {output, hn};
   }
@@ -52,18 +55,24 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     const variable_list kept = ctx->get_saved_variables();
     constexpr int64_t kFirstWeight = 7;
     const Tensor input = kept[0], saved = kept[6];
-    const OptionalTensor hx = defined(kept[1]), batch_sizes = defined(kept[2]), lengths = defined(kept[3]),
-                         reset = defined(kept[4]), dropout_mask = defined(kept[5]);
+    const OptionalTensor hx = defined(kept[1]), batch_sizes = defined(kept[2]),
+                         lengths = defined(kept[3]), reset = defined(kept[4]),
+                         dropout_mask = defined(kept[5]);
     const TensorList weights = TensorList(kept).slice(kFirstWeight);
-    const int64_t num_layers = ctx->saved_data["num_layers"].toInt(), flags = ctx->saved_data["flags"].toInt();
-    const bool has_biases = flags & 1, relu = flags & 2, bidirectional = flags & 4, batch_first = flags & 8;
+    const int64_t num_layers = ctx->saved_data["num_layers"].toInt(),
+                  flags = ctx->saved_data["flags"].toInt();
+    const bool has_biases = flags & 1, relu = flags & 2, bidirectional = flags & 4,
+               batch_first = flags & 8;
     const OptionalTensor grad_output = defined(grads[0]), grad_hn = defined(grads[1]);
 
     // A result for each argument of forward: input, hx, the weights, and those without a gradient.
     variable_list results(2 + weights.size() + 9);
     if (!grad_output && !grad_hn) return results;
-    if (at::GradMode::is_enabled() || functorch_is_active() || needs_reference(grad_output) || needs_reference(grad_hn)) {
-      TORCH_CHECK(reference_backward(), "rnn: gradients of gradients need the Python package fastrnn, which is not loaded");
+    if (at::GradMode::is_enabled() || functorch_is_active() || needs_reference(grad_output) ||
+        needs_reference(grad_hn)) {
+      TORCH_CHECK(
+          reference_backward(),
+          "rnn: gradients of gradients need the Python package fastrnn, which is not loaded");
       const std::vector<Tensor> wanted = reference_backward()(grad_output, grad_hn, FASTRNN_PASS);
       size_t next = 0;
       if (input.requires_grad()) results[0] = wanted.at(next++);
@@ -75,7 +84,8 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     }
     const size_t first_weight = hx ? 2 : 1;  // among the tensor arguments that are there
     bool want_weights = false;
-    for (size_t i = 0; i < weights.size(); ++i) want_weights |= ctx->needs_input_grad(first_weight + i);
+    for (size_t i = 0; i < weights.size(); ++i)
+      want_weights |= ctx->needs_input_grad(first_weight + i);
     const bool want_input = ctx->needs_input_grad(0), want_hx = hx && ctx->needs_input_grad(1);
     auto [grad_input, grad_hx, grad_weights] =
         rnn_backward(grad_output, grad_hn, saved, FASTRNN_PASS, want_input, want_hx, want_weights);
@@ -109,11 +119,13 @@ std::tuple<Tensor, Tensor> rnn_autocast(FASTRNN_ARGUMENTS) {
   c10::impl::ExcludeDispatchKeyGuard below(kKey);
   const auto dtype = at::autocast::get_autocast_dtype(kDevice);
   const auto cast = [&](const Tensor& x) { return at::autocast::cached_cast(dtype, x, kDevice); };
-  const auto cast_optional = [&](const OptionalTensor& x) { return x ? OptionalTensor(cast(*x)) : x; };
+  const auto cast_optional = [&](const OptionalTensor& x) {
+    return x ? OptionalTensor(cast(*x)) : x;
+  };
   std::vector<Tensor> cast_weights;
   for (const Tensor& w : weights) cast_weights.push_back(cast(w));
-  return rnn(cast(input), cast_optional(hx), cast_weights, batch_sizes, lengths, reset, cast_optional(dropout_mask),
-             has_biases, num_layers, relu, bidirectional, batch_first);
+  return rnn(cast(input), cast_optional(hx), cast_weights, batch_sizes, lengths, reset,
+             cast_optional(dropout_mask), has_biases, num_layers, relu, bidirectional, batch_first);
 }
 
 template <typename Signature>
@@ -136,8 +148,9 @@ std::tuple<Tensor, Tensor, Tensor> rnn_forward(FASTRNN_ARGUMENTS, bool save) {
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTensor& grad_output,
-                                                             const OptionalTensor& grad_hn, const Tensor& saved,
-                                                             FASTRNN_ARGUMENTS, bool want_input, bool want_hx,
+                                                             const OptionalTensor& grad_hn,
+                                                             const Tensor& saved, FASTRNN_ARGUMENTS,
+                                                             bool want_input, bool want_hx,
                                                              bool want_weights) {
   static const auto op = find_op<decltype(rnn_backward)>("fastrnn::rnn_backward");
   return op.call(grad_output, grad_hn, saved, FASTRNN_PASS, want_input, want_hx, want_weights);

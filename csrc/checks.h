@@ -1,4 +1,5 @@
-// Checks of the operators' arguments, for every device: nothing runs before all of them have passed.
+// Checks of the operators' arguments, for every device: nothing runs before all of them have
+// passed.
 #pragma once
 
 #include "ops.h"
@@ -21,33 +22,41 @@ inline Dtype dtype_of(const Tensor& x) {
     case at::kHalf:
       return Dtype::kFloat16;
     default:
-      TORCH_CHECK_VALUE(false, "rnn: expected a dtype of float32, float64, bfloat16 or float16, got ", x.scalar_type());
+      TORCH_CHECK_VALUE(false,
+                        "rnn: expected a dtype of float32, float64, bfloat16 or float16, got ",
+                        x.scalar_type());
   }
 }
 
 // `like` of the same dtype and device, with these sizes.
-inline void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, const Tensor& like) {
+inline void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes,
+                         const Tensor& like) {
   TORCH_CHECK(x.sizes() == sizes, "rnn: expected ", name, " of shape ", sizes, ", got ", x.sizes());
-  TORCH_CHECK(x.scalar_type() == like.scalar_type(), "rnn: expected ", name, " of dtype ", like.scalar_type(), ", got ",
-              x.scalar_type());
-  TORCH_CHECK(x.device() == like.device(), "rnn: expected ", name, " on ", like.device(), ", got ", x.device());
+  TORCH_CHECK(x.scalar_type() == like.scalar_type(), "rnn: expected ", name, " of dtype ",
+              like.scalar_type(), ", got ", x.scalar_type());
+  TORCH_CHECK(x.device() == like.device(), "rnn: expected ", name, " on ", like.device(), ", got ",
+              x.device());
 }
 
 inline void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
-  TORCH_CHECK(batch_sizes.device().is_cpu(), "rnn: expected batch_sizes on cpu, got ", batch_sizes.device());
-  TORCH_CHECK(batch_sizes.scalar_type() == at::kLong, "expected scalar type Long but found ", batch_sizes.scalar_type());
+  TORCH_CHECK(batch_sizes.device().is_cpu(), "rnn: expected batch_sizes on cpu, got ",
+              batch_sizes.device());
+  TORCH_CHECK(batch_sizes.scalar_type() == at::kLong, "expected scalar type Long but found ",
+              batch_sizes.scalar_type());
   TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_contiguous(),
-              "rnn: expected batch_sizes with one dimension, contiguous, got shape ", batch_sizes.sizes());
+              "rnn: expected batch_sizes with one dimension, contiguous, got shape ",
+              batch_sizes.sizes());
   TORCH_CHECK_INDEX(batch_sizes.numel() > 0, "rnn: expected batch_sizes with a step, got none");
   const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
   int64_t rows = 0;
   for (int64_t t = 0; t < batch_sizes.numel(); ++t) {
     TORCH_CHECK(sizes[t] >= 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
-                "rnn: expected batch_sizes that do not increase and are not negative, got ", sizes[t], " at step ", t);
+                "rnn: expected batch_sizes that do not increase and are not negative, got ",
+                sizes[t], " at step ", t);
     rows += sizes[t];
   }
-  TORCH_CHECK(rows <= data.size(0), "rnn: expected batch_sizes that sum to at most the ", data.size(0),
-              " rows of data, got ", rows);
+  TORCH_CHECK(rows <= data.size(0), "rnn: expected batch_sizes that sum to at most the ",
+              data.size(0), " rows of data, got ", rows);
 }
 
 inline Shape check(FASTRNN_ARGUMENTS) {
@@ -57,25 +66,30 @@ inline Shape check(FASTRNN_ARGUMENTS) {
   s.num_directions = bidirectional ? 2 : 1;
   const int64_t per_index = has_biases ? 4 : 2, count = num_layers * s.num_directions;
   TORCH_CHECK(num_layers > 0, "rnn: expected num_layers > 0, got ", num_layers);
-  TORCH_CHECK(static_cast<int64_t>(weights.size()) == count * per_index, "rnn: expected ", count * per_index,
-              " weights, got ", weights.size());
+  TORCH_CHECK(static_cast<int64_t>(weights.size()) == count * per_index, "rnn: expected ",
+              count * per_index, " weights, got ", weights.size());
   const int64_t dims = batch_sizes ? 2 : 3;
   TORCH_CHECK(input.dim() == dims, "input must have ", dims, " dimensions, got ", input.dim());
-  TORCH_CHECK(input.layout() == at::kStrided, "rnn: expected a strided input, got layout ", input.layout());
+  TORCH_CHECK(input.layout() == at::kStrided, "rnn: expected a strided input, got layout ",
+              input.layout());
   dtype_of(input);
   s.input_size = input.size(-1);
-  TORCH_CHECK(weights[1].dim() == 2, "rnn: expected w_hh with 2 dimensions, got ", weights[1].dim());
+  TORCH_CHECK(weights[1].dim() == 2, "rnn: expected w_hh with 2 dimensions, got ",
+              weights[1].dim());
   const int64_t H = s.hidden_size = weights[1].size(0);
-  TORCH_CHECK(s.input_size > 0 && H > 0, "rnn: expected input_size and hidden_size > 0, got ", s.input_size, ", ", H);
+  TORCH_CHECK(s.input_size > 0 && H > 0, "rnn: expected input_size and hidden_size > 0, got ",
+              s.input_size, ", ", H);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t features = i < s.num_directions ? s.input_size : s.num_directions * H;
     check_tensor("w_ih", weights[i * per_index], {H, features}, input);
     check_tensor("w_hh", weights[i * per_index + 1], {H, H}, input);
-    for (int64_t k = 2; k < per_index; ++k) check_tensor(k == 2 ? "b_ih" : "b_hh", weights[i * per_index + k], {H}, input);
+    for (int64_t k = 2; k < per_index; ++k)
+      check_tensor(k == 2 ? "b_ih" : "b_hh", weights[i * per_index + k], {H}, input);
   }
   if (batch_sizes) {
     check_batch_sizes(*batch_sizes, input);
-    TORCH_CHECK(!batch_first && !lengths && !reset, "rnn: batch_first, lengths and reset go with padded input, got batch_sizes");
+    TORCH_CHECK(!batch_first && !lengths && !reset,
+                "rnn: batch_first, lengths and reset go with padded input, got batch_sizes");
     const int64_t* sizes = batch_sizes->const_data_ptr<int64_t>();
     s.seq_len = batch_sizes->numel();
     s.batch = sizes[0];
@@ -88,26 +102,28 @@ inline Shape check(FASTRNN_ARGUMENTS) {
   }
   if (hx) check_tensor("hx", *hx, {count, s.batch, H}, input);
   if (lengths) {
-    TORCH_CHECK_VALUE(lengths->scalar_type() == at::kLong && lengths->sizes() == at::IntArrayRef{s.batch},
-                      "rnn: expected lengths of dtype Long and shape [", s.batch, "], got ", lengths->scalar_type(), " and ",
-                      lengths->sizes());
-    TORCH_CHECK_VALUE(lengths->device() == input.device(), "rnn: expected lengths on ", input.device(), ", got ",
-                      lengths->device());
+    TORCH_CHECK_VALUE(
+        lengths->scalar_type() == at::kLong && lengths->sizes() == at::IntArrayRef{s.batch},
+        "rnn: expected lengths of dtype Long and shape [", s.batch, "], got ",
+        lengths->scalar_type(), " and ", lengths->sizes());
+    TORCH_CHECK_VALUE(lengths->device() == input.device(), "rnn: expected lengths on ",
+                      input.device(), ", got ", lengths->device());
   }
   if (reset) {
     const int64_t sizes[2] = {batch_first ? s.batch : s.seq_len, batch_first ? s.seq_len : s.batch};
     TORCH_CHECK_VALUE(reset->scalar_type() == at::kBool && reset->sizes() == at::IntArrayRef(sizes),
-                      "rnn: expected reset of dtype Bool and shape ", at::IntArrayRef(sizes), ", got ",
-                      reset->scalar_type(), " and ", reset->sizes());
-    TORCH_CHECK_VALUE(reset->device() == input.device(), "rnn: expected reset on ", input.device(), ", got ",
-                      reset->device());
+                      "rnn: expected reset of dtype Bool and shape ", at::IntArrayRef(sizes),
+                      ", got ", reset->scalar_type(), " and ", reset->sizes());
+    TORCH_CHECK_VALUE(reset->device() == input.device(), "rnn: expected reset on ", input.device(),
+                      ", got ", reset->device());
   }
   if (dropout_mask) {
     const int64_t features = s.num_directions * H;
     if (batch_sizes) {
       check_tensor("dropout_mask", *dropout_mask, {num_layers - 1, input.size(0), features}, input);
     } else {
-      check_tensor("dropout_mask", *dropout_mask, {num_layers - 1, s.seq_len, s.batch, features}, input);
+      check_tensor("dropout_mask", *dropout_mask, {num_layers - 1, s.seq_len, s.batch, features},
+                   input);
     }
   }
   return s;

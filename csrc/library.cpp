@@ -1,11 +1,12 @@
-// The operators' schemas, and the Python module: the direct entry for eager calls, and facts about the build.
+// The operators' schemas, and the Python module: the direct entry for eager calls, and facts about
+// the build.
 //
 // With T = seq_len, B = batch, I = input_size, H = hidden_size, L = num_layers, D = directions:
-//   input (T, B, I), (B, T, I) if batch_first, or packed data (rows, I) with batch_sizes (T) int64 on the CPU;
-//   hx (L*D, B, H); weights w_ih, w_hh[, b_ih, b_hh] for each layer and direction; lengths (B) int64;
-//   reset (T, B) or (B, T) bool; dropout_mask (L-1, T, B, D*H) or (L-1, rows, D*H), time-major.
-//   output (T, B, D*H) in the input's layout, with the strides of a time-major tensor; hn (L*D, B, H);
-//   saved (L, rows, D*H): the output of every layer.
+//   input (T, B, I), (B, T, I) if batch_first, or packed data (rows, I) with batch_sizes (T) int64
+//   on the CPU; hx (L*D, B, H); weights w_ih, w_hh[, b_ih, b_hh] for each layer and direction;
+//   lengths (B) int64; reset (T, B) or (B, T) bool; dropout_mask (L-1, T, B, D*H) or (L-1, rows,
+//   D*H), time-major. output (T, B, D*H) in the input's layout, with the strides of a time-major
+//   tensor; hn (L*D, B, H); saved (L, rows, D*H): the output of every layer.
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/extension.h>
@@ -17,9 +18,11 @@
 namespace fastrnn {
 namespace {
 
-#define FASTRNN_SCHEMA                                                                                          \
-  "Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, "           \
-  "Tensor? dropout_mask, bool has_biases, int num_layers, bool relu, bool bidirectional, bool batch_first"
+#define FASTRNN_SCHEMA                                                                          \
+  "Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? "  \
+  "reset, "                                                                                     \
+  "Tensor? dropout_mask, bool has_biases, int num_layers, bool relu, bool bidirectional, bool " \
+  "batch_first"
 
 TORCH_LIBRARY(fastrnn, m) {
   m.def("rnn(" FASTRNN_SCHEMA ") -> (Tensor output, Tensor hn)");
@@ -30,7 +33,8 @@ TORCH_LIBRARY(fastrnn, m) {
 }
 
 PyTypeObject* parameter_type() {
-  static PyObject* type = py::object(py::module_::import("torch.nn").attr("Parameter")).release().ptr();
+  static PyObject* type =
+      py::object(py::module_::import("torch.nn").attr("Parameter")).release().ptr();
   return reinterpret_cast<PyTypeObject*>(type);
 }
 
@@ -45,27 +49,33 @@ const Tensor* plain_tensor(PyObject* x) {
 // Whether a mode is on in which Python or a transform is to see the call.
 bool call_is_watched() {
   const auto& included = c10::impl::tls_local_dispatch_key_set().included_;
-  return included.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) || included.has(c10::DispatchKey::Python) ||
-         at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing();
+  return included.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+         included.has(c10::DispatchKey::Python) || at::impl::torch_function_mode_enabled() ||
+         torch::jit::tracer::isTracing();
 }
 
 bool has_kernels(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16;
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
+         dtype == at::kBFloat16;
 }
 
-bool alike(const Tensor& x, const Tensor& y) { return x.scalar_type() == y.scalar_type() && x.device() == y.device(); }
+bool alike(const Tensor& x, const Tensor& y) {
+  return x.scalar_type() == y.scalar_type() && x.device() == y.device();
+}
 
-// The calls in eager mode. Anything out of the ordinary, wrong arguments included, returns None and is left to Python,
-// which has the words for it.
-py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights, bool has_biases,
-                     int64_t num_layers, py::handle py_relu, py::handle py_bidirectional, bool batch_first,
-                     py::handle py_lengths, py::handle py_reset) {
+// The calls in eager mode. Anything out of the ordinary, wrong arguments included, returns None and
+// is left to Python, which has the words for it.
+py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
+                     bool has_biases, int64_t num_layers, py::handle py_relu,
+                     py::handle py_bidirectional, bool batch_first, py::handle py_lengths,
+                     py::handle py_reset) {
   const auto left_to_python = [] { return py::none(); };
   if (call_is_watched()) return left_to_python();
   const Tensor* input = plain_tensor(py_input.ptr());
   if (!input || (input->dim() != 2 && input->dim() != 3)) return left_to_python();
   if (!py::isinstance<py::bool_>(py_bidirectional)) return left_to_python();
-  const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>(), relu = py_relu.cast<bool>();
+  const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>(),
+             relu = py_relu.cast<bool>();
   if (!has_kernels(input->scalar_type())) return left_to_python();
 
   std::vector<Tensor> weights;
@@ -76,7 +86,8 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
     weights.push_back(*t);
   }
   const int64_t count = num_layers * (bidirectional ? 2 : 1);
-  if (static_cast<int64_t>(weights.size()) != count * (has_biases ? 4 : 2) || weights.size() < 2) return left_to_python();
+  if (static_cast<int64_t>(weights.size()) != count * (has_biases ? 4 : 2) || weights.size() < 2)
+    return left_to_python();
   if (weights[0].dim() != 2 || weights[1].dim() != 2) return left_to_python();
   const int64_t seq_len = input->size(batched && batch_first ? 1 : 0);
   const int64_t batch = batched ? input->size(batch_first ? 0 : 1) : 1;
@@ -87,7 +98,8 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
     const Tensor* t = plain_tensor(py_hx.ptr());
     if (!t || t->dim() != input->dim() || !alike(*t, *input)) return left_to_python();
     hx = batched ? *t : t->unsqueeze(1);
-    if (hx->size(0) != count || hx->size(1) != batch || hx->size(2) != weights[1].size(1)) return left_to_python();
+    if (hx->size(0) != count || hx->size(1) != batch || hx->size(2) != weights[1].size(1))
+      return left_to_python();
   }
   if (!py_lengths.is_none() || !py_reset.is_none()) {
     if (!batched) return left_to_python();
@@ -100,13 +112,15 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
     if (lengths && lengths->scalar_type() != at::kLong) return left_to_python();
     if (lengths && (lengths->dim() != 1 || lengths->size(0) != batch)) return left_to_python();
     if (reset && reset->scalar_type() != at::kBool) return left_to_python();
-    if (reset && (reset->dim() != 2 || reset->sizes() != input->sizes().slice(0, 2))) return left_to_python();
+    if (reset && (reset->dim() != 2 || reset->sizes() != input->sizes().slice(0, 2)))
+      return left_to_python();
   }
   Tensor output, hn;
   {
     py::gil_scoped_release no_gil;
-    std::tie(output, hn) = rnn(batched ? *input : input->unsqueeze(1), hx, weights, std::nullopt, lengths, reset,
-                               std::nullopt, has_biases, num_layers, relu, bidirectional, batched && batch_first);
+    std::tie(output, hn) =
+        rnn(batched ? *input : input->unsqueeze(1), hx, weights, std::nullopt, lengths, reset,
+            std::nullopt, has_biases, num_layers, relu, bidirectional, batched && batch_first);
     if (!batched) {
       output = output.squeeze(1);
       hn = hn.squeeze(1);
@@ -117,12 +131,13 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
 }
 
 // One step: (B, I) or (I) and (B, H) or (H) to (B, H) or (H).
-py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
-                          py::handle b_hh, bool relu) {
+py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih, py::handle w_hh,
+                          py::handle b_ih, py::handle b_hh, bool relu) {
   const auto left_to_python = [] { return py::none(); };
   if (call_is_watched()) return left_to_python();
   const Tensor* input = plain_tensor(py_input.ptr());
-  if (!input || (input->dim() != 1 && input->dim() != 2) || !has_kernels(input->scalar_type())) return left_to_python();
+  if (!input || (input->dim() != 1 && input->dim() != 2) || !has_kernels(input->scalar_type()))
+    return left_to_python();
   const bool batched = input->dim() == 2, has_biases = !b_ih.is_none();
   if (b_hh.is_none() == has_biases) return left_to_python();
   const py::handle py_weights[] = {w_ih, w_hh, b_ih, b_hh};
@@ -138,7 +153,8 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   OptionalTensor hx;
   if (!py_hx.is_none()) {
     const Tensor* t = plain_tensor(py_hx.ptr());
-    if (!t || t->dim() != input->dim() || !alike(*t, *input) || t->size(-1) != hidden_size) return left_to_python();
+    if (!t || t->dim() != input->dim() || !alike(*t, *input) || t->size(-1) != hidden_size)
+      return left_to_python();
     if (batched && t->size(0) != batch) return left_to_python();
     hx = batched ? t->unsqueeze(0) : t->unsqueeze(0).unsqueeze(0);
   }
@@ -146,8 +162,8 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   {
     py::gil_scoped_release no_gil;
     const Tensor steps = batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0);
-    h = std::get<0>(rnn(steps, hx, weights, std::nullopt, std::nullopt, std::nullopt, std::nullopt, has_biases, 1, relu,
-                        false, false));
+    h = std::get<0>(rnn(steps, hx, weights, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
+                        has_biases, 1, relu, false, false));
     // No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
     h = at::_unsafe_view(h, {batch, hidden_size});
     if (!batched) h = h.squeeze(0);
@@ -155,15 +171,18 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(h)));
 }
 
-// Keeps a Python function for the C++ backward, which may call it from a thread of the autograd engine.
+// Keeps a Python function for the C++ backward, which may call it from a thread of the autograd
+// engine.
 void set_reference_backward_from_python(py::object function) {
-  auto* kept = new py::object(std::move(function));  // never freed: the interpreter may be gone at exit
-  set_reference_backward([kept](const OptionalTensor& grad_output, const OptionalTensor& grad_hn, FASTRNN_ARGUMENTS) {
-    py::gil_scoped_acquire gil;
-    return (*kept)(grad_output, grad_hn, input, hx, weights.vec(), batch_sizes, lengths, reset, dropout_mask, has_biases,
-                   num_layers, relu, bidirectional, batch_first)
-        .cast<std::vector<Tensor>>();
-  });
+  auto* kept =
+      new py::object(std::move(function));  // never freed: the interpreter may be gone at exit
+  set_reference_backward(
+      [kept](const OptionalTensor& grad_output, const OptionalTensor& grad_hn, FASTRNN_ARGUMENTS) {
+        py::gil_scoped_acquire gil;
+        return (*kept)(grad_output, grad_hn, input, hx, weights.vec(), batch_sizes, lengths, reset,
+                       dropout_mask, has_biases, num_layers, relu, bidirectional, batch_first)
+            .cast<std::vector<Tensor>>();
+      });
 }
 
 }  // namespace

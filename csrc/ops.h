@@ -16,12 +16,14 @@ using at::TensorList;
 using OptionalTensor = std::optional<Tensor>;
 
 // What every operator takes after its own arguments; shapes in library.cpp.
-#define FASTRNN_ARGUMENTS                                                                                     \
-  const Tensor &input, const OptionalTensor &hx, TensorList weights, const OptionalTensor &batch_sizes,       \
-      const OptionalTensor &lengths, const OptionalTensor &reset, const OptionalTensor &dropout_mask,         \
-      bool has_biases, int64_t num_layers, bool relu, bool bidirectional, bool batch_first
-#define FASTRNN_PASS \
-  input, hx, weights, batch_sizes, lengths, reset, dropout_mask, has_biases, num_layers, relu, bidirectional, batch_first
+#define FASTRNN_ARGUMENTS                                                               \
+  const Tensor &input, const OptionalTensor &hx, TensorList weights,                    \
+      const OptionalTensor &batch_sizes, const OptionalTensor &lengths,                 \
+      const OptionalTensor &reset, const OptionalTensor &dropout_mask, bool has_biases, \
+      int64_t num_layers, bool relu, bool bidirectional, bool batch_first
+#define FASTRNN_PASS                                                                           \
+  input, hx, weights, batch_sizes, lengths, reset, dropout_mask, has_biases, num_layers, relu, \
+      bidirectional, batch_first
 
 // output, hn
 std::tuple<Tensor, Tensor> rnn(FASTRNN_ARGUMENTS);
@@ -29,13 +31,15 @@ std::tuple<Tensor, Tensor> rnn(FASTRNN_ARGUMENTS);
 std::tuple<Tensor, Tensor, Tensor> rnn_forward(FASTRNN_ARGUMENTS, bool save);
 // grad_input, grad_hx, grad_weights; each empty unless wanted
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTensor& grad_output,
-                                                             const OptionalTensor& grad_hn, const Tensor& saved,
-                                                             FASTRNN_ARGUMENTS, bool want_input, bool want_hx,
+                                                             const OptionalTensor& grad_hn,
+                                                             const Tensor& saved, FASTRNN_ARGUMENTS,
+                                                             bool want_input, bool want_hx,
                                                              bool want_weights);
 
-// The gradients of those of input, hx, weights that require one, differentiable again. The Python package provides it.
-using ReferenceBackward =
-    std::function<std::vector<Tensor>(const OptionalTensor& grad_output, const OptionalTensor& grad_hn, FASTRNN_ARGUMENTS)>;
+// The gradients of those of input, hx, weights that require one, differentiable again. The Python
+// package provides it.
+using ReferenceBackward = std::function<std::vector<Tensor>(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_hn, FASTRNN_ARGUMENTS)>;
 void set_reference_backward(ReferenceBackward f);
 
 }  // namespace fastrnn

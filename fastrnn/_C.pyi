@@ -14,5 +14,14 @@ def rnn(
     lengths: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor] | None: ...
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    relu: bool,
+) -> Tensor | None: ...
 def set_reference_backward(function: Callable[..., list[Tensor]]) -> None: ...
 def cpu_kernels() -> str: ...

@@ -19,7 +19,7 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 def why_reference(tensors: Iterable[Tensor | None]) -> str | None:
     """Say why a call with these tensors takes the reference path, or None if a kernel serves it."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     given = [x for x in tensors if x is not None]
     if forward_ad._current_level >= 0 and any(
@@ -121,6 +121,32 @@ def check_marks(
         raise ValueError(f"rnn: expected {name} on {input.device}, got {marks.device}")
 
 
+def check_cell_rank(input: Tensor, hx: Tensor | None) -> None:
+    """Check the number of dimensions, in nn.RNNCell's words."""
+    if input.dim() not in (1, 2):
+        raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    if hx is not None and hx.dim() not in (1, 2):
+        raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+
+
+def check_cell_sizes(input: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tensor) -> None:
+    """Check the sizes of (B, I) and (B, H), in nn.RNNCell's words."""
+    if input.size(1) != w_ih.size(1):
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.size(1)} expected {w_ih.size(1)}"
+        )
+    if hx is None:
+        return
+    if input.size(0) != hx.size(0):
+        raise RuntimeError(
+            f"Input batch size {input.size(0)} doesn't match hidden0 batch size {hx.size(0)}"
+        )
+    if hx.size(1) != w_hh.size(1):
+        raise RuntimeError(
+            f"hidden0 has inconsistent hidden_size: got {hx.size(1)}, expected {w_hh.size(1)}"
+        )
+
+
 def _sizes(
     input: Tensor,
     hx: Tensor | None,
@@ -205,7 +231,7 @@ def _rnn_backward_fake(
     )
 
 
-@register_flop_formula([torch.ops.fastrnn.rnn_forward])
+@register_flop_formula([torch.ops.fastrnn.rnn, torch.ops.fastrnn.rnn_forward])
 def _rnn_forward_flops(
     input: Sequence[int], hx: Any, weights: Sequence[Sequence[int]], *args: Any, **kwargs: Any
 ) -> int:

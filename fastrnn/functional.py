@@ -121,7 +121,9 @@ def rnn_positional(
     if isinstance(input, PackedSequence):
         return _rnn_packed(input, hx, weights, *config)
     if not isinstance(bidirectional, bool):
-        raise TypeError(f"bidirectional should be of type bool, got: {type(bidirectional).__name__}")
+        raise TypeError(
+            f"bidirectional should be of type bool, got: {type(bidirectional).__name__}"
+        )
     tensors = (input, hx, *weights)
     if has_torch_function(tensors):
         return handle_torch_function(rnn_positional, tensors, input, hx, weights, *config)
@@ -148,18 +150,48 @@ def rnn_positional(
 
 
 def rnn_cell(
-    input: Tensor, hx: Tensor | None, weights: list[Tensor], bias: bool, relu: bool
+    input: Tensor,
+    hx: Tensor | None,
+    nonlinearity: str,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
 ) -> Tensor:
-    """One step of one layer, from (B, I) and (B, H) that the caller has checked to (B, H)."""
-    steps, state = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
-    result = None
-    if not torch.compiler.is_compiling():
-        result = _C.rnn(steps, state, weights, bias, 1, relu, False, False, None, None)
-    if result is None:
-        result = _run(steps, state, weights, None, None, None, None, bias, 1, relu, False, False)
-    output: Tensor = result[0]
-    # No view, so that detach_() works as on nn.RNNCell's output; nothing else sees the memory.
-    return torch.ops.aten._unsafe_view(output, output.shape[1:])  # type: ignore[no-any-return]
+    """One step of one layer: (B, I) or (I) and (B, H) or (H) to (B, H) or (H)."""
+    relu = nonlinearity == "relu"
+    if (relu or nonlinearity == "tanh") and not torch.compiler.is_compiling():
+        result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, relu)
+        if result is not None:
+            return result
+    _ops.check_cell_rank(input, hx)
+    if not relu and nonlinearity != "tanh":
+        raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
+    batched = input.dim() == 2
+    if not batched:
+        input = input.unsqueeze(0)
+        hx = None if hx is None else hx.unsqueeze(0)
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        _ops.check_cell_sizes(input, hx, w_ih, w_hh)
+    weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+    state = None if hx is None else hx.unsqueeze(0)
+    output, _ = _run(
+        input.unsqueeze(0),
+        state,
+        weights,
+        None,
+        None,
+        None,
+        None,
+        len(weights) == 4,
+        1,
+        relu,
+        False,
+        False,
+    )
+    # No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
+    h: Tensor = torch.ops.aten._unsafe_view(output, [-1, w_hh.size(0)])
+    return h if batched else h.squeeze(0)
 
 
 def _rnn_packed(
@@ -178,8 +210,12 @@ def _rnn_packed(
     if lengths is not None or reset is not None:
         raise ValueError("rnn: lengths and reset go with padded input, got a PackedSequence")
     data, batch_sizes, sorted_indices, unsorted_indices = packed
-    if hx is not None and sorted_indices is not None:
-        hx = hx.index_select(1, sorted_indices)
+    if sorted_indices is not None:
+        if hx is not None:
+            hx = hx.index_select(1, sorted_indices)
+        elif torch.compiler.is_compiling():  # tells a compiler the batch, which batch_sizes do not
+            states = num_layers * (2 if bidirectional else 1)
+            hx = data.new_zeros(states, sorted_indices.size(0), weights[1].size(-1))
     output, hn = _rnn_batched(
         data,
         hx,
@@ -222,7 +258,7 @@ def _rnn_batched(
     if dropout > 0.0 and num_layers > 1:
         features = weights[1].size(-1) * (2 if bidirectional else 1)
         rows = input.transpose(0, 1) if batch_first else input
-        mask = _dropout_mask((num_layers - 1, *rows.shape[:-1], features), dropout, input)
+        mask = _dropout_masks(num_layers - 1, (*rows.shape[:-1], features), dropout, input)
     return _run(
         input,
         hx,
@@ -246,11 +282,7 @@ def _run(input: Tensor, hx: Tensor | None, weights: list[Tensor], *args: Any) ->
     return torch.ops.fastrnn.rnn(input, hx, weights, *args)  # type: ignore[no-any-return]
 
 
-def _dropout_mask(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
-    """Draw as ``torch.nn.functional.dropout`` does for each layer: a seed gives nn.RNN's masks."""
-    mask = torch.empty(shape, dtype=like.dtype, device=like.device)
-    if p == 1.0:
-        return mask.zero_()
-    for layer in mask.unbind(0):
-        layer.bernoulli_(1.0 - p)
-    return mask.div_(1.0 - p)
+def _dropout_masks(count: int, shape: Sequence[int], p: float, like: Tensor) -> Tensor:
+    """Draw as nn.RNN does, once for each layer: a seed gives the same masks."""
+    ones = torch.ones(shape, dtype=like.dtype, device=like.device)
+    return torch.stack([torch.nn.functional.dropout(ones, p) for _ in range(count)])

@@ -15,6 +15,7 @@ from fastrnn import _ops
 from fastrnn.functional import rnn_cell, rnn_positional
 
 _CHECKS = ("check_input", "check_hidden_size", "check_forward_args", "get_expected_hidden_size")
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class RNN(RNNBase):
@@ -185,10 +186,7 @@ class RNN(RNNBase):
         self.check_forward_args(input, hx, batch_sizes)
 
     def __prepare_scriptable__(self) -> None:
-        raise RuntimeError(
-            "fastrnn.RNN does not support torch.jit.script. Use torch.jit.trace or torch.export, "
-            "or give TorchScript the model with torch's own modules: fastrnn.restore(model)"
-        )
+        _refuse_script(self)
 
 
 class RNNCell(RNNCellBase):
@@ -224,6 +222,7 @@ class RNNCell(RNNCellBase):
         torch.Size([3, 20])
     """
 
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012
     nonlinearity: str
 
     def __init__(
@@ -242,40 +241,15 @@ class RNNCell(RNNCellBase):
         """Run one step; see the class for the arguments."""
         if isinstance(input, Proxy) and _is_leaf(self, RNNCell.forward, input):
             return _call_leaf(self, input, hx)
-        if input.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if hx is not None and hx.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-        batched = input.dim() == 2
-        if not batched:
-            input = input.unsqueeze(0)
-            hx = None if hx is None else hx.unsqueeze(0)
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            self._check(input, hx)
-        weights = [self.weight_ih, self.weight_hh]
-        if self.bias_ih is not None:
-            weights += [self.bias_ih, self.bias_hh]
-        output = rnn_cell(input, hx, weights, len(weights) == 4, self.nonlinearity == "relu")
-        return output if batched else output.squeeze(0)
+        parameters: Any = self._parameters
+        try:
+            weights = [parameters[name] for name in _CELL_WEIGHTS]
+        except KeyError:  # parametrised, pruned or otherwise computed weights are attributes
+            weights = [getattr(self, name) for name in _CELL_WEIGHTS]
+        return rnn_cell(input, hx, self.nonlinearity, *weights)
 
-    def _check(self, input: Tensor, hx: Tensor | None) -> None:
-        if input.size(1) != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}"
-            )
-        if hx is None:
-            return
-        if input.size(0) != hx.size(0):
-            raise RuntimeError(
-                f"Input batch size {input.size(0)} doesn't match hidden0 batch size {hx.size(0)}"
-            )
-        if hx.size(1) != self.hidden_size:
-            raise RuntimeError(
-                "hidden0 has inconsistent hidden_size: "
-                f"got {hx.size(1)}, expected {self.hidden_size}"
-            )
+    def __prepare_scriptable__(self) -> None:
+        _refuse_script(self)
 
 
 def _is_leaf(module: torch.nn.Module, forward: Any, input: Any) -> bool:
@@ -286,6 +260,13 @@ def _is_leaf(module: torch.nn.Module, forward: Any, input: Any) -> bool:
 def _call_leaf(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     tracer = args[0].tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
+
+
+def _refuse_script(module: torch.nn.Module) -> None:
+    raise RuntimeError(
+        f"fastrnn.{type(module).__name__} does not support torch.jit.script. Use torch.jit.trace "
+        "or torch.export, or give TorchScript torch's own modules: fastrnn.restore(model)"
+    )
 
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# What an implementation may err where nn.RNN happens to be exact: a few roundings of values of size one.
+# What an implementation may err where nn.RNN happens to be exact: a few roundings of values of
+# size one.
 FLOOR = {
     torch.float64: 4e-15,
     torch.float32: 2e-6,
@@ -57,8 +58,8 @@ class Case:
         return cls(self.input_size, self.hidden_size, **self.options, dtype=dtype, device=device)
 
 
-# Odd sizes, sizes just past a tile (vectors of 4, 8 and 16; panels of up to 4 vectors; tiles of 6, 8, 12 rows; blocks of
-# 96 rows; blocks of 256 rows of all steps), and each option.
+# Odd sizes, sizes just past a tile (vectors of 4, 8 and 16; panels of up to 4 vectors; tiles of 6,
+# 8, 12 rows; blocks of 96 rows; blocks of 256 rows of all steps), and each option.
 CASES = [
     Case(1, 1, 1, 1),
     Case(1, 1, 1, 1, hx=False),
@@ -85,10 +86,10 @@ CASES = [
 
 
 def away_from_the_kink(module: torch.nn.RNNBase, x: Tensor) -> None:
-    """Give relu pre-activations of size one at least: rounding then never changes which side of zero they are on.
+    """Give relu pre-activations of size one at least: rounding then never changes their sign.
 
-    The first feature is +-1 and its weights +-2, the other terms sum to less than one; so the sign of a pre-activation
-    varies with the step, the row and the unit, but does not hang on rounding.
+    The first feature is +-1 and its weights +-2, the other terms sum to less than one; so the sign
+    of a pre-activation varies with the step, the row and the unit, but does not hang on rounding.
     """
     with torch.no_grad():
         x[..., 0] = torch.where(x[..., 0] < 0, -1.0, 1.0)

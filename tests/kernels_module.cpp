@@ -1,4 +1,5 @@
-// The raw CPU kernels on NumPy arrays, for the tests: no torch, any instruction set that the machine has.
+// The raw CPU kernels on NumPy arrays, for the tests: no torch, any instruction set that the
+// machine has.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -16,14 +17,16 @@ namespace {
 
 bool available(const std::string& isa) { return cpu::find_kernels(isa.c_str()) != nullptr; }
 
-// input (T, B, I); weights for each layer and direction; lengths sorted, longest first, or empty; arrays C-contiguous.
+// input (T, B, I); weights for each layer and direction; lengths sorted, longest first, or empty;
+// arrays C-contiguous.
 struct Problem {
   Stack stack{};
   std::vector<const void*> weights;
   std::vector<int64_t> active;
 
   Problem(const py::array& input, const std::vector<py::array>& weight_arrays, const py::object& hx,
-          const std::vector<int64_t>& lengths, int dtype, bool relu, bool has_biases, int64_t layers, bool bidirectional) {
+          const std::vector<int64_t>& lengths, int dtype, bool relu, bool has_biases,
+          int64_t layers, bool bidirectional) {
     stack.dtype = static_cast<Dtype>(dtype);
     stack.relu = relu;
     stack.has_biases = has_biases;
@@ -56,19 +59,22 @@ struct Problem {
   }
 };
 
-void forward(const std::string& isa, int threads, py::array output, py::array hn, const py::object& saved,
-             const py::array& input, const std::vector<py::array>& weights, const py::object& hx,
-             const std::vector<int64_t>& lengths, int dtype, bool relu, bool has_biases, int64_t layers, bool bidirectional) {
+void forward(const std::string& isa, int threads, py::array output, py::array hn,
+             const py::object& saved, const py::array& input, const std::vector<py::array>& weights,
+             const py::object& hx, const std::vector<int64_t>& lengths, int dtype, bool relu,
+             bool has_biases, int64_t layers, bool bidirectional) {
   const Problem p(input, weights, hx, lengths, dtype, relu, has_biases, layers, bidirectional);
   void* kept = saved.is_none() ? nullptr : saved.cast<py::array>().mutable_data();
-  cpu::run_forward({p.stack, Problem::sequence(output), hn.mutable_data(), kept}, *cpu::find_kernels(isa.c_str()), threads);
+  cpu::run_forward({p.stack, Problem::sequence(output), hn.mutable_data(), kept},
+                   *cpu::find_kernels(isa.c_str()), threads);
 }
 
-void backward(const std::string& isa, int threads, const py::array& saved, const py::array& grad_output,
-              const py::array& grad_hn, py::array grad_input, py::array grad_hx, std::vector<py::array> grad_weights,
-              const py::array& input, const std::vector<py::array>& weights, const py::object& hx,
-              const std::vector<int64_t>& lengths, int dtype, bool relu, bool has_biases, int64_t layers,
-              bool bidirectional) {
+void backward(const std::string& isa, int threads, const py::array& saved,
+              const py::array& grad_output, const py::array& grad_hn, py::array grad_input,
+              py::array grad_hx, std::vector<py::array> grad_weights, const py::array& input,
+              const std::vector<py::array>& weights, const py::object& hx,
+              const std::vector<int64_t>& lengths, int dtype, bool relu, bool has_biases,
+              int64_t layers, bool bidirectional) {
   const Problem p(input, weights, hx, lengths, dtype, relu, has_biases, layers, bidirectional);
   std::vector<void*> grads;
   for (py::array& g : grad_weights) grads.push_back(g.mutable_data());

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from both import assert_agree, assert_raise_alike, outcome
+from torch import nn
 
 from fastrnn import RNN
 
@@ -91,7 +92,7 @@ def test_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED_BY_SIGNATURE)
 def test_refused_by_signature(name: str) -> None:
-    theirs = outcome(REFUSED_BY_SIGNATURE[name], torch.nn.RNN)
+    theirs = outcome(REFUSED_BY_SIGNATURE[name], nn.RNN)
     assert outcome(REFUSED_BY_SIGNATURE[name], RNN).type is theirs.type is TypeError
 
 
@@ -111,7 +112,7 @@ def test_attributes(name: str) -> None:
 
 def test_dropout_of_one_layer_warns() -> None:
     messages = []
-    for cls in (torch.nn.RNN, RNN):
+    for cls in (nn.RNN, RNN):
         with pytest.warns(UserWarning, match="dropout option adds dropout after all but") as record:
             cls(3, 4, dropout=0.5)
         messages.append([str(w.message) for w in record])
@@ -119,7 +120,7 @@ def test_dropout_of_one_layer_warns() -> None:
 
 
 def test_signature_is_the_documented_one() -> None:
-    documented = torch.nn.RNN.__doc__.splitlines()[0]  # __init__(input_size,...,dtype=None)
+    documented = nn.RNN.__doc__.splitlines()[0]  # __init__(input_size,...,dtype=None)
     parameters = list(inspect.signature(RNN).parameters.values())[:-1]
     ours = ",".join(str(p.replace(annotation=p.empty)) for p in parameters)
     assert f"__init__({ours})" == documented
@@ -134,6 +135,13 @@ def test_skip_init() -> None:
     module = torch.nn.utils.skip_init(RNN, 3, 4, dtype=torch.float64)
     assert module.weight_hh_l0.dtype == torch.float64
     assert module.weight_hh_l0.device.type == "cpu"
+
+
+def test_class_is_one_that_dynamo_traces() -> None:
+    module = RNN(3, 4)
+    assert isinstance(module, nn.RNNBase)
+    assert not isinstance(module, nn.RNN)  # torch.compile refuses its instances
+    assert type(module).__name__ == "RNN"
 
 
 CHANGED_LATER = {
@@ -165,7 +173,7 @@ def test_unknown_mode_raises() -> None:
 
 
 def test_bidirectional_that_is_no_bool_fails_in_forward() -> None:
-    for cls in (torch.nn.RNN, RNN):
+    for cls in (nn.RNN, RNN):
         module = cls(3, 4, bidirectional=1)
         with pytest.raises(TypeError):
             module(torch.randn(5, 2, 3))

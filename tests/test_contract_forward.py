@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from both import Raised, assert_agree, assert_raise_alike, outcome
+from both import B, H, I, Raised, T, assert_agree, assert_raise_alike, outcome
 from torch import Tensor, nn
 
 from fastrnn import RNN
-
-T, B, I, H = 5, 2, 3, 4
 
 CONFIGURATIONS = {
     "plain": {},
@@ -264,5 +262,5 @@ def test_missing_weight_raises() -> None:
         module._flat_weights_names.pop()
         module._flat_weights.pop()
         module._flat_weight_refs.pop()
-        with pytest.raises(RuntimeError, match="weights|number of RNN parameters"):
+        with pytest.raises(RuntimeError, match=r"weights|number of RNN parameters"):
             module(x())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from both import Raised, assert_agree, assert_raise_alike, assert_same, outcome
+from both import H, I, Raised, assert_agree, assert_raise_alike, assert_same, outcome
 from torch import Tensor, nn
 from torch.nn.utils.rnn import (
     PackedSequence,
@@ -15,8 +15,6 @@ from torch.nn.utils.rnn import (
 )
 
 from fastrnn import RNN
-
-I, H = 3, 4
 
 CONFIGURATIONS = {
     "plain": {},
@@ -108,9 +106,6 @@ QUIRKS = {
     "no rows, two steps": lambda rnn: rnn(I, H, 2, bidirectional=True)(packed(0, 0)),
     "steps without rows": lambda rnn: rnn(I, H, bidirectional=True)(
         PackedSequence(DATA[:5], torch.tensor([3, 2, 0, 0]))
-    ),
-    "batch sizes in steps": lambda rnn: rnn(I, H)(
-        PackedSequence(DATA, torch.tensor([3, 3, 3]).expand(3).contiguous())
     ),
     "hx has more rows than are selected": lambda rnn: rnn(I, H)(
         permuted(2), torch.arange(12.0).view(1, 3, H)

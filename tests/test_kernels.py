@@ -16,9 +16,9 @@ from cases import CASES, Case
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
-INSTRUCTION_SETS = (
-    ["neon"] if platform.machine() in ("aarch64", "arm64") else ["baseline", "avx2", "avx512", "avx512_bf16"]
-)
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512", "avx512_bf16"]
+if platform.machine() in ("aarch64", "arm64"):
+    INSTRUCTION_SETS = ["neon"]
 FLAGS = [
     "-std=c++20",
     "-O3",
@@ -49,7 +49,7 @@ def kernels():
 
 @dataclass
 class Format:
-    """A storage type: its code in csrc/rnn.h, its NumPy type, and the values that float64 numbers take in it."""
+    """A storage type: its code in csrc/rnn.h, its NumPy type, and what float64 becomes in it."""
 
     code: int
     dtype: type
@@ -141,7 +141,10 @@ def truth(case: Case, x, hx, weights, lengths, grad_output, grad_hn):
 
 
 def weight_values(case: Case, inputs: int, numbers, form: Format):
-    """Weights and biases of a layer. For relu a bias outweighs all else: rounding moves no sum across the kink."""
+    """Weights and biases of a layer.
+
+    For relu a bias outweighs all else: rounding moves no sum across the kink.
+    """
     relu, hidden = case.nonlinearity == "relu", case.hidden_size
     bound = 0.1 / hidden if relu else hidden**-0.5
     yield numbers(hidden, inputs, scale=min(bound, 0.5 / inputs) if relu else bound)
@@ -211,7 +214,7 @@ def test_kernels(kernels, case: Case, name: str, isa: str) -> None:
         pairs += [(grad_input[valid], expected[2][valid]), (grad_hx, expected[3])]
         pairs += list(zip(grads, expected[4], strict=True))
         for ours, right in pairs:
-            # A rounding of each of the terms of the longest sum, which grow by the depth of the network.
+            # Roundings of the terms of the longest sum, which grow by the depth of the network.
             scale = max(1.0, np.abs(right).max(initial=0.0))
             depth = 2 + 2 * case.num_layers
             np.testing.assert_allclose(
@@ -222,7 +225,7 @@ def test_kernels(kernels, case: Case, name: str, isa: str) -> None:
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("name", ["float32", "float64"])
 def test_tanh(kernels, name: str, isa: str) -> None:
-    """At most 2.5 units in the last place; odd, exact at zero and in saturation; NaN and infinity go through."""
+    """At most 2.5 ulp; odd, exact at zero and in saturation; NaN and infinity go through."""
     if not kernels.available(isa):
         pytest.skip(f"this machine has no {isa}")
     dtype = formats()[name].dtype
@@ -258,7 +261,7 @@ def test_tanh(kernels, name: str, isa: str) -> None:
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
 def test_instruction_set_files_share_nothing(kernels) -> None:
-    """A weak symbol of a file compiled for AVX-512 could be chosen for the whole program, and fail on other machines."""
+    """A weak symbol compiled for AVX-512 could serve the whole program, and fail elsewhere."""
     objects = [ROOT / "build/tests" / f"kernels_{isa}.o" for isa in INSTRUCTION_SETS]
     for path in objects:
         symbols = subprocess.run(
@@ -274,5 +277,7 @@ def test_instruction_set_files_share_nothing(kernels) -> None:
 def test_no_mmx(kernels) -> None:
     """An MMX register used and not cleared breaks the x87 arithmetic of whoever called."""
     for path in (ROOT / "build/tests").glob("kernels_*.o"):
-        code = subprocess.run(["objdump", "-d", str(path)], capture_output=True, text=True, check=True)
+        code = subprocess.run(
+            ["objdump", "-d", str(path)], capture_output=True, text=True, check=True
+        )
         assert not re.search(r"%mm[0-7]", code.stdout), path.name

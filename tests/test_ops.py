@@ -1,4 +1,4 @@
-"""The operators by themselves: what torch asks of a custom operator, and arguments that must not get through."""
+"""The operators: what torch asks of a custom operator, and arguments that must not get through."""
 
 from __future__ import annotations
 

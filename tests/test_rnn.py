@@ -1,4 +1,4 @@
-"""Outputs and gradients against the float64 reference, judged by nn.RNN's own error in the same dtype."""
+"""Outputs and gradients against the float64 reference, judged by nn.RNN's own error."""
 
 from __future__ import annotations
 

@@ -23,8 +23,16 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
     using Term = typename Product<C>::Term;
     const Term first{rows[0], H, task.w_ih[0]};
     const Term second{rows[1], task.num_directions == 2 ? H : 0, task.w_ih[1]};
-    run<S>(Product<C>{layout, false, {first, second}, nullptr, nullptr, nullptr, out_rows, I, Epilogue::kStore}, n,
-        task.share.part, task.share.parts);
+    run<S>(Product<C>{layout,
+                      false,
+                      {first, second},
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      out_rows,
+                      I,
+                      Epilogue::kStore},
+           n, task.share.part, task.share.parts);
     if (!direct || task.input_mask.data) wait(task.share);
     for (int64_t r = 0; r < n && task.share.part == 0; ++r) {
       if (const S* mask = mask_row<S>(task.input_mask, steps, times[r], indices[r])) {
@@ -44,8 +52,9 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
       times[n] = t;
       indices[n] = i;
       for (int d = 0; d < task.num_directions; ++d) {
-        rows[d][n] = layout == Layout::kPairs ? static_cast<const void*>(row_of<const S>(task.grad_pre[d], steps, t, i))
-                                              : row_of<const C>(task.grad_pre[d], steps, t, i);
+        rows[d][n] = layout == Layout::kPairs
+                         ? static_cast<const void*>(row_of<const S>(task.grad_pre[d], steps, t, i))
+                         : row_of<const C>(task.grad_pre[d], steps, t, i);
       }
       out_rows[n] = direct ? row_of<C>(task.grad_input, steps, t, i) : results + n * padded(I);
       if (++n == kBlockRows) flush();
@@ -111,7 +120,8 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
       const S* mask = mask_row<S>(task.input_mask, steps, t, i);
       const void* state = h ? operand<S, C>(layout, h, nullptr, states + depth * H, H) : zeros;
       state_rows[depth] = static_cast<const X*>(state);
-      input_rows[depth] = static_cast<const X*>(operand<S, C>(layout, x, mask, inputs + depth * I, I));
+      input_rows[depth] =
+          static_cast<const X*>(operand<S, C>(layout, x, mask, inputs + depth * I, I));
     }
     if constexpr (kPairs) {
 #if defined(FASTRNN_AVX512_BF16)
@@ -143,11 +153,15 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
   }
 }
 
-// grad_w_hh = grad_pre^T @ h_prev, grad_w_ih = grad_pre^T @ input, grad_b = sum(grad_pre), for a range of hidden units.
-// Tile plan: blocks of kDepthBlock rows of all steps; a tile of units by a panel of columns is summed in registers over
-//   the block and added to memory. grad_pre is read where it lies; h_prev and input are packed, a panel at a time.
-// Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete. Limits: none.
-//   With pairs, two rows of the block are one step of the sum, so grad_pre is packed in pairs as well.
+// grad_w_hh = grad_pre^T @ h_prev, grad_w_ih = grad_pre^T @ input, grad_b = sum(grad_pre), for a
+// range of hidden units. Tile plan: blocks of kDepthBlock rows of all steps; a tile of units by a
+// panel of columns is summed in registers over
+//   the block and added to memory. grad_pre is read where it lies; h_prev and input are packed, a
+//   panel at a time.
+// Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete. Limits:
+// none.
+//   With pairs, two rows of the block are one step of the sum, so grad_pre is packed in pairs as
+//   well.
 template <typename S>
 void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
   if (begin >= end) return;

@@ -1,5 +1,5 @@
-// What an instruction set's kernels take and offer. A task is one layer and direction of a stack, for the rows or hidden
-// units that one thread owns; stack.cpp cuts a call into tasks.
+// What an instruction set's kernels take and offer. A task is one layer and direction of a stack,
+// for the rows or hidden units that one thread owns; stack.cpp cuts a call into tasks.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace fastrnn::cpu {
 
-// Matrices are packed into panels of a few vectors of columns, zero-padded to whole vectors. An element is of the
-// accumulation type: double for double, float for the others.
+// Matrices are packed into panels of a few vectors of columns, zero-padded to whole vectors. An
+// element is of the accumulation type: double for double, float for the others.
 inline int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
 
 inline int64_t accumulator_bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : 4; }
@@ -21,10 +21,12 @@ inline int64_t storage_bytes(Dtype dtype) {
 enum class Form {
   kAsTheyCame,
   kPacked,       // in panels of the accumulation type
-  kPackedPairs,  // in panels of pairs of 16-bit numbers, for instructions that multiply pairs; grad_pre is stored in 16 bits
+  kPackedPairs,  // in panels of pairs of 16-bit numbers, for instructions that multiply pairs;
+                 // grad_pre is stored in 16 bits
 };
 
-// How a task's columns are shared: by default one thread has all. Else each step ends in a wait for the other parts.
+// How a task's columns are shared: by default one thread has all. Else each step ends in a wait for
+// the other parts.
 struct Share {
   int part = 0;
   int parts = 1;
@@ -61,11 +63,11 @@ struct BackwardTask {
   Sequence state;  // storage type: the saved output
   Form form;
   const void* w_hh;
-  Sequence grad_output;  // data null: zeros
+  Sequence grad_output;          // data null: zeros
   bool grad_output_accumulates;  // grad_output is of the accumulation type
-  const void* grad_hn;   // storage type, [B, H] contiguous; null: zeros
-  Sequence grad_pre;     // accumulation type, or 16 bits with kPackedPairs
-  void* grad_hx;         // storage type, [B, H] contiguous; null: not wanted
+  const void* grad_hn;           // storage type, [B, H] contiguous; null: zeros
+  Sequence grad_pre;             // accumulation type, or 16 bits with kPackedPairs
+  void* grad_hx;                 // storage type, [B, H] contiguous; null: not wanted
 };
 
 struct InputGradTask {
@@ -100,11 +102,14 @@ struct WeightGradTask {
   void* grad_b_hh;
 };
 
-// The kernels of one dtype. Rows and hidden units are half-open ranges; scratch is aligned to 64 bytes.
+// The kernels of one dtype. Rows and hidden units are half-open ranges; scratch is aligned to 64
+// bytes.
 struct TypedKernels {
   Form packed_form;  // kPacked or kPackedPairs
-  // dst = every parts-th panel, from `part` on, of the [depth, columns] matrix that lies at src, or is transposed there.
-  void (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed, int part, int parts);
+  // dst = every parts-th panel, from `part` on, of the [depth, columns] matrix that lies at src, or
+  // is transposed there.
+  void (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed,
+               int part, int parts);
   void (*add_biases)(void* dst, const void* b_ih, const void* b_hh, int64_t size);
   void (*forward)(const ForwardTask&, int64_t row_begin, int64_t row_end, void* scratch);
   void (*backward)(const BackwardTask&, int64_t row_begin, int64_t row_end, void* scratch);
@@ -117,16 +122,18 @@ struct Kernels {
   TypedKernels typed[4];  // by Dtype
 };
 
-constexpr int64_t kBlockRows = 96;     // rows that run through all steps together
-constexpr int64_t kDepthBlock = 256;   // rows of a block of the weight gradients' reduction
+constexpr int64_t kBlockRows = 96;    // rows that run through all steps together
+constexpr int64_t kDepthBlock = 256;  // rows of a block of the weight gradients' reduction
 
 // Bytes of scratch of any one task of these sizes.
 inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size) {
   const int64_t in = padded(input_size), hidden = padded(hidden_size);
   const int64_t rows = kBlockRows * (in + 6 * hidden) + 2 * hidden;
   const bool narrow = storage_bytes(dtype) == 2;
-  const int64_t grads = kDepthBlock * (in + 2 * hidden + 64) + 2 * hidden + (narrow ? hidden * (in + hidden) : 0);
-  return ((rows > grads ? rows : grads) + 256) * accumulator_bytes(dtype);  // and the padding of the parts
+  const int64_t grads =
+      kDepthBlock * (in + 2 * hidden + 64) + 2 * hidden + (narrow ? hidden * (in + hidden) : 0);
+  return ((rows > grads ? rows : grads) + 256) *
+         accumulator_bytes(dtype);  // and the padding of the parts
 }
 
 const Kernels& baseline_kernels();
@@ -134,7 +141,8 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const TypedKernels& avx512_bf16_kernels();  // for bfloat16, by dot products of pairs
 
-// The kernels of a name: "baseline" ("neon"), "avx2", "avx512" or "avx512_bf16"; null if the processor lacks them.
+// The kernels of a name: "baseline" ("neon"), "avx2", "avx512" or "avx512_bf16"; null if the
+// processor lacks them.
 const Kernels* find_kernels(const char* name);
 
 // The best that the processor has, and torch's own ceiling (ATEN_CPU_CAPABILITY) allows.

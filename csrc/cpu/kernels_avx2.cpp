@@ -1,5 +1,6 @@
-// The kernels compiled for AVX2 and FMA. The target is set before the first include: everything below is for it alone, and
-// nothing of it may be seen by other files, so all lies in anonymous namespaces and no std template is used.
+// The kernels compiled for AVX2 and FMA. The target is set before the first include: everything
+// below is for it alone, and nothing of it may be seen by other files, so all lies in anonymous
+// namespaces and no std template is used.
 #if defined(__x86_64__)
 
 #if defined(__clang__)

@@ -1,11 +1,15 @@
-// The bfloat16 kernels compiled for AVX-512 with its dot products of pairs of bfloat16. The target is set before the first include: everything below is for it alone, and
-// nothing of it may be seen by other files, so all lies in anonymous namespaces and no std template is used.
+// The bfloat16 kernels compiled for AVX-512 with its dot products of pairs of bfloat16. The target
+// is set before the first include: everything below is for it alone, and nothing of it may be seen
+// by other files, so all lies in anonymous namespaces and no std template is used.
 #if defined(__x86_64__)
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
+#pragma GCC target( \
+    "avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
 #endif
 
 #define FASTRNN_AVX2

@@ -26,10 +26,14 @@ struct Walk {
   const Steps& steps;
   bool reverse;
 
-  int64_t time(int64_t s) const { return reverse ? steps.seq_len - 1 - s : s; }  // of the s-th step walked
+  int64_t time(int64_t s) const {
+    return reverse ? steps.seq_len - 1 - s : s;
+  }  // of the s-th step walked
   int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
   int64_t after(int64_t t) const { return reverse ? t - 1 : t + 1; }
-  bool present(int64_t t, int64_t i) const { return t >= 0 && t < steps.seq_len && i < active_rows(steps, t); }
+  bool present(int64_t t, int64_t i) const {
+    return t >= 0 && t < steps.seq_len && i < active_rows(steps, t);
+  }
   // A step between t and its neighbour in time; a sequence begins at the later of the two.
   bool cut(int64_t t, int64_t neighbour, int64_t i) const {
     if (!steps.reset) return false;
@@ -37,14 +41,20 @@ struct Walk {
     return steps.reset[later * steps.reset_step_stride + row * steps.reset_row_stride];
   }
   // Whether h_prev of row i at step t is a state of the walk; else it is hx.
-  bool continues(int64_t t, int64_t i) const { return present(before(t), i) && !cut(t, before(t), i); }
+  bool continues(int64_t t, int64_t i) const {
+    return present(before(t), i) && !cut(t, before(t), i);
+  }
   // Whether row i's state at step t is the h_prev of the next step.
   bool goes_on(int64_t t, int64_t i) const { return present(after(t), i) && !cut(t, after(t), i); }
 };
 
-FASTRNN_INLINE int64_t original_row(const Steps& steps, int64_t i) { return steps.order ? steps.order[i] : i; }
+FASTRNN_INLINE int64_t original_row(const Steps& steps, int64_t i) {
+  return steps.order ? steps.order[i] : i;
+}
 
-FASTRNN_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+FASTRNN_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
 
 template <typename C>
 struct Arena {
@@ -56,7 +66,8 @@ struct Arena {
   }
 };
 
-// A row as accumulation type: itself where storage is that type, else widened into the buffer; times the mask, if any.
+// A row as accumulation type: itself where storage is that type, else widened into the buffer;
+// times the mask, if any.
 template <typename S, typename C>
 FASTRNN_INLINE const C* widened(const S* row, const S* mask, C* buffer, int64_t n) {
   if constexpr (!kNarrow<S>) {
@@ -73,19 +84,24 @@ FASTRNN_INLINE const C* widened(const S* row, const S* mask, C* buffer, int64_t 
   return buffer;
 }
 
-// A row as a product takes it: of 16 bits for pairs, else widened. The buffer holds n of the accumulation type.
+// A row as a product takes it: of 16 bits for pairs, else widened. The buffer holds n of the
+// accumulation type.
 template <typename S, typename C>
-FASTRNN_INLINE const void* operand(Layout layout, const S* row, const S* mask, C* buffer, int64_t n) {
+FASTRNN_INLINE const void* operand(Layout layout, const S* row, const S* mask, C* buffer,
+                                   int64_t n) {
   if (layout != Layout::kPairs) return widened<S, C>(row, mask, buffer, n);
   if (!mask) return row;
   widened<S, C>(row, mask, buffer, n);
   S* rounded = reinterpret_cast<S*>(buffer);
-  for (int64_t k = 0; k < n; ++k) narrow(rounded + k, buffer + k, 1);  // never ahead of what is read
+  for (int64_t k = 0; k < n; ++k)
+    narrow(rounded + k, buffer + k, 1);  // never ahead of what is read
   return rounded;
 }
 
 inline Layout layout_of(Form form, Layout as_they_came) {
-  return form == Form::kPacked ? Layout::kPacked : form == Form::kPackedPairs ? Layout::kPairs : as_they_came;
+  return form == Form::kPacked        ? Layout::kPacked
+         : form == Form::kPackedPairs ? Layout::kPairs
+                                      : as_they_came;
 }
 
 template <typename S>
@@ -97,19 +113,24 @@ FASTRNN_INLINE void wait(const Share& share) {
   if (share.parts > 1) share.wait(share.team);
 }
 
-// Where the input projection joins a step's product: with enough rows to fill the tiles, and w_ih small enough to stay
-// in cache beside w_hh.
+// Where the input projection joins a step's product: with enough rows to fill the tiles, and w_ih
+// small enough to stay in cache beside w_hh.
 constexpr int64_t kFusedRows = 12;
 constexpr int64_t kFusedBytes = 256 << 10;
 
-// Tile plan: a block of up to kBlockRows rows runs through all steps; a step is a product of the block's rows with the
+// Tile plan: a block of up to kBlockRows rows runs through all steps; a step is a product of the
+// block's rows with the
 //   packed w_hh, a few rows by a panel of columns in registers at a time.
-// With enough rows the input projection joins that product; with few, it is made for a chunk of steps at once, so that
-//   w_ih is read once a chunk. Both sum bias, input terms, state terms in this order: the result is the same.
-//   From step to step the panels are walked up and down: those read last are still in the nearest cache.
-// Sync plan: none where a thread has all columns, for a row needs only its own past. Where columns are shared, all wait
+// With enough rows the input projection joins that product; with few, it is made for a chunk of
+// steps at once, so that
+//   w_ih is read once a chunk. Both sum bias, input terms, state terms in this order: the result is
+//   the same. From step to step the panels are walked up and down: those read last are still in the
+//   nearest cache.
+// Sync plan: none where a thread has all columns, for a row needs only its own past. Where columns
+// are shared, all wait
 //   at the end of a step: each has written its columns of h before any reads them.
-// Limits: none. h_prev is read from the output itself, or where products take no 16-bit rows from float copies of it.
+// Limits: none. h_prev is read from the output itself, or where products take no 16-bit rows from
+// float copies of it.
 template <typename S>
 void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* scratch) {
   using C = typename Accumulate<S>::type;
@@ -134,7 +155,9 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   const auto hx_row = [&](int64_t i) {
     return static_cast<const S*>(task.hx) + original_row(steps, begin + i) * task.hx_row_stride;
   };
-  const auto hn_row = [&](int64_t i) { return static_cast<S*>(task.hn) + original_row(steps, begin + i) * H; };
+  const auto hn_row = [&](int64_t i) {
+    return static_cast<S*>(task.hn) + original_row(steps, begin + i) * H;
+  };
   const auto count = [&](int64_t t) {
     return t >= 0 && t < T ? clamp(active_rows(steps, t) - begin, 0, rows) : 0;
   };
@@ -153,15 +176,24 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
       const int64_t t = walk.time(s);
       for (int64_t i = 0; i < count(t); ++i, ++gathered) {
         x_rows[gathered] = operand<S, C>(layout, row_of<const S>(task.input, steps, t, begin + i),
-                                         mask_row<S>(task.input_mask, steps, t, begin + i), inputs + gathered * I, I);
+                                         mask_row<S>(task.input_mask, steps, t, begin + i),
+                                         inputs + gathered * I, I);
         if (!fused) gate_rows[gathered] = chunk_rows[gathered] = igates + gathered * padded(H);
       }
     }
     const typename Product<C>::Term input_term{x_rows, I, task.w_ih};
     const C* bias = static_cast<const C*>(task.bias);
     if (!fused) {
-      run<S>(Product<C>{layout, false, {input_term, {}}, bias, nullptr, nullptr, chunk_rows, H, Epilogue::kStore}, gathered,
-          share.part, share.parts);
+      run<S>(Product<C>{layout,
+                        false,
+                        {input_term, {}},
+                        bias,
+                        nullptr,
+                        nullptr,
+                        chunk_rows,
+                        H,
+                        Epilogue::kStore},
+             gathered, share.part, share.parts);
     }
 
     int64_t done = 0;  // of the chunk's rows
@@ -191,8 +223,12 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
       const typename Product<C>::Term state_term{h_rows, from_zero ? 0 : H, task.w_hh};
       const Epilogue f = task.relu ? Epilogue::kRelu : Epilogue::kTanh;
       const Product<C> product =
-          fused ? Product<C>{layout, split, {input_term, state_term}, bias, nullptr, nullptr, out_rows, H, f}
-                : Product<C>{layout, split, {{}, state_term}, nullptr, gate_rows + done, nullptr, out_rows, H, f};
+          fused ? Product<C>{layout,   split,   {input_term, state_term},
+                             bias,     nullptr, nullptr,
+                             out_rows, H,       f}
+                : Product<C>{
+                      layout, split, {{}, state_term}, nullptr, gate_rows + done, nullptr, out_rows,
+                      H,      f};
       run<S>(product, n, share.part, share.parts, s & 1);
       done += n;
       wait(share);
@@ -203,7 +239,8 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
           narrow(out, out_rows[i], H);
           if (!pairs) widen(out_rows[i], out, H);
         }
-        if (task.copy.data) std::memcpy(row_of<S>(task.copy, steps, t, begin + i), out, H * sizeof(S));
+        if (task.copy.data)
+          std::memcpy(row_of<S>(task.copy, steps, t, begin + i), out, H * sizeof(S));
         if (!walk.present(walk.after(t), begin + i)) std::memcpy(hn_row(i), out, H * sizeof(S));
       }
     }
@@ -217,8 +254,8 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   }
 }
 
-// Tile plan: as forward_block, with w_hh not transposed and the steps walked back; grad_pre is kept for all steps.
-// Sync plan: as forward_block, with grad_pre in the place of h. Limits: none.
+// Tile plan: as forward_block, with w_hh not transposed and the steps walked back; grad_pre is kept
+// for all steps. Sync plan: as forward_block, with grad_pre in the place of h. Limits: none.
 template <typename S>
 void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void* scratch) {
   using C = typename Accumulate<S>::type;
@@ -229,7 +266,8 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   Arena<C> arena{static_cast<C*>(scratch)};
   C* grads = arena.take(rows * H);
   C* states = arena.take(kNarrow<S> ? rows * H : 0);
-  C* initial = arena.take(steps.reset ? rows * H : 0);  // sum of grad_pre over the steps that start from hx
+  C* initial =
+      arena.take(steps.reset ? rows * H : 0);  // sum of grad_pre over the steps that start from hx
   C* results = arena.take(kNarrow<S> ? rows * H : 0);  // what becomes of 16 bits
   C* zeros = arena.take(H);
   for (int64_t k = 0; k < H; ++k) zeros[k] = 0;
@@ -266,7 +304,8 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
       if (task.grad_output.data) {
         grad = task.grad_output_accumulates
                    ? row_of<const C>(task.grad_output, steps, t, begin + i)
-                   : widened<S, C>(row_of<const S>(task.grad_output, steps, t, begin + i), nullptr, grads + i * H, H);
+                   : widened<S, C>(row_of<const S>(task.grad_output, steps, t, begin + i), nullptr,
+                                   grads + i * H, H);
       }
       if (task.grad_hn && !walk.present(walk.after(t), begin + i)) {
         C* sum = grads + i * H;
@@ -278,13 +317,20 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
         grad = sum;
       }
       grad_rows[i] = grad;
-      state_rows[i] =
-          widened<S, C>(row_of<const S>(task.state, steps, t, begin + i), nullptr, states + i * H, H);
+      state_rows[i] = widened<S, C>(row_of<const S>(task.state, steps, t, begin + i), nullptr,
+                                    states + i * H, H);
       out_rows[i] = pairs ? results + i * H : static_cast<C*>(grad_pre_row(t, i));
     }
-    run<S>(Product<C>{layout, split, {carried ? typename Product<C>::Term{carry_rows, H, task.w_hh} : none, none}, nullptr,
-                   grad_rows, state_rows, out_rows, H, task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad},
-        n, share.part, share.parts, s & 1);
+    run<S>(Product<C>{layout,
+                      split,
+                      {carried ? typename Product<C>::Term{carry_rows, H, task.w_hh} : none, none},
+                      nullptr,
+                      grad_rows,
+                      state_rows,
+                      out_rows,
+                      H,
+                      task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad},
+           n, share.part, share.parts, s & 1);
     wait(share);
     for (int64_t i = 0; i < n; ++i) {
       if (pairs) narrow(static_cast<S*>(grad_pre_row(t, i)), out_rows[i], H);
@@ -314,9 +360,16 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
       result_rows[i] = static_cast<S*>(task.grad_hx) + original_row(steps, begin + i) * H;
     }
   }
-  run<S>(Product<C>{layout, split, {{initial_rows, H, task.w_hh}, none}, nullptr, nullptr, nullptr, result_rows, H,
-                 Epilogue::kStore},
-      rows, share.part, share.parts);
+  run<S>(Product<C>{layout,
+                    split,
+                    {{initial_rows, H, task.w_hh}, none},
+                    nullptr,
+                    nullptr,
+                    nullptr,
+                    result_rows,
+                    H,
+                    Epilogue::kStore},
+         rows, share.part, share.parts);
   wait(share);
   if (share.part > 0) return;
   const int64_t present = T > 0 ? clamp(active_rows(steps, 0) - begin, 0, rows) : 0;

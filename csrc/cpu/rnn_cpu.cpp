@@ -1,4 +1,6 @@
 // The operators on the CPU: tensors to structs.
+#include "cpu/rnn_cpu.h"
+
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
@@ -12,7 +14,6 @@
 #include <numeric>
 
 #include "checks.h"
-#include "cpu/rnn_cpu.h"
 #include "cpu/stack.h"
 
 namespace fastrnn::cpu {
@@ -39,7 +40,8 @@ Tensor new_tensor(at::IntArrayRef sizes, const Tensor& like) {
 using MaybeOwned = c10::MaybeOwned<Tensor>;
 
 MaybeOwned contiguous_features(const Tensor& x) {
-  return x.stride(-1) == 1 || x.size(-1) == 1 ? MaybeOwned::borrowed(x) : MaybeOwned::owned(x.contiguous());
+  return x.stride(-1) == 1 || x.size(-1) == 1 ? MaybeOwned::borrowed(x)
+                                              : MaybeOwned::owned(x.contiguous());
 }
 
 // The struct of a call, with all that its pointers point to.
@@ -53,7 +55,10 @@ struct Call {
   bool packed, batch_first, ragged;
 
   explicit Call(FASTRNN_ARGUMENTS)
-      : shape(check(FASTRNN_PASS)), packed(batch_sizes.has_value()), batch_first(batch_first), ragged(lengths.has_value()) {
+      : shape(check(FASTRNN_PASS)),
+        packed(batch_sizes.has_value()),
+        batch_first(batch_first),
+        ragged(lengths.has_value()) {
     this->input = contiguous_features(input);
     stack.dtype = dtype_of(input);
     stack.relu = relu;
@@ -76,8 +81,9 @@ struct Call {
     }
     if (dropout_mask) {
       const bool more_rows = packed && input.size(0) != shape.rows;
-      this->dropout_mask = more_rows ? MaybeOwned::owned(dropout_mask->narrow(1, 0, shape.rows).contiguous())
-                                     : dropout_mask->expect_contiguous();
+      this->dropout_mask =
+          more_rows ? MaybeOwned::owned(dropout_mask->narrow(1, 0, shape.rows).contiguous())
+                    : dropout_mask->expect_contiguous();
       stack.dropout_mask = this->dropout_mask->const_data_ptr();
     }
     Steps& steps = stack.steps;
@@ -110,7 +116,9 @@ struct Call {
   Tensor new_sequence(int64_t features, bool time_major) const {
     if (packed) return new_tensor({shape.rows, features}, *input);
     const bool swapped = batch_first && !time_major;
-    Tensor x = new_tensor({swapped ? shape.batch : shape.seq_len, swapped ? shape.seq_len : shape.batch, features}, *input);
+    Tensor x = new_tensor(
+        {swapped ? shape.batch : shape.seq_len, swapped ? shape.seq_len : shape.batch, features},
+        *input);
     if (ragged) x.zero_();
     return batch_first && time_major ? x.transpose(0, 1) : x;
   }
@@ -118,7 +126,8 @@ struct Call {
   int64_t features() const { return shape.num_directions * shape.hidden_size; }
 
   Tensor new_state() const {
-    return new_tensor({shape.num_layers * shape.num_directions, shape.batch, shape.hidden_size}, *input);
+    return new_tensor({shape.num_layers * shape.num_directions, shape.batch, shape.hidden_size},
+                      *input);
   }
 
  private:
@@ -127,14 +136,16 @@ struct Call {
     const int64_t* length = values.const_data_ptr<int64_t>();
     active.assign(shape.seq_len, 0);
     for (int64_t b = 0; b < shape.batch; ++b) {
-      TORCH_CHECK_VALUE(length[b] >= 0 && length[b] <= shape.seq_len, "rnn: expected lengths between 0 and ",
-                        shape.seq_len, ", got ", length[b], " for row ", b);
+      TORCH_CHECK_VALUE(length[b] >= 0 && length[b] <= shape.seq_len,
+                        "rnn: expected lengths between 0 and ", shape.seq_len, ", got ", length[b],
+                        " for row ", b);
       if (length[b] > 0) ++active[length[b] - 1];
     }
     for (int64_t t = shape.seq_len - 1; t > 0; --t) active[t - 1] += active[t];
     order.resize(shape.batch);
     std::iota(order.begin(), order.end(), int64_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return length[a] > length[b]; });
     stack.steps.active = active.data();
     stack.steps.order = order.data();
   }
@@ -145,23 +156,28 @@ std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved) {
   Tensor output = call.new_sequence(call.features(), true);
   Tensor hn = call.new_state();
   void* kept = saved.defined() ? saved.mutable_data_ptr() : nullptr;
-  run_forward({call.stack, call.sequence(output), hn.mutable_data_ptr(), kept}, chosen_kernels(), threads_for(call.stack));
+  run_forward({call.stack, call.sequence(output), hn.mutable_data_ptr(), kept}, chosen_kernels(),
+              threads_for(call.stack));
   return {output, hn};
 }
 
-std::tuple<Tensor, Tensor> rnn_cpu(FASTRNN_ARGUMENTS) { return forward(Call(FASTRNN_PASS), Tensor()); }
+std::tuple<Tensor, Tensor> rnn_cpu(FASTRNN_ARGUMENTS) {
+  return forward(Call(FASTRNN_PASS), Tensor());
+}
 
 std::tuple<Tensor, Tensor, Tensor> rnn_forward_cpu(FASTRNN_ARGUMENTS, bool save) {
   const Call call(FASTRNN_PASS);
-  const Tensor saved = new_tensor({save ? call.shape.num_layers : 0, call.shape.rows, call.features()}, input);
+  const Tensor saved =
+      new_tensor({save ? call.shape.num_layers : 0, call.shape.rows, call.features()}, input);
   auto [output, hn] = forward(call, save ? saved : Tensor());
   return {output, hn, saved};
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalTensor& grad_output,
-                                                                 const OptionalTensor& grad_hn, const Tensor& saved,
-                                                                 FASTRNN_ARGUMENTS, bool want_input, bool want_hx,
-                                                                 bool want_weights) {
+                                                                 const OptionalTensor& grad_hn,
+                                                                 const Tensor& saved,
+                                                                 FASTRNN_ARGUMENTS, bool want_input,
+                                                                 bool want_hx, bool want_weights) {
   const Call call(FASTRNN_PASS);
   const Shape& s = call.shape;
   const int64_t features = call.features();
@@ -175,21 +191,24 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
     if (call.packed) {
       check_tensor("grad_output", *grad_output, {s.rows, features}, input);
     } else {
-      const int64_t first = batch_first ? s.batch : s.seq_len, second = batch_first ? s.seq_len : s.batch;
+      const int64_t first = batch_first ? s.batch : s.seq_len,
+                    second = batch_first ? s.seq_len : s.batch;
       check_tensor("grad_output", *grad_output, {first, second, features}, input);
     }
     grad_out = contiguous_features(*grad_output);
     backward.grad_output = call.sequence(*grad_out);
   }
   if (grad_hn) {
-    check_tensor("grad_hn", *grad_hn, {s.num_layers * s.num_directions, s.batch, s.hidden_size}, input);
+    check_tensor("grad_hn", *grad_hn, {s.num_layers * s.num_directions, s.batch, s.hidden_size},
+                 input);
     grad_last = grad_hn->expect_contiguous();
     backward.grad_hn = grad_last->const_data_ptr();
   }
   Tensor grad_input = new_tensor({0}, input), grad_hx = grad_input;
   if (want_input) {
     grad_input = call.new_sequence(s.input_size, false);
-    if (call.packed && input.size(0) != s.rows) grad_input = new_tensor(input.sizes(), input).zero_();
+    if (call.packed && input.size(0) != s.rows)
+      grad_input = new_tensor(input.sizes(), input).zero_();
     backward.grad_input = call.sequence(grad_input);
   }
   if (want_hx) {

@@ -1,5 +1,6 @@
-// Vectors of one register, for the instruction set that the including file is compiled for: it sets kVectorBytes and,
-// where intrinsics may be used, FASTRNN_AVX2 and FASTRNN_AVX512 (GCC's target pragma does not set __AVX2__ and the like).
+// Vectors of one register, for the instruction set that the including file is compiled for: it sets
+// kVectorBytes and, where intrinsics may be used, FASTRNN_AVX2 and FASTRNN_AVX512 (GCC's target
+// pragma does not set __AVX2__ and the like).
 #pragma once
 
 #include <cstdint>
@@ -61,7 +62,8 @@ FASTRNN_INLINE Vec<T> broadcast(T x) {
   return v;
 }
 
-// The first n lanes (0 < n < kLanes); memory behind them is not touched, the other lanes load as zero.
+// The first n lanes (0 < n < kLanes); memory behind them is not touched, the other lanes load as
+// zero.
 template <typename T>
 FASTRNN_INLINE Vec<T> load_first(const T* p, int n) {
 #if defined(FASTRNN_AVX512)
@@ -108,7 +110,8 @@ FASTRNN_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Bits<T> lanes) {
 #if defined(__clang__)
   Vec<T> y;
   FASTRNN_UNROLL
-  for (int l = 0; l < kLanes<T>; ++l) y[l] = lanes[l] < kLanes<T> ? a[lanes[l]] : b[lanes[l] - kLanes<T>];
+  for (int l = 0; l < kLanes<T>; ++l)
+    y[l] = lanes[l] < kLanes<T> ? a[lanes[l]] : b[lanes[l] - kLanes<T>];
   return y;
 #else
   return __builtin_shuffle(a, b, lanes);
@@ -126,7 +129,8 @@ FASTRNN_INLINE T sum_lanes(Vec<T> v) {
   return v[0];
 }
 
-// Transposes kLanes<T> vectors as a square matrix, swapping blocks of ever smaller size across the diagonal.
+// Transposes kLanes<T> vectors as a square matrix, swapping blocks of ever smaller size across the
+// diagonal.
 template <typename T, int kBlock = kLanes<T> / 2>
 FASTRNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   constexpr int L = kLanes<T>;
@@ -146,21 +150,24 @@ FASTRNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   if constexpr (kBlock > 1) transpose<T, kBlock / 2>(rows);
 }
 
-// tanh(x) = m / (m + 2) with m = expm1(2|x|) and the sign of x: odd, exact at 0 and where it saturates, NaN stays NaN.
-// With y = 2|x| = n ln 2 + r, |r| <= ln 2 / 2:  m = 2^n expm1(r) + (2^n - 1), expm1(r) by its Taylor polynomial.
+// tanh(x) = m / (m + 2) with m = expm1(2|x|) and the sign of x: odd, exact at 0 and where it
+// saturates, NaN stays NaN. With y = 2|x| = n ln 2 + r, |r| <= ln 2 / 2:  m = 2^n expm1(r) + (2^n -
+// 1), expm1(r) by its Taylor polynomial.
 template <typename T>
 struct TanhConstants;
 
 template <>
 struct TanhConstants<float> {
-  static constexpr float kSaturation = 20.0f;     // of y: m / (m + 2) rounds to 1 from y = 18.1 on
-  static constexpr float kMagic = 12582912.0f;    // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  static constexpr float kSaturation = 20.0f;  // of y: m / (m + 2) rounds to 1 from y = 18.1 on
+  static constexpr float kMagic =
+      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
   static constexpr float kLog2E = 1.44269504088896341f;
   static constexpr float kLn2High = 0.693359375f;  // few bits: n * kLn2High is exact
   static constexpr float kLn2Low = -2.12194440054690583e-4f;
   static constexpr int32_t kOne = 0x3f800000;
   static constexpr int kMantissa = 23;
-  static constexpr float kTaylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f};
+  static constexpr float kTaylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120,
+                                      1.0f / 24,   1.0f / 6,   0.5f};
 };
 
 template <>
@@ -172,10 +179,19 @@ struct TanhConstants<double> {
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
   static constexpr int64_t kOne = 0x3ff0000000000000;
   static constexpr int kMantissa = 52;
-  static constexpr double kTaylor[] = {
-      1.0 / 87178291200.0, 1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
-      1.0 / 362880.0,      1.0 / 40320.0,      1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,
-      1.0 / 24.0,          1.0 / 6.0,          0.5};
+  static constexpr double kTaylor[] = {1.0 / 87178291200.0,
+                                       1.0 / 6227020800.0,
+                                       1.0 / 479001600.0,
+                                       1.0 / 39916800.0,
+                                       1.0 / 3628800.0,
+                                       1.0 / 362880.0,
+                                       1.0 / 40320.0,
+                                       1.0 / 5040.0,
+                                       1.0 / 720.0,
+                                       1.0 / 120.0,
+                                       1.0 / 24.0,
+                                       1.0 / 6.0,
+                                       0.5};
 };
 
 template <typename T>
@@ -249,7 +265,8 @@ FASTRNN_INLINE float to_float(Float16 x) {
   return _cvtsh_ss(x.bits);
 #else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
-  const uint32_t exponent = rest >= 0x7c00 ? 0x70000000 : 0x38000000;  // Inf and NaN go to the top exponent
+  const uint32_t exponent =
+      rest >= 0x7c00 ? 0x70000000 : 0x38000000;  // Inf and NaN go to the top exponent
   if (rest < 0x400) return float_of(sign | bits_of(static_cast<float>(rest) * 0x1p-24f));
   return float_of(sign | ((rest << 13) + exponent));
 #endif
@@ -265,7 +282,8 @@ FASTRNN_INLINE void from_float(float x, Float16& y) {
     h = 0x7e00;
   } else if (a >= 0x477ff000) {  // 65520 and up round to infinity
     h = 0x7c00;
-  } else if (a < 0x38800000) {  // subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the low bits
+  } else if (a < 0x38800000) {  // subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the
+                                // low bits
     h = bits_of(float_of(a) + 0.5f) - 0x3f000000;
   } else {
     h = (a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13;
@@ -279,7 +297,8 @@ FASTRNN_INLINE void from_float(float x, Float16& y) {
 inline void widen(float* to, const Float16* from, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+    _mm256_storeu_ps(to + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
   }
   for (; i < n; ++i) to[i] = to_float(from[i]);
 }
@@ -300,10 +319,18 @@ template <typename S, typename C>
 inline void narrow(S* to, const C* from, int64_t n) {
   for (int64_t i = 0; i < n; ++i) from_float(from[i], to[i]);
 }
-inline void widen(float* to, const float* from, int64_t n) { std::memcpy(to, from, n * sizeof(float)); }
-inline void narrow(float* to, const float* from, int64_t n) { std::memcpy(to, from, n * sizeof(float)); }
-inline void widen(double* to, const double* from, int64_t n) { std::memcpy(to, from, n * sizeof(double)); }
-inline void narrow(double* to, const double* from, int64_t n) { std::memcpy(to, from, n * sizeof(double)); }
+inline void widen(float* to, const float* from, int64_t n) {
+  std::memcpy(to, from, n * sizeof(float));
+}
+inline void narrow(float* to, const float* from, int64_t n) {
+  std::memcpy(to, from, n * sizeof(float));
+}
+inline void widen(double* to, const double* from, int64_t n) {
+  std::memcpy(to, from, n * sizeof(double));
+}
+inline void narrow(double* to, const double* from, int64_t n) {
+  std::memcpy(to, from, n * sizeof(double));
+}
 
 // kLanes elements as floats.
 FASTRNN_INLINE Vec<float> load_widened_all(const BFloat16* p) {
@@ -320,7 +347,8 @@ FASTRNN_INLINE Vec<float> load_widened_all(const BFloat16* p) {
 }
 FASTRNN_INLINE Vec<float> load_widened_all(const Float16* p) {
 #if defined(FASTRNN_AVX512)
-  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff,
+                                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(FASTRNN_AVX2)
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
@@ -356,12 +384,14 @@ FASTRNN_INLINE Vec<float> load_pairs(const BFloat16* p, int64_t n) {
 FASTRNN_INLINE Vec<float> interleave(const BFloat16* low, const BFloat16* high, int64_t n) {
   const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
   const __m512i a = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(mask, low));
-  const __m512i b = high ? _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(mask, high)) : __m512i{};
+  const __m512i b =
+      high ? _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(mask, high)) : __m512i{};
   return (Vec<float>)_mm512_or_si512(a, _mm512_maskz_slli_epi32(0xffff, b, 16));
 }
 // sum += a.low * b.low + a.high * b.high, with one pair a for all lanes.
 FASTRNN_INLINE Vec<float> add_pair(Vec<float> sum, Vec<float> b, uint32_t a) {
-  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)b, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)));
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)b,
+                                      (__m512bh)_mm512_set1_epi32(static_cast<int>(a)));
 }
 FASTRNN_INLINE uint32_t pair_at(const BFloat16* p) {
   uint32_t pair;

@@ -16,7 +16,8 @@ constexpr int64_t kAlignment = 64;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-// Scratch memory: of the whole call (slot 0) or of one thread in it (slot 1). Small blocks stay with their thread.
+// Scratch memory: of the whole call (slot 0) or of one thread in it (slot 1). Small blocks stay
+// with their thread.
 template <int kSlot>
 class Workspace {
  public:
@@ -74,7 +75,8 @@ struct Team {
   int64_t end(int64_t n) const { return n * (index + 1) / size; }
 };
 
-// Without a num_threads clause: the size of the pool stays what torch set, and fewer threads may come.
+// Without a num_threads clause: the size of the pool stays what torch set, and fewer threads may
+// come.
 template <typename F>
 void in_parallel(int threads, const F& body) {
 #if defined(_OPENMP)
@@ -100,7 +102,8 @@ class Work {
   int64_t before(int64_t rows) const {
     if (!steps_.active) return rows * steps_.seq_len;
     int64_t sum = 0;
-    for (int64_t t = 0; t < steps_.seq_len; ++t) sum += steps_.active[t] < rows ? steps_.active[t] : rows;
+    for (int64_t t = 0; t < steps_.seq_len; ++t)
+      sum += steps_.active[t] < rows ? steps_.active[t] : rows;
     return sum;
   }
   // The first row at which a fraction index / size of all steps has been dealt.
@@ -121,11 +124,16 @@ class Work {
   const Steps& steps_;
 };
 
-// The stack's layers as an index of layer and direction: which weights, where their input and output stand.
+// The stack's layers as an index of layer and direction: which weights, where their input and
+// output stand.
 class Layout {
  public:
   explicit Layout(const Stack& s)
-      : s_(s), rows_(total_rows(s.steps)), D_(s.num_directions), H_(s.hidden_size), bytes_(storage_bytes(s.dtype)) {}
+      : s_(s),
+        rows_(total_rows(s.steps)),
+        D_(s.num_directions),
+        H_(s.hidden_size),
+        bytes_(storage_bytes(s.dtype)) {}
 
   int64_t rows() const { return rows_; }
   int64_t count() const { return s_.num_layers * D_; }
@@ -133,7 +141,9 @@ class Layout {
   int64_t layer(int64_t index) const { return index / D_; }
   int64_t per_index() const { return s_.has_biases ? 4 : 2; }
   const void* weight(int64_t index, int k) const { return s_.weights[index * per_index() + k]; }
-  const void* bias(int64_t index, int k) const { return s_.has_biases ? weight(index, 2 + k) : nullptr; }
+  const void* bias(int64_t index, int k) const {
+    return s_.has_biases ? weight(index, 2 + k) : nullptr;
+  }
 
   // Columns of direction d of a sequence of D*H features.
   Sequence direction(Sequence x, int64_t d, int64_t element_bytes) const {
@@ -145,7 +155,9 @@ class Layout {
     return {const_cast<void*>(data), s_.steps.batch * features, features};
   }
   Sequence layer_of(const void* stacked, int64_t layer) const {  // of [L, rows, D*H]
-    return dense(stacked ? static_cast<const char*>(stacked) + layer * rows_ * D_ * H_ * bytes_ : nullptr, D_ * H_);
+    return dense(
+        stacked ? static_cast<const char*>(stacked) + layer * rows_ * D_ * H_ * bytes_ : nullptr,
+        D_ * H_);
   }
   Sequence mask_of_input(int64_t layer) const {
     return layer == 0 ? Sequence{} : layer_of(s_.dropout_mask, layer - 1);
@@ -170,14 +182,17 @@ int64_t largest_features(const Stack& s) {
   return inner > s.input_size ? inner : s.input_size;
 }
 
-// With this many rows of all steps or fewer, packing the weights of layers of this size or larger does not pay.
+// With this many rows of all steps or fewer, packing the weights of layers of this size or larger
+// does not pay.
 constexpr int64_t kUnpackedRows = 16;
 constexpr int64_t kUnpackedSize = 64;
 
-// The weights of a stack as its kernels want them: packed, or with few rows as they came; and the sums of the biases.
+// The weights of a stack as its kernels want them: packed, or with few rows as they came; and the
+// sums of the biases.
 class Weights {
  public:
-  // Forward: the columns are hidden units. Backward: w_hh and w_ih as they stand, to multiply grad_pre with.
+  // Forward: the columns are hidden units. Backward: w_hh and w_ih as they stand, to multiply
+  // grad_pre with.
   Weights(const Stack& s, const TypedKernels& kernels, bool forward)
       : layout_(s),
         kernels_(kernels),
@@ -196,10 +211,12 @@ class Weights {
       for (int k = 0; k < 2 && packed_; ++k) {
         const int64_t in = k == 0 ? features(i) : H_;
         const int64_t depth = forward_ ? in : H_, columns = forward_ ? H_ : in;
-        kernels_.pack(memory, layout_.weight(i, k), depth, columns, forward_, team.index, team.size);
+        kernels_.pack(memory, layout_.weight(i, k), depth, columns, forward_, team.index,
+                      team.size);
         memory += size(i, k);
       }
-      if (forward_ && team.index == 0) kernels_.add_biases(memory, layout_.bias(i, 0), layout_.bias(i, 1), H_);
+      if (forward_ && team.index == 0)
+        kernels_.add_biases(memory, layout_.bias(i, 0), layout_.bias(i, 1), H_);
       memory += size(i, 2);
     }
   }
@@ -231,8 +248,9 @@ class Weights {
   int64_t H_, bytes_, size_ = 0;
 };
 
-// Which rows and columns a member of the team works on. Rows need nothing of one another, so they are shared out where
-// there are enough; else columns are, where a step is long enough to pay for the wait at its end.
+// Which rows and columns a member of the team works on. Rows need nothing of one another, so they
+// are shared out where there are enough; else columns are, where a step is long enough to pay for
+// the wait at its end.
 struct Part {
   int64_t begin, end;
   Share columns;
@@ -244,7 +262,8 @@ struct Part {
         steps.batch * s.hidden_size * s.hidden_size >= kLeastStepWork) {
       begin = 0;
       end = steps.batch;
-      columns = {team.index, team.size, [](const void* t) { static_cast<const Team*>(t)->wait(); }, &team};
+      columns = {team.index, team.size, [](const void* t) { static_cast<const Team*>(t)->wait(); },
+                 &team};
     } else {
       const Work work(steps);
       begin = work.row_at(team.index, team.size);
@@ -256,7 +275,8 @@ struct Part {
 }  // namespace
 
 int worthwhile_threads(const Stack& s, int available) {
-  constexpr int64_t kLeastWork = 120'000;  // multiply-adds: below, starting the threads costs more than it saves
+  constexpr int64_t kLeastWork =
+      120'000;  // multiply-adds: below, starting the threads costs more than it saves
   if (available <= 1 || s.steps.seq_len == 0) return 1;
   const int64_t H = s.hidden_size, D = s.num_directions;
   const int64_t per_row = D * H * (s.input_size + H + (s.num_layers - 1) * (D * H + H));
@@ -267,7 +287,8 @@ void run_forward(const Forward& call, const Kernels& kernels, int threads) {
   const Stack& s = call.stack;
   const TypedKernels& typed = kernels.typed[static_cast<int>(s.dtype)];
   const Layout layout(s);
-  const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size, bytes = storage_bytes(s.dtype);
+  const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size,
+                bytes = storage_bytes(s.dtype);
   const Weights weights(s, typed, true);
 
   // Between the layers the output goes to `saved`, or where none is wanted to two buffers in turn.
@@ -323,7 +344,8 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
   const int64_t bytes = storage_bytes(s.dtype), wide = accumulator_bytes(s.dtype);
   const Weights weights(s, typed, false);
 
-  // grad_pre of two layers in turn, so that one wait a layer is enough; the gradient that a layer hands down, likewise.
+  // grad_pre of two layers in turn, so that one wait a layer is enough; the gradient that a layer
+  // hands down, likewise.
   const int64_t pre_bytes = weights.form() == Form::kPackedPairs ? bytes : wide;
   const int64_t pre = aligned(layout.rows() * D * H * pre_bytes), sets = L > 1 ? 2 : 1;
   const int64_t between = L > 1 ? aligned(layout.rows() * D * H * wide) : 0;

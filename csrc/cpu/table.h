@@ -1,4 +1,5 @@
-// The table of one instruction set's kernels. The including file names it and sets kVectorBytes and kVectorRegisters.
+// The table of one instruction set's kernels. The including file names it and sets kVectorBytes and
+// kVectorRegisters.
 #pragma once
 
 #include "cpu/grads.h"
@@ -7,7 +8,8 @@ namespace fastrnn::cpu {
 namespace {
 
 template <typename S>
-void pack(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed, int part, int parts) {
+void pack(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed, int part,
+          int parts) {
   using C = typename Accumulate<S>::type;
   C* to = static_cast<C*>(dst);
   const S* from = static_cast<const S*>(src);
@@ -53,7 +55,9 @@ constexpr TypedKernels typed_kernels() {
 }
 
 constexpr Kernels make_kernels(const char* name) {
-  return {name, {typed_kernels<float>(), typed_kernels<double>(), typed_kernels<BFloat16>(), typed_kernels<Float16>()}};
+  return {name,
+          {typed_kernels<float>(), typed_kernels<double>(), typed_kernels<BFloat16>(),
+           typed_kernels<Float16>()}};
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The microkernel: a tile of a matrix product in registers, started from a bias or from rows and ended by an activation.
+// The microkernel: a tile of a matrix product in registers, started from a bias or from rows and
+// ended by an activation.
 #pragma once
 
 #include "cpu/simd.h"
@@ -25,7 +26,9 @@ struct Panels {
         count((vectors + kMaxVectors - 1) / kMaxVectors),
         even(static_cast<uint32_t>(vectors) / static_cast<uint32_t>(count)),
         more(vectors - even * count) {}
-  int64_t begin(int64_t p) const { return p * even + (p < more ? p : more); }  // first vector of panel p
+  int64_t begin(int64_t p) const {
+    return p * even + (p < more ? p : more);
+  }  // first vector of panel p
   int width(int64_t p) const { return static_cast<int>(even + (p < more)); }
 };
 
@@ -40,8 +43,8 @@ enum class Layout {
 };
 
 // out[r] = epilogue(start[r] + sum over terms of rows[r] @ matrix), for n rows.
-// The order in which an element is summed depends on layout and split, not on the tile that it falls into: so results
-// do not depend on how rows and columns are shared out.
+// The order in which an element is summed depends on layout and split, not on the tile that it
+// falls into: so results do not depend on how rows and columns are shared out.
 template <typename C>
 struct Product {
   struct Term {
@@ -50,7 +53,8 @@ struct Product {
     const void* matrix;       // packed: of C, else of the storage type
   };
   Layout layout;
-  bool split;  // sum even and odd k apart: with one or two rows, one chain of sums a column is too slow
+  bool split;  // sum even and odd k apart: with one or two rows, one chain of sums a column is too
+               // slow
   Term terms[2];
   const C* bias;          // start of every row, padded; or null
   const C* const* start;  // start of each row; or null
@@ -60,11 +64,11 @@ struct Product {
   Epilogue epilogue;
 };
 
-// acc += rows @ panel. ld is the distance between the panel's rows; of its last vector, `last` lanes are read, or all if
-// kWhole.
+// acc += rows @ panel. ld is the distance between the panel's rows; of its last vector, `last`
+// lanes are read, or all if kWhole.
 template <typename C, bool kWhole, int kSplit, typename M, int kRows, int kVectors>
-FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* rows, int64_t depth, const M* panel,
-                             int64_t ld, int last) {
+FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* rows, int64_t depth,
+                             const M* panel, int64_t ld, int last) {
   constexpr int L = kLanes<C>;
   const C* a[kRows];
   FASTRNN_UNROLL
@@ -101,10 +105,11 @@ FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* 
   }
 }
 
-// End a tile: out = epilogue(sums), for its rows and vectors. `last` lanes of the last vector are inside the matrix.
+// End a tile: out = epilogue(sums), for its rows and vectors. `last` lanes of the last vector are
+// inside the matrix.
 template <typename C, typename F>
-FASTRNN_INLINE void finish_with(F f, const Product<C>& p, int64_t row, int rows, int64_t column, int vectors, int last,
-                                const Vec<C>* sums) {
+FASTRNN_INLINE void finish_with(F f, const Product<C>& p, int64_t row, int rows, int64_t column,
+                                int vectors, int last, const Vec<C>* sums) {
   constexpr int L = kLanes<C>;
   for (int r = 0; r < rows; ++r) {
     C* out = p.out[row + r] + column;
@@ -112,7 +117,8 @@ FASTRNN_INLINE void finish_with(F f, const Product<C>& p, int64_t row, int rows,
     const int whole = last < L ? vectors - 1 : vectors;
     for (int v = 0; v < whole; ++v) store(out + v * L, f(*sums++, h ? load(h + v * L) : Vec<C>{}));
     if (whole < vectors) {
-      store_first(out + whole * L, f(*sums++, h ? load_first(h + whole * L, last) : Vec<C>{}), last);
+      store_first(out + whole * L, f(*sums++, h ? load_first(h + whole * L, last) : Vec<C>{}),
+                  last);
     }
   }
 }
@@ -141,8 +147,8 @@ struct ReluGradEpilogue {
 
 #if defined(FASTRNN_AVX512_BF16)
 template <int kRows, int kVectors>
-FASTRNN_INLINE void multiply_pairs(Vec<float> (&acc)[kRows][kVectors], const void* const* rows, int64_t depth,
-                                   const float* panel) {
+FASTRNN_INLINE void multiply_pairs(Vec<float> (&acc)[kRows][kVectors], const void* const* rows,
+                                   int64_t depth, const float* panel) {
   constexpr int L = kLanes<float>;
   const BFloat16* a[kRows];
   FASTRNN_UNROLL
@@ -163,7 +169,8 @@ FASTRNN_INLINE void multiply_pairs(Vec<float> (&acc)[kRows][kVectors], const voi
     step([k](const BFloat16* p) __attribute__((always_inline)) { return pair_at(p + k); });
   }
   if (depth % 2) {
-    step([depth](const BFloat16* p) __attribute__((always_inline)) { return uint32_t{p[depth - 1].bits}; });
+    step([depth](const BFloat16* p)
+             __attribute__((always_inline)) { return uint32_t{p[depth - 1].bits}; });
   }
 }
 #endif
@@ -186,8 +193,8 @@ FASTRNN_INLINE void with_epilogue(Epilogue epilogue, const With& with) {
 }
 
 template <typename C>
-__attribute__((noinline)) void finish(const Product<C>& p, int64_t row, int rows, int64_t column, int vectors, int last,
-                                      const Vec<C>* sums) {
+__attribute__((noinline)) void finish(const Product<C>& p, int64_t row, int rows, int64_t column,
+                                      int vectors, int last, const Vec<C>* sums) {
   with_epilogue<C>(p.epilogue, [&](auto f) __attribute__((always_inline)) {
     finish_with<C>(f, p, row, rows, column, vectors, last, sums);
   });
@@ -214,9 +221,9 @@ FASTRNN_INLINE void finish_row(const Product<C>& p, int64_t row, int64_t column,
   });
 }
 
-// One tile: rows row .. row + kRows - 1, the columns of the panel that starts at vector `begin`; `last` lanes of its
-// last vector are inside the matrix.
-// Take the place of the storage type for packed matrices, which do not depend on it.
+// One tile: rows row .. row + kRows - 1, the columns of the panel that starts at vector `begin`;
+// `last` lanes of its last vector are inside the matrix. Take the place of the storage type for
+// packed matrices, which do not depend on it.
 struct Packed {};
 struct Pairs {};
 
@@ -291,7 +298,9 @@ constexpr int most_rows(int vectors) {
   return kIsSame<M, Packed> || kIsSame<M, Pairs> ? max_rows(vectors) : kMaxNaturalRows;
 }
 
-FASTRNN_INLINE int ceil_div(int a, int b) { return a <= b ? 1 : (a + b - 1) / b; }  // a, b > 0; mostly 1
+FASTRNN_INLINE int ceil_div(int a, int b) {
+  return a <= b ? 1 : (a + b - 1) / b;
+}  // a, b > 0; mostly 1
 
 // The columns of the part-th of `parts` ranges of panels; panels backwards if `back`.
 template <typename C, typename M>
@@ -370,7 +379,8 @@ FASTRNN_INLINE void dots(const Product<C>& p, int64_t row, int64_t unit) {
 }
 
 template <typename C, typename M, int kRows>
-__attribute__((noinline)) void dots_of(const Product<C>& p, int64_t row, int64_t begin, int64_t end) {
+__attribute__((noinline)) void dots_of(const Product<C>& p, int64_t row, int64_t begin,
+                                       int64_t end) {
   constexpr int kUnits = 4;
   int64_t unit = begin;
   for (; unit + kUnits <= end; unit += kUnits) dots<C, M, kRows, kUnits>(p, row, unit);
@@ -425,10 +435,11 @@ void run(const Product<C>& p, int64_t rows, int part = 0, int parts = 1, bool ba
   }
 }
 
-// dst = panels part, part + parts, ... of the [depth, columns] matrix whose element (k, c) is src[c * ld + k] if
-// kTransposed, else src[k * ld + c].
+// dst = panels part, part + parts, ... of the [depth, columns] matrix whose element (k, c) is src[c
+// * ld + k] if kTransposed, else src[k * ld + c].
 template <bool kTransposed, typename S, typename C>
-void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t ld, int part, int parts) {
+void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t ld, int part,
+                 int parts) {
   constexpr int L = kLanes<C>;
   const Panels<C> panels(columns);
   for (int64_t i = part; i < panels.count; i += parts) {
@@ -463,7 +474,8 @@ void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t l
 #if defined(FASTRNN_AVX512_BF16)
 // As pack_panels, in pairs of depth.
 template <bool kTransposed>
-void pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t columns, int64_t ld, int part, int parts) {
+void pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t columns, int64_t ld,
+                      int part, int parts) {
   constexpr int L = kLanes<float>;
   const Panels<float> panels(columns);
   const int64_t pairs = (depth + 1) / 2;
@@ -478,7 +490,8 @@ void pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t co
           Vec<float> block[L];
           FASTRNN_UNROLL
           for (int c = 0; c < L; ++c) {
-            block[c] = c < inside ? load_pairs(src + (column + c) * ld + 2 * k, depth - 2 * k) : Vec<float>{};
+            block[c] = c < inside ? load_pairs(src + (column + c) * ld + 2 * k, depth - 2 * k)
+                                  : Vec<float>{};
           }
           transpose<float>(block);
           FASTRNN_UNROLL
@@ -489,7 +502,8 @@ void pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t co
       } else {
         for (int64_t k = 0; k < pairs; ++k) {
           const BFloat16* low = src + 2 * k * ld + column;
-          store(to + k * vectors * L, interleave(low, 2 * k + 1 < depth ? low + ld : nullptr, inside));
+          store(to + k * vectors * L,
+                interleave(low, 2 * k + 1 < depth ? low + ld : nullptr, inside));
         }
       }
     }
@@ -497,11 +511,11 @@ void pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t co
 }
 #endif
 
-// A tile of the weight gradients: out[r][column] (+)= sum over k of rows[k][unit + r] * panel[k][column]. With kPairs an
-// element of rows and of panel is a pair of bfloat16.
+// A tile of the weight gradients: out[r][column] (+)= sum over k of rows[k][unit + r] *
+// panel[k][column]. With kPairs an element of rows and of panel is a pair of bfloat16.
 template <typename C, bool kPairs, int kRows, int kVectors>
-__attribute__((noinline)) void outer_tile(const C* const* rows, int64_t unit, const C* panel, int64_t depth, C* out,
-                                          int64_t ld, int last, bool add) {
+__attribute__((noinline)) void outer_tile(const C* const* rows, int64_t unit, const C* panel,
+                                          int64_t depth, C* out, int64_t ld, int last, bool add) {
   constexpr int L = kLanes<C>;
   Vec<C> acc[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
@@ -537,9 +551,10 @@ __attribute__((noinline)) void outer_tile(const C* const* rows, int64_t unit, co
 }
 
 template <typename C, bool kPairs, int kVectors, int kRows = max_rows(kVectors)>
-FASTRNN_INLINE void outer_tile_of(int n, const C* const* rows, int64_t unit, const C* panel, int64_t depth, C* out,
-                                  int64_t ld, int last, bool add) {
-  if (n == kRows) return outer_tile<C, kPairs, kRows, kVectors>(rows, unit, panel, depth, out, ld, last, add);
+FASTRNN_INLINE void outer_tile_of(int n, const C* const* rows, int64_t unit, const C* panel,
+                                  int64_t depth, C* out, int64_t ld, int last, bool add) {
+  if (n == kRows)
+    return outer_tile<C, kPairs, kRows, kVectors>(rows, unit, panel, depth, out, ld, last, add);
   if constexpr (kRows > 1) {
     outer_tile_of<C, kPairs, kVectors, kRows - 1>(n, rows, unit, panel, depth, out, ld, last, add);
   }
@@ -547,7 +562,8 @@ FASTRNN_INLINE void outer_tile_of(int n, const C* const* rows, int64_t unit, con
 
 // Elements of the rows x in the columns of a panel, one row after the other.
 template <typename C>
-FASTRNN_INLINE void pack_rows(C* panel, const C* const* x, int64_t depth, int64_t column, int width, int last) {
+FASTRNN_INLINE void pack_rows(C* panel, const C* const* x, int64_t depth, int64_t column, int width,
+                              int last) {
   constexpr int L = kLanes<C>;
   for (int64_t k = 0; k < depth; ++k) {
     for (int v = 0; v < width; ++v, panel += L) {
@@ -557,22 +573,25 @@ FASTRNN_INLINE void pack_rows(C* panel, const C* const* x, int64_t depth, int64_
 }
 #if defined(FASTRNN_AVX512_BF16)
 // Likewise, two rows at a time, their elements in pairs.
-FASTRNN_INLINE void pack_rows(float* panel, const BFloat16* const* x, int64_t depth, int64_t column, int width, int last) {
+FASTRNN_INLINE void pack_rows(float* panel, const BFloat16* const* x, int64_t depth, int64_t column,
+                              int width, int last) {
   constexpr int L = kLanes<float>;
   for (int64_t k = 0; k < depth; k += 2) {
     for (int v = 0; v < width; ++v, panel += L) {
       const int64_t at = column + v * L;
-      store(panel, interleave(x[k] + at, k + 1 < depth ? x[k + 1] + at : nullptr, v < width - 1 ? L : last));
+      store(panel, interleave(x[k] + at, k + 1 < depth ? x[k + 1] + at : nullptr,
+                              v < width - 1 ? L : last));
     }
   }
 }
 #endif
 
-// out[unit - begin][column] (+)= sum over k of rows[k][unit] * x[k][column], for units begin .. end-1. x is packed, a
-// panel of columns at a time, into `panel`. Where x is of bfloat16, rows are of pairs: half as many as x has.
+// out[unit - begin][column] (+)= sum over k of rows[k][unit] * x[k][column], for units begin ..
+// end-1. x is packed, a panel of columns at a time, into `panel`. Where x is of bfloat16, rows are
+// of pairs: half as many as x has.
 template <typename C, typename X>
-void run_outer(const C* const* rows, int64_t begin, int64_t end, const X* const* x, int64_t columns, int64_t depth,
-               C* panel, C* out, int64_t ld, bool add) {
+void run_outer(const C* const* rows, int64_t begin, int64_t end, const X* const* x, int64_t columns,
+               int64_t depth, C* panel, C* out, int64_t ld, bool add) {
   constexpr bool kPairs = sizeof(X) < sizeof(C);
   constexpr int L = kLanes<C>;
   const Panels<C> panels(columns);
@@ -597,8 +616,9 @@ void run_outer(const C* const* rows, int64_t begin, int64_t end, const X* const*
           break;
         default:
           if constexpr (kMaxVectors > 2) {
-            width == 3 ? outer_tile_of<C, kPairs, 3>(n, rows, unit, panel, steps, to, ld, last, add)
-                       : outer_tile_of<C, kPairs, 4>(n, rows, unit, panel, steps, to, ld, last, add);
+            width == 3
+                ? outer_tile_of<C, kPairs, 3>(n, rows, unit, panel, steps, to, ld, last, add)
+                : outer_tile_of<C, kPairs, 4>(n, rows, unit, panel, steps, to, ld, last, add);
           }
       }
       unit += n;
