@@ -63,6 +63,26 @@ bool alike(const Tensor& x, const Tensor& y) {
   return x.scalar_type() == y.scalar_type() && x.device() == y.device();
 }
 
+// The operator, past its autograd key where nothing asks for gradients, and with Python's lock kept
+// where the call is shorter than a wait for the lock might be.
+std::tuple<Tensor, Tensor> call(const Tensor& input, const OptionalTensor& hx, TensorList weights,
+                                const OptionalTensor& lengths, const OptionalTensor& reset,
+                                bool has_biases, int64_t num_layers, bool relu, bool bidirectional,
+                                bool batch_first) {
+  bool differentiable = false;
+  if (at::GradMode::is_enabled()) {
+    differentiable = input.requires_grad() || (hx && hx->requires_grad());
+    for (const Tensor& w : weights) differentiable |= w.requires_grad();
+  }
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below;
+  if (!differentiable) below.emplace();
+  constexpr int64_t kShortCall = 1 << 16;  // multiply-adds, about: microseconds
+  std::optional<py::gil_scoped_release> no_gil;
+  if (input.numel() * weights[1].numel() > kShortCall) no_gil.emplace();
+  return rnn(input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases, num_layers,
+             relu, bidirectional, batch_first);
+}
+
 // The calls in eager mode. Anything out of the ordinary, wrong arguments included, returns None and
 // is left to Python, which has the words for it.
 py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
@@ -78,8 +98,7 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
              relu = py_relu.cast<bool>();
   if (!has_kernels(input->scalar_type())) return left_to_python();
 
-  std::vector<Tensor> weights;
-  weights.reserve(py_weights.size());
+  c10::SmallVector<Tensor, 8> weights;
   for (py::handle w : py_weights) {
     const Tensor* t = plain_tensor(w.ptr());
     if (!t || !alike(*t, *input)) return left_to_python();
@@ -115,16 +134,11 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
     if (reset && (reset->dim() != 2 || reset->sizes() != input->sizes().slice(0, 2)))
       return left_to_python();
   }
-  Tensor output, hn;
-  {
-    py::gil_scoped_release no_gil;
-    std::tie(output, hn) =
-        rnn(batched ? *input : input->unsqueeze(1), hx, weights, std::nullopt, lengths, reset,
-            std::nullopt, has_biases, num_layers, relu, bidirectional, batched && batch_first);
-    if (!batched) {
-      output = output.squeeze(1);
-      hn = hn.squeeze(1);
-    }
+  auto [output, hn] = call(batched ? *input : input->unsqueeze(1), hx, weights, lengths, reset,
+                           has_biases, num_layers, relu, bidirectional, batched && batch_first);
+  if (!batched) {
+    output = output.squeeze(1);
+    hn = hn.squeeze(1);
   }
   return py::make_tuple(py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output))),
                         py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(hn))));
@@ -141,8 +155,7 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   const bool batched = input->dim() == 2, has_biases = !b_ih.is_none();
   if (b_hh.is_none() == has_biases) return left_to_python();
   const py::handle py_weights[] = {w_ih, w_hh, b_ih, b_hh};
-  std::vector<Tensor> weights;
-  weights.reserve(4);
+  c10::SmallVector<Tensor, 4> weights;
   for (int i = 0; i < (has_biases ? 4 : 2); ++i) {
     const Tensor* t = plain_tensor(py_weights[i].ptr());
     if (!t || !alike(*t, *input) || t->dim() != (i < 2 ? 2 : 1)) return left_to_python();
@@ -158,16 +171,12 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
     if (batched && t->size(0) != batch) return left_to_python();
     hx = batched ? t->unsqueeze(0) : t->unsqueeze(0).unsqueeze(0);
   }
-  Tensor h;
-  {
-    py::gil_scoped_release no_gil;
-    const Tensor steps = batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0);
-    h = std::get<0>(rnn(steps, hx, weights, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
-                        has_biases, 1, relu, false, false));
-    // No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
-    h = at::_unsafe_view(h, {batch, hidden_size});
-    if (!batched) h = h.squeeze(0);
-  }
+  const Tensor steps = batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0);
+  const auto [output, hn] =
+      call(steps, hx, weights, std::nullopt, std::nullopt, has_biases, 1, relu, false, false);
+  // No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
+  Tensor h = at::_unsafe_view(output, {batch, hidden_size});
+  if (!batched) h = h.squeeze(0);
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(h)));
 }
 

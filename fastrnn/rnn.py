@@ -139,7 +139,7 @@ class RNN(RNNBase):
             return _call_leaf(self, input, hx, lengths=lengths, reset=reset)  # type: ignore[no-any-return]
         parameters: Any = self._parameters
         try:
-            weights = [parameters[name] for name in self._flat_weights_names]
+            weights = [*map(parameters.__getitem__, self._flat_weights_names)]
         except KeyError:  # parametrised, pruned or otherwise computed weights are attributes
             weights = [
                 getattr(self, name, stale)
