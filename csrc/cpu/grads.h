@@ -25,6 +25,7 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
     const Term second{rows[1], task.num_directions == 2 ? H : 0, task.w_ih[1]};
     run<S>(Product<C>{layout,
                       false,
+                      false,
                       {first, second},
                       nullptr,
                       nullptr,

@@ -186,6 +186,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
     if (!fused) {
       run<S>(Product<C>{layout,
                         false,
+                        false,
                         {input_term, {}},
                         bias,
                         nullptr,
@@ -220,16 +221,17 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
           out_rows[i] = row_of<S>(task.output, steps, t, begin + i);
         }
       }
+      const bool back = t & 1;  // of time, not of the walk: the same in padded and packed sequences
       const typename Product<C>::Term state_term{h_rows, from_zero ? 0 : H, task.w_hh};
       const Epilogue f = task.relu ? Epilogue::kRelu : Epilogue::kTanh;
       const Product<C> product =
-          fused ? Product<C>{layout,   split,   {input_term, state_term},
-                             bias,     nullptr, nullptr,
-                             out_rows, H,       f}
-                : Product<C>{
-                      layout, split, {{}, state_term}, nullptr, gate_rows + done, nullptr, out_rows,
-                      H,      f};
-      run<S>(product, n, share.part, share.parts, s & 1);
+          fused
+              ? Product<C>{layout,   split, back, {input_term, state_term}, bias, nullptr, nullptr,
+                           out_rows, H,     f}
+              : Product<C>{
+                    layout,   split, back, {{}, state_term}, nullptr, gate_rows + done, nullptr,
+                    out_rows, H,     f};
+      run<S>(product, n, share.part, share.parts);
       done += n;
       wait(share);
       if (share.part > 0) continue;
@@ -321,8 +323,10 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
                                     states + i * H, H);
       out_rows[i] = pairs ? results + i * H : static_cast<C*>(grad_pre_row(t, i));
     }
+    const bool back = t & 1;
     run<S>(Product<C>{layout,
                       split,
+                      back,
                       {carried ? typename Product<C>::Term{carry_rows, H, task.w_hh} : none, none},
                       nullptr,
                       grad_rows,
@@ -330,7 +334,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
                       out_rows,
                       H,
                       task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad},
-           n, share.part, share.parts, s & 1);
+           n, share.part, share.parts);
     wait(share);
     for (int64_t i = 0; i < n; ++i) {
       if (pairs) narrow(static_cast<S*>(grad_pre_row(t, i)), out_rows[i], H);
@@ -362,6 +366,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   }
   run<S>(Product<C>{layout,
                     split,
+                    false,
                     {{initial_rows, H, task.w_hh}, none},
                     nullptr,
                     nullptr,

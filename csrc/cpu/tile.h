@@ -55,6 +55,8 @@ struct Product {
   Layout layout;
   bool split;  // sum even and odd k apart: with one or two rows, one chain of sums a column is too
                // slow
+  bool back;  // walk the panels, and with split k, from the end: what was read last is still in the
+              // nearest cache
   Term terms[2];
   const C* bias;          // start of every row, padded; or null
   const C* const* start;  // start of each row; or null
@@ -68,7 +70,7 @@ struct Product {
 // lanes are read, or all if kWhole.
 template <typename C, bool kWhole, int kSplit, typename M, int kRows, int kVectors>
 FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* rows, int64_t depth,
-                             const M* panel, int64_t ld, int last) {
+                             const M* panel, int64_t ld, int last, bool back) {
   constexpr int L = kLanes<C>;
   const C* a[kRows];
   FASTRNN_UNROLL
@@ -91,12 +93,17 @@ FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* 
   if constexpr (kSplit == 1) {
     for (int64_t k = 0; k < depth; ++k) step(acc, k);
   } else {
-    int64_t k = 0;
-    for (; k + 1 < depth; k += 2) {
-      step(acc, k);
-      step(odd, k + 1);
+    int64_t k = back ? depth - 1 : 0;
+    const int64_t next = back ? -1 : 1;
+    if (back) {
+      panel += k * ld;
+      ld = -ld;
     }
-    if (k < depth) step(acc, k);
+    for (int64_t pairs = depth / 2; pairs > 0; --pairs, k += 2 * next) {
+      step(acc, k);
+      step(odd, k + next);
+    }
+    if (depth % 2) step(acc, k);
     FASTRNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
       FASTRNN_UNROLL
@@ -253,7 +260,7 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
     if (term.depth == 0) continue;
     if constexpr (kIsSame<M, Packed>) {
       const C* panel = static_cast<const C*>(term.matrix) + column * term.depth;
-      multiply<C, true, kSplit>(acc, term.rows + row, term.depth, panel, kVectors * L, L);
+      multiply<C, true, kSplit>(acc, term.rows + row, term.depth, panel, kVectors * L, L, p.back);
     } else if constexpr (kIsSame<M, Pairs>) {
 #if defined(FASTRNN_AVX512_BF16)
       const C* panel = static_cast<const C*>(term.matrix) + column * ((term.depth + 1) / 2);
@@ -261,7 +268,7 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
 #endif
     } else {
       const M* panel = static_cast<const M*>(term.matrix) + column;
-      multiply<C, false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns, last);
+      multiply<C, false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns, last, p.back);
     }
   }
   if (p.epilogue == Epilogue::kStore && last == L) {
@@ -302,13 +309,13 @@ FASTRNN_INLINE int ceil_div(int a, int b) {
   return a <= b ? 1 : (a + b - 1) / b;
 }  // a, b > 0; mostly 1
 
-// The columns of the part-th of `parts` ranges of panels; panels backwards if `back`.
+// The columns of the part-th of `parts` ranges of panels.
 template <typename C, typename M>
-void run_panels(const Product<C>& p, int64_t rows, int part, int parts, bool back) {
+void run_panels(const Product<C>& p, int64_t rows, int part, int parts) {
   const Panels<C> panels(p.columns);
   const int64_t first = panels.count * part / parts, end = panels.count * (part + 1) / parts;
   for (int64_t i = first; i < end; ++i) {
-    const int64_t panel = back ? end - 1 - (i - first) : i;
+    const int64_t panel = p.back ? end - 1 - (i - first) : i;
     const int64_t begin = panels.begin(panel);
     const int width = panels.width(panel);
     const int64_t inside = p.columns - (begin + width - 1) * kLanes<C>;
@@ -413,23 +420,23 @@ void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
   activation.split = false;
   activation.terms[0] = activation.terms[1] = {};
   activation.start = p.out;
-  run_panels<C, Packed>(activation, rows, part, parts, false);
+  run_panels<C, Packed>(activation, rows, part, parts);
 }
 
 // S is the storage type of matrices that are not packed.
 template <typename S, typename C>
-void run(const Product<C>& p, int64_t rows, int part = 0, int parts = 1, bool back = false) {
+void run(const Product<C>& p, int64_t rows, int part = 0, int parts = 1) {
   if (rows == 0) return;
   switch (p.layout) {
     case Layout::kPacked:
-      return run_panels<C, Packed>(p, rows, part, parts, back);
+      return run_panels<C, Packed>(p, rows, part, parts);
     case Layout::kPairs:
 #if defined(FASTRNN_AVX512_BF16)
-      if constexpr (kIsSame<S, BFloat16>) run_panels<C, Pairs>(p, rows, part, parts, back);
+      if constexpr (kIsSame<S, BFloat16>) run_panels<C, Pairs>(p, rows, part, parts);
 #endif
       return;
     case Layout::kNatural:
-      return run_panels<C, S>(p, rows, part, parts, back);
+      return run_panels<C, S>(p, rows, part, parts);
     case Layout::kTransposed:
       return run_dots<C, S>(p, rows, part, parts);
   }
@@ -586,6 +593,24 @@ FASTRNN_INLINE void pack_rows(float* panel, const BFloat16* const* x, int64_t de
 }
 #endif
 
+constexpr int64_t kFewRows = 8;
+
+// As run_outer, for the sum of a few rows, which is bound by what it writes: a row of out at a
+// time, from end to end.
+template <typename C>
+void run_outer_few(const C* const* rows, int64_t begin, int64_t end, const C* const* x,
+                   int64_t columns, int64_t depth, C* out, int64_t ld, bool add) {
+  constexpr int L = kLanes<C>;
+  for (int64_t unit = begin; unit < end; ++unit, out += ld) {
+    for (int64_t c = 0; c < columns; c += L) {
+      const int n = static_cast<int>(columns - c < L ? columns - c : L);
+      Vec<C> sum = add ? load_widened<C>(out + c, n) : Vec<C>{};
+      for (int64_t k = 0; k < depth; ++k) sum += load_widened<C>(x[k] + c, n) * rows[k][unit];
+      n < L ? store_first(out + c, sum, n) : store(out + c, sum);
+    }
+  }
+}
+
 // out[unit - begin][column] (+)= sum over k of rows[k][unit] * x[k][column], for units begin ..
 // end-1. x is packed, a panel of columns at a time, into `panel`. Where x is of bfloat16, rows are
 // of pairs: half as many as x has.
@@ -594,6 +619,9 @@ void run_outer(const C* const* rows, int64_t begin, int64_t end, const X* const*
                int64_t depth, C* panel, C* out, int64_t ld, bool add) {
   constexpr bool kPairs = sizeof(X) < sizeof(C);
   constexpr int L = kLanes<C>;
+  if constexpr (!kPairs) {
+    if (depth <= kFewRows) return run_outer_few(rows, begin, end, x, columns, depth, out, ld, add);
+  }
   const Panels<C> panels(columns);
   const int64_t steps = kPairs ? (depth + 1) / 2 : depth;
   for (int64_t i = 0; i < panels.count; ++i) {
