@@ -54,9 +54,10 @@ bool call_is_watched() {
          torch::jit::tracer::isTracing();
 }
 
-bool has_kernels(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
-         dtype == at::kBFloat16;
+bool has_kernels(const Tensor& x) {
+  const at::ScalarType dtype = x.scalar_type();
+  return x.is_cpu() && (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
+                        dtype == at::kBFloat16);
 }
 
 bool alike(const Tensor& x, const Tensor& y) {
@@ -96,7 +97,7 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
   if (!py::isinstance<py::bool_>(py_bidirectional)) return left_to_python();
   const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>(),
              relu = py_relu.cast<bool>();
-  if (!has_kernels(input->scalar_type())) return left_to_python();
+  if (!has_kernels(*input)) return left_to_python();
 
   c10::SmallVector<Tensor, 8> weights;
   for (py::handle w : py_weights) {
@@ -150,7 +151,7 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   const auto left_to_python = [] { return py::none(); };
   if (call_is_watched()) return left_to_python();
   const Tensor* input = plain_tensor(py_input.ptr());
-  if (!input || (input->dim() != 1 && input->dim() != 2) || !has_kernels(input->scalar_type()))
+  if (!input || (input->dim() != 1 && input->dim() != 2) || !has_kernels(*input))
     return left_to_python();
   const bool batched = input->dim() == 2, has_biases = !b_ih.is_none();
   if (b_hh.is_none() == has_biases) return left_to_python();

@@ -54,6 +54,5 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
     if why is not None:
         return f"reference ({why})"
     like = next(x for x in tensors if x is not None)
-    if like.device.type != "cpu":
-        return f"none for {like.device.type}"
-    return f"cpu {_C.cpu_kernels()} {str(like.dtype).removeprefix('torch.')}"
+    kernels = _C.cpu_kernels() if like.device.type == "cpu" else "shapes only"
+    return f"{like.device.type} {kernels} {str(like.dtype).removeprefix('torch.')}"

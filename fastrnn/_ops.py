@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from fastrnn import _C, reference
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+KERNEL_DEVICES = ("cpu", "meta")  # on meta the operators have shapes only
 
 
 def why_reference(tensors: Iterable[Tensor | None]) -> str | None:
@@ -31,8 +32,10 @@ def why_reference(tensors: Iterable[Tensor | None]) -> str | None:
     for dtype in dtypes:
         if dtype not in KERNEL_DTYPES:
             return f"no kernel for {dtype}"
+    device = given[0].device.type
+    if device not in KERNEL_DEVICES:
+        return f"no kernel for {device} in this build"
     if len(dtypes) > 1:
-        device = given[0].device.type
         casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         if torch.float64 in dtypes or not casts:  # autocast leaves float64 as it is
             return "the dtypes differ"  # an error, for which torch's own operators have the words

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence
+
+import fastrnn
+from fastrnn import _ops
+
+
+def test_facts() -> None:
+    facts = fastrnn.info()
+    assert facts["fastrnn"] == fastrnn.__version__
+    assert facts["torch"] == torch.__version__
+    assert facts["cpu_kernels"] in ("baseline", "neon", "avx2", "avx512", "avx512_bf16")
+    assert "kernel" not in facts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kernel_of_a_call(dtype: torch.dtype) -> None:
+    rnn = fastrnn.RNN(3, 4, dtype=dtype)
+    kernel = f"cpu {fastrnn.info()['cpu_kernels']} {str(dtype).removeprefix('torch.')}"
+    assert fastrnn.info(rnn)["kernel"] == kernel
+    assert fastrnn.info(rnn, pack_sequence([torch.zeros(2, 3, dtype=dtype)]))["kernel"] == kernel
+    assert fastrnn.info(fastrnn.RNNCell(3, 4, dtype=dtype))["kernel"] == kernel
+
+
+def test_reference_says_why() -> None:
+    rnn = fastrnn.RNN(3, 4, dtype=torch.complex64)
+    assert fastrnn.info(rnn)["kernel"] == "reference (no kernel for torch.complex64)"
+    rnn = fastrnn.RNN(3, 4)
+    seen: list[str] = []
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        seen.append(fastrnn.info(rnn, x)["kernel"])
+        return x
+
+    torch.func.vmap(note)(torch.zeros(2, 5, 1, 3))
+    assert seen == ["reference (a torch.func transform is active)"]
+
+
+def test_a_device_without_kernels_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    rnn, x = fastrnn.RNN(3, 4), torch.randn(5, 2, 3)
+    monkeypatch.setattr(_ops, "KERNEL_DEVICES", ())
+    assert fastrnn.info(rnn, x)["kernel"] == "reference (no kernel for cpu in this build)"
+
+
+def test_python_m_fastrnn() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "fastrnn"], capture_output=True, text=True, check=True
+    )
+    lines = dict(line.split(maxsplit=1) for line in run.stdout.splitlines())
+    assert lines["fastrnn"] == fastrnn.__version__
+    assert lines["cpu_kernels"] == fastrnn.info()["cpu_kernels"]
+
+
+@pytest.mark.parametrize(("capability", "kernels"), [("default", "baseline"), ("avx2", "avx2")])
+def test_torchs_ceiling_is_kept(capability: str, kernels: str) -> None:
+    """ATEN_CPU_CAPABILITY limits our kernels as it limits torch's; all give the same answers."""
+    if fastrnn.info()["cpu_kernels"] in ("baseline", "neon"):
+        pytest.skip("this processor has one instruction set")
+    code = (
+        "import torch, fastrnn; torch.manual_seed(0); rnn = fastrnn.RNN(5, 33); "
+        "y = rnn(torch.randn(7, 3, 5))[0]; y.sum().backward(); "
+        "print(fastrnn.info()['cpu_kernels'], y.sum().item(), rnn.weight_hh_l0.grad.sum().item())"
+    )
+
+    def run(environment: dict[str, str]) -> list[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+
+    limited, best = run({"ATEN_CPU_CAPABILITY": capability}), run({})
+    assert limited[0] == kernels
+    for ours, theirs in zip(limited[1:], best[1:], strict=True):
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
