@@ -14,7 +14,7 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
   const int64_t H = task.hidden_size, I = task.input_size;
   C* results = static_cast<C*>(scratch);
   const Layout layout = layout_of(task.form, Layout::kNatural);
-  const bool direct = !kNarrow<S> || task.grad_input_accumulates;
+  constexpr bool kDirect = !kNarrow<S>;
   const void* rows[2][kBlockRows];
   C* out_rows[kBlockRows];
   int64_t times[kBlockRows], indices[kBlockRows];
@@ -34,7 +34,7 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
                       I,
                       Epilogue::kStore},
            n, task.share.part, task.share.parts);
-    if (!direct || task.input_mask.data) wait(task.share);
+    if (!kDirect || task.input_mask.data) wait(task.share);
     for (int64_t r = 0; r < n && task.share.part == 0; ++r) {
       if (const S* mask = mask_row<S>(task.input_mask, steps, times[r], indices[r])) {
         for (int64_t k = 0; k < I; ++k) {
@@ -43,7 +43,7 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
           out_rows[r][k] *= m;
         }
       }
-      if (!direct) narrow(row_of<S>(task.grad_input, steps, times[r], indices[r]), out_rows[r], I);
+      if (!kDirect) narrow(row_of<S>(task.grad_input, steps, times[r], indices[r]), out_rows[r], I);
     }
     n = 0;
   };
@@ -57,7 +57,7 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
                          ? static_cast<const void*>(row_of<const S>(task.grad_pre[d], steps, t, i))
                          : row_of<const C>(task.grad_pre[d], steps, t, i);
       }
-      out_rows[n] = direct ? row_of<C>(task.grad_input, steps, t, i) : results + n * padded(I);
+      out_rows[n] = kDirect ? row_of<C>(task.grad_input, steps, t, i) : results + n * padded(I);
       if (++n == kBlockRows) flush();
     }
   }

@@ -63,11 +63,10 @@ struct BackwardTask {
   Sequence state;  // storage type: the saved output
   Form form;
   const void* w_hh;
-  Sequence grad_output;          // data null: zeros
-  bool grad_output_accumulates;  // grad_output is of the accumulation type
-  const void* grad_hn;           // storage type, [B, H] contiguous; null: zeros
-  Sequence grad_pre;             // accumulation type, or 16 bits with kPackedPairs
-  void* grad_hx;                 // storage type, [B, H] contiguous; null: not wanted
+  Sequence grad_output;  // storage type; data null: zeros
+  const void* grad_hn;   // storage type, [B, H] contiguous; null: zeros
+  Sequence grad_pre;     // accumulation type, or 16 bits with kPackedPairs
+  void* grad_hx;         // storage type, [B, H] contiguous; null: not wanted
 };
 
 struct InputGradTask {
@@ -79,8 +78,7 @@ struct InputGradTask {
   Sequence grad_pre[2];
   Form form;
   const void* w_ih[2];
-  Sequence grad_input;
-  bool grad_input_accumulates;  // grad_input is of the accumulation type
+  Sequence grad_input;  // storage type
   Sequence input_mask;
 };
 

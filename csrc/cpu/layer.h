@@ -304,10 +304,8 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
       carry_rows[i] = goes_on ? grad_pre_row(walk.after(t), i) : zeros;
       const C* grad = zeros;
       if (task.grad_output.data) {
-        grad = task.grad_output_accumulates
-                   ? row_of<const C>(task.grad_output, steps, t, begin + i)
-                   : widened<S, C>(row_of<const S>(task.grad_output, steps, t, begin + i), nullptr,
-                                   grads + i * H, H);
+        const S* row = row_of<const S>(task.grad_output, steps, t, begin + i);
+        grad = widened<S, C>(row, nullptr, grads + i * H, H);
       }
       if (task.grad_hn && !walk.present(walk.after(t), begin + i)) {
         C* sum = grads + i * H;

@@ -348,7 +348,7 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
   // hands down, likewise.
   const int64_t pre_bytes = weights.form() == Form::kPackedPairs ? bytes : wide;
   const int64_t pre = aligned(layout.rows() * D * H * pre_bytes), sets = L > 1 ? 2 : 1;
-  const int64_t between = L > 1 ? aligned(layout.rows() * D * H * wide) : 0;
+  const int64_t between = L > 1 ? aligned(layout.rows() * D * H * bytes) : 0;
   Workspace<0> workspace(weights.bytes() + sets * pre + between);
   char* packed = workspace.take(weights.bytes());
   char* pre_buffers[2] = {workspace.take(pre), L > 1 ? workspace.take(pre) : nullptr};
@@ -373,7 +373,6 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
       below.input_size = layout.features(layer);
       below.hidden_size = H;
       below.form = weights.form();
-      below.grad_input_accumulates = layer > 0;
       below.input_mask = mask;
       below.grad_input = layer == 0 ? call.grad_input : layout.dense(handed_down, D * H);
       for (int64_t d = 0; d < D; ++d) {
@@ -388,8 +387,7 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
                                 layout.direction(state, d, bytes),
                                 weights.form(),
                                 weights.w_hh(packed, index),
-                                layout.direction(grad_output, d, top ? bytes : wide),
-                                !top,
+                                layout.direction(grad_output, d, bytes),
                                 layout.state(call.grad_hn, index),
                                 below.grad_pre[d],
                                 layout.state(call.grad_hx, index)};
