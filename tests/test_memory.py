@@ -36,5 +36,5 @@ def test_peak_memory(layers: int, bidirectional: bool, dtype: str) -> None:
         return int(run.stdout)
 
     ours, theirs = peak("ours"), peak("theirs")
-    # Resident memory grows in whole arenas of the allocator: a few per cent either way mean nothing.
+    # Resident memory grows in whole arenas: a few per cent either way mean nothing.
     assert 0 < ours <= 1.05 * theirs, f"{ours} KiB, nn.RNN {theirs} KiB"

@@ -20,20 +20,12 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
   int64_t times[kBlockRows], indices[kBlockRows];
   int64_t n = 0;
   const auto flush = [&] {
-    using Term = typename Product<C>::Term;
-    const Term first{rows[0], H, task.w_ih[0]};
-    const Term second{rows[1], task.num_directions == 2 ? H : 0, task.w_ih[1]};
-    run<S>(Product<C>{layout,
-                      false,
-                      false,
-                      {first, second},
-                      nullptr,
-                      nullptr,
-                      nullptr,
-                      out_rows,
-                      I,
-                      Epilogue::kStore},
-           n, task.share.part, task.share.parts);
+    Product<C> product{.layout = layout,
+                       .terms = {{rows[0], H, task.w_ih[0]}, {rows[1], 0, task.w_ih[1]}},
+                       .out = out_rows,
+                       .columns = I};
+    if (task.num_directions == 2) product.terms[1].depth = H;
+    run<S>(product, n, task.share);
     if (!kDirect || task.input_mask.data) wait(task.share);
     for (int64_t r = 0; r < n && task.share.part == 0; ++r) {
       if (const S* mask = mask_row<S>(task.input_mask, steps, times[r], indices[r])) {
@@ -155,14 +147,15 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
 }
 
 // grad_w_hh = grad_pre^T @ h_prev, grad_w_ih = grad_pre^T @ input, grad_b = sum(grad_pre), for a
-// range of hidden units. Tile plan: blocks of kDepthBlock rows of all steps; a tile of units by a
-// panel of columns is summed in registers over
-//   the block and added to memory. grad_pre is read where it lies; h_prev and input are packed, a
-//   panel at a time.
-// Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete. Limits:
-// none.
-//   With pairs, two rows of the block are one step of the sum, so grad_pre is packed in pairs as
-//   well.
+// range of hidden units.
+// Tile plan: blocks of kDepthBlock rows of all steps. A tile of units by a panel of columns is
+// summed
+//   in registers over the block and added to memory. grad_pre is read where it lies; h_prev and
+//   input are packed, a panel at a time. With pairs, two rows of the block are one step of the sum,
+//   and grad_pre is packed in pairs as well.
+// Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete.
+// Limits: none.
+// Why: one product over all steps runs at the speed of a matrix product; one a step does not.
 template <typename S>
 void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
   if (begin >= end) return;

@@ -118,19 +118,17 @@ FASTRNN_INLINE void wait(const Share& share) {
 constexpr int64_t kFusedRows = 12;
 constexpr int64_t kFusedBytes = 256 << 10;
 
-// Tile plan: a block of up to kBlockRows rows runs through all steps; a step is a product of the
-// block's rows with the
-//   packed w_hh, a few rows by a panel of columns in registers at a time.
-// With enough rows the input projection joins that product; with few, it is made for a chunk of
-// steps at once, so that
-//   w_ih is read once a chunk. Both sum bias, input terms, state terms in this order: the result is
-//   the same. From step to step the panels are walked up and down: those read last are still in the
-//   nearest cache.
+// Tile plan: a block of up to kBlockRows rows runs through all steps. A step is a product of the
+//   block's rows with the packed w_hh: a few rows by a panel of columns in registers at a time.
+//   With enough rows the input projection joins that product; with few, it is made for a chunk of
+//   steps at once, so that w_ih is read once a chunk. Either way an element sums bias, input terms
+//   and state terms in this order, and the result is the same.
 // Sync plan: none where a thread has all columns, for a row needs only its own past. Where columns
-// are shared, all wait
-//   at the end of a step: each has written its columns of h before any reads them.
-// Limits: none. h_prev is read from the output itself, or where products take no 16-bit rows from
-// float copies of it.
+//   are shared, all wait at the end of a step: each has written its columns of h before any reads.
+// Limits: none. h_prev is read from the output itself, or, where products take no rows of 16 bits,
+//   from float copies of it.
+// Why: with the projection, activation and time loop outside, memory and dispatch cost more than
+//   the sums (benchmarks/test_overhead.py, benchmarks/test_kernels.py).
 template <typename S>
 void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* scratch) {
   using C = typename Accumulate<S>::type;
@@ -140,7 +138,6 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   const bool fused = I < 4 || (rows >= kFusedRows && I * H * int64_t{sizeof(C)} <= kFusedBytes);
   const Layout layout = layout_of(task.form, Layout::kTransposed);
   const bool pairs = layout == Layout::kPairs;
-  const bool split = steps.batch <= 2;
   const Share& share = task.share;
   const int64_t chunk = fused ? 1 : kBlockRows / rows;
 
@@ -169,39 +166,39 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   const void* x_rows[kBlockRows];
   const C* gate_rows[kBlockRows];
   C* chunk_rows[kBlockRows];
+  const void* h_rows[kBlockRows];
+  C* out_rows[kBlockRows];
+  Product<C> projection{.layout = layout,
+                        .terms = {{x_rows, I, task.w_ih}},
+                        .bias = static_cast<const C*>(task.bias),
+                        .out = chunk_rows,
+                        .columns = H};
+  Product<C> step{.layout = layout,
+                  .split = steps.batch <= 2,
+                  .out = out_rows,
+                  .columns = H,
+                  .epilogue = task.relu ? Epilogue::kRelu : Epilogue::kTanh};
+  if (fused) {
+    step.terms[0] = projection.terms[0];
+    step.bias = projection.bias;
+  }
   for (int64_t s0 = 0; s0 < T; s0 += chunk) {
     const int64_t s1 = s0 + chunk < T ? s0 + chunk : T;
     int64_t gathered = 0;
     for (int64_t s = s0; s < s1; ++s) {
-      const int64_t t = walk.time(s);
-      for (int64_t i = 0; i < count(t); ++i, ++gathered) {
+      const int64_t t = walk.time(s), n = count(t);
+      for (int64_t i = 0; i < n; ++i, ++gathered) {
         x_rows[gathered] = operand<S, C>(layout, row_of<const S>(task.input, steps, t, begin + i),
                                          mask_row<S>(task.input_mask, steps, t, begin + i),
                                          inputs + gathered * I, I);
         if (!fused) gate_rows[gathered] = chunk_rows[gathered] = igates + gathered * padded(H);
       }
     }
-    const typename Product<C>::Term input_term{x_rows, I, task.w_ih};
-    const C* bias = static_cast<const C*>(task.bias);
-    if (!fused) {
-      run<S>(Product<C>{layout,
-                        false,
-                        false,
-                        {input_term, {}},
-                        bias,
-                        nullptr,
-                        nullptr,
-                        chunk_rows,
-                        H,
-                        Epilogue::kStore},
-             gathered, share.part, share.parts);
-    }
+    if (!fused) run<S>(projection, gathered, share);
 
     int64_t done = 0;  // of the chunk's rows
     for (int64_t s = s0; s < s1; ++s) {
       const int64_t t = walk.time(s), n = count(t);
-      const void* h_rows[kBlockRows];
-      C* out_rows[kBlockRows];
       bool from_zero = true;
       for (int64_t i = 0; i < n; ++i) {
         if (walk.continues(t, begin + i)) {
@@ -221,17 +218,10 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
           out_rows[i] = row_of<S>(task.output, steps, t, begin + i);
         }
       }
-      const bool back = t & 1;  // of time, not of the walk: the same in padded and packed sequences
-      const typename Product<C>::Term state_term{h_rows, from_zero ? 0 : H, task.w_hh};
-      const Epilogue f = task.relu ? Epilogue::kRelu : Epilogue::kTanh;
-      const Product<C> product =
-          fused
-              ? Product<C>{layout,   split, back, {input_term, state_term}, bias, nullptr, nullptr,
-                           out_rows, H,     f}
-              : Product<C>{
-                    layout,   split, back, {{}, state_term}, nullptr, gate_rows + done, nullptr,
-                    out_rows, H,     f};
-      run<S>(product, n, share.part, share.parts);
+      step.terms[1] = {h_rows, from_zero ? 0 : H, task.w_hh};
+      step.start = fused ? nullptr : gate_rows + done;
+      step.back = t & 1;  // by time, not by the walk: the same for padded and packed sequences
+      run<S>(step, n, share);
       done += n;
       wait(share);
       if (share.part > 0) continue;
@@ -257,13 +247,23 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
 }
 
 // Tile plan: as forward_block, with w_hh not transposed and the steps walked back; grad_pre is kept
-// for all steps. Sync plan: as forward_block, with grad_pre in the place of h. Limits: none.
+//   for all steps.
+// Sync plan: as forward_block, with grad_pre in the place of h.
+// Limits: none.
+// Why: as forward_block; only what must go step by step is in the loop.
 template <typename S>
 void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void* scratch) {
   using C = typename Accumulate<S>::type;
   const Steps& steps = *task.steps;
   const Walk walk{steps, task.reverse};
   const int64_t T = steps.seq_len, H = task.hidden_size;
+  const Layout layout = layout_of(task.form, Layout::kNatural);
+  const bool pairs = layout == Layout::kPairs;
+  const auto grad_pre_row = [&](int64_t t, int64_t i) -> void* {
+    if (pairs) return row_of<S>(task.grad_pre, steps, t, begin + i);
+    return row_of<C>(task.grad_pre, steps, t, begin + i);
+  };
+  const Share& share = task.share;
 
   Arena<C> arena{static_cast<C*>(scratch)};
   C* grads = arena.take(rows * H);
@@ -282,21 +282,19 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     return static_cast<const S*>(task.grad_hn) + original_row(steps, begin + i) * H;
   };
 
-  const typename Product<C>::Term none{};
-  const Layout layout = layout_of(task.form, Layout::kNatural);
-  const bool pairs = layout == Layout::kPairs;
-  const auto grad_pre_row = [&](int64_t t, int64_t i) -> void* {
-    if (pairs) return row_of<S>(task.grad_pre, steps, t, begin + i);
-    return row_of<C>(task.grad_pre, steps, t, begin + i);
-  };
-  const bool split = steps.batch <= 2;
-  const Share& share = task.share;
+  const void* carry_rows[kBlockRows];
+  const C* grad_rows[kBlockRows];
+  const C* state_rows[kBlockRows];
+  C* out_rows[kBlockRows];
+  Product<C> step{.layout = layout,
+                  .split = steps.batch <= 2,
+                  .start = grad_rows,
+                  .state = state_rows,
+                  .out = out_rows,
+                  .columns = H,
+                  .epilogue = task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad};
   for (int64_t s = T - 1; s >= 0; --s) {
     const int64_t t = walk.time(s), n = clamp(active_rows(steps, t) - begin, 0, rows);
-    const void* carry_rows[kBlockRows];
-    const C* grad_rows[kBlockRows];
-    const C* state_rows[kBlockRows];
-    C* out_rows[kBlockRows];
     bool carried = false;
     for (int64_t i = 0; i < n; ++i) {
       const bool goes_on = walk.goes_on(t, begin + i);
@@ -321,18 +319,9 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
                                     states + i * H, H);
       out_rows[i] = pairs ? results + i * H : static_cast<C*>(grad_pre_row(t, i));
     }
-    const bool back = t & 1;
-    run<S>(Product<C>{layout,
-                      split,
-                      back,
-                      {carried ? typename Product<C>::Term{carry_rows, H, task.w_hh} : none, none},
-                      nullptr,
-                      grad_rows,
-                      state_rows,
-                      out_rows,
-                      H,
-                      task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad},
-           n, share.part, share.parts);
+    step.terms[0] = {carry_rows, carried ? H : 0, task.w_hh};
+    step.back = t & 1;
+    run<S>(step, n, share);
     wait(share);
     for (int64_t i = 0; i < n; ++i) {
       if (pairs) narrow(static_cast<S*>(grad_pre_row(t, i)), out_rows[i], H);
@@ -362,17 +351,12 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
       result_rows[i] = static_cast<S*>(task.grad_hx) + original_row(steps, begin + i) * H;
     }
   }
-  run<S>(Product<C>{layout,
-                    split,
-                    false,
-                    {{initial_rows, H, task.w_hh}, none},
-                    nullptr,
-                    nullptr,
-                    nullptr,
-                    result_rows,
-                    H,
-                    Epilogue::kStore},
-         rows, share.part, share.parts);
+  run<S>(Product<C>{.layout = layout,
+                    .split = steps.batch <= 2,
+                    .terms = {{initial_rows, H, task.w_hh}},
+                    .out = result_rows,
+                    .columns = H},
+         rows, share);
   wait(share);
   if (share.part > 0) return;
   const int64_t present = T > 0 ? clamp(active_rows(steps, 0) - begin, 0, rows) : 0;

@@ -2,6 +2,7 @@
 // ended by an activation.
 #pragma once
 
+#include "cpu/kernels.h"
 #include "cpu/simd.h"
 
 namespace fastrnn::cpu {
@@ -26,9 +27,8 @@ struct Panels {
         count((vectors + kMaxVectors - 1) / kMaxVectors),
         even(static_cast<uint32_t>(vectors) / static_cast<uint32_t>(count)),
         more(vectors - even * count) {}
-  int64_t begin(int64_t p) const {
-    return p * even + (p < more ? p : more);
-  }  // first vector of panel p
+  // The first vector of panel p.
+  int64_t begin(int64_t p) const { return p * even + (p < more ? p : more); }
   int width(int64_t p) const { return static_cast<int>(even + (p < more)); }
 };
 
@@ -52,18 +52,16 @@ struct Product {
     int64_t depth;            // 0: no such term
     const void* matrix;       // packed: of C, else of the storage type
   };
-  Layout layout;
-  bool split;  // sum even and odd k apart: with one or two rows, one chain of sums a column is too
-               // slow
-  bool back;  // walk the panels, and with split k, from the end: what was read last is still in the
-              // nearest cache
-  Term terms[2];
-  const C* bias;          // start of every row, padded; or null
-  const C* const* start;  // start of each row; or null
-  const C* const* state;  // h, for the derivatives
-  C* const* out;
-  int64_t columns;
-  Epilogue epilogue;
+  Layout layout = Layout::kPacked;
+  bool split = false;  // sum even and odd k apart: for a row or two, one chain of sums is too slow
+  bool back = false;   // walk panels, and k if split, from the end: what was read last is in cache
+  Term terms[2] = {};
+  const C* bias = nullptr;          // start of every row, padded; or null
+  const C* const* start = nullptr;  // start of each row; or null
+  const C* const* state = nullptr;  // h, for the derivatives
+  C* const* out = nullptr;
+  int64_t columns = 0;
+  Epilogue epilogue = Epilogue::kStore;
 };
 
 // acc += rows @ panel. ld is the distance between the panel's rows; of its last vector, `last`
@@ -425,7 +423,8 @@ void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
 
 // S is the storage type of matrices that are not packed.
 template <typename S, typename C>
-void run(const Product<C>& p, int64_t rows, int part = 0, int parts = 1) {
+void run(const Product<C>& p, int64_t rows, const Share& share) {
+  const int part = share.part, parts = share.parts;
   if (rows == 0) return;
   switch (p.layout) {
     case Layout::kPacked:
