@@ -98,15 +98,10 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
   }
 };
 
-bool wants_grad(const OptionalTensor& x) { return x && x->requires_grad(); }
-
 std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS) {
-  bool differentiable = false;
-  if (at::GradMode::is_enabled()) {
-    differentiable = input.requires_grad() || wants_grad(hx);
-    for (const Tensor& w : weights) differentiable |= w.requires_grad();
-  }
-  if (differentiable) {
+  TORCH_CHECK(!dropout_mask || !dropout_mask->requires_grad(),
+              "rnn: expected a dropout_mask that requires no grad");
+  if (wants_grad(input, hx, weights)) {
     variable_list results = RnnFunction::apply(FASTRNN_PASS);
     return {results[0], results[1]};
   }
@@ -134,6 +129,13 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 }
 
 }  // namespace
+
+bool wants_grad(const Tensor& input, const OptionalTensor& hx, TensorList weights) {
+  if (!at::GradMode::is_enabled()) return false;
+  bool wanted = input.requires_grad() || (hx && hx->requires_grad());
+  for (const Tensor& w : weights) wanted |= w.requires_grad();
+  return wanted;
+}
 
 void set_reference_backward(ReferenceBackward f) { reference_backward() = std::move(f); }
 

@@ -53,10 +53,11 @@ inline void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
     TORCH_CHECK(sizes[t] >= 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
                 "rnn: expected batch_sizes that do not increase and are not negative, got ",
                 sizes[t], " at step ", t);
+    TORCH_CHECK(sizes[t] <= data.size(0) - rows,
+                "rnn: expected batch_sizes that sum to at most the ", data.size(0),
+                " rows of data, got more by step ", t);
     rows += sizes[t];
   }
-  TORCH_CHECK(rows <= data.size(0), "rnn: expected batch_sizes that sum to at most the ",
-              data.size(0), " rows of data, got ", rows);
 }
 
 inline Shape check(FASTRNN_ARGUMENTS) {

@@ -2,11 +2,16 @@
 // the build.
 //
 // With T = seq_len, B = batch, I = input_size, H = hidden_size, L = num_layers, D = directions:
-//   input (T, B, I), (B, T, I) if batch_first, or packed data (rows, I) with batch_sizes (T) int64
-//   on the CPU; hx (L*D, B, H); weights w_ih, w_hh[, b_ih, b_hh] for each layer and direction;
-//   lengths (B) int64; reset (T, B) or (B, T) bool; dropout_mask (L-1, T, B, D*H) or (L-1, rows,
-//   D*H), time-major. output (T, B, D*H) in the input's layout, with the strides of a time-major
-//   tensor; hn (L*D, B, H); saved (L, rows, D*H): the output of every layer.
+//   input         (T, B, I), (B, T, I) if batch_first, or packed data (rows, I)
+//   hx            (L*D, B, H)
+//   weights       w_ih, w_hh[, b_ih, b_hh] for each layer and direction
+//   batch_sizes   (T) int64 on the CPU, for packed data
+//   lengths       (B) int64
+//   reset         (T, B), or (B, T) if batch_first, bool
+//   dropout_mask  (L-1, T, B, D*H) or (L-1, rows, D*H), time-major
+//   output        (T, B, D*H) in the input's layout, with the strides of a time-major tensor
+//   hn            (L*D, B, H)
+//   saved         (L, rows, D*H): the output of every layer
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/extension.h>
@@ -18,11 +23,10 @@
 namespace fastrnn {
 namespace {
 
-#define FASTRNN_SCHEMA                                                                          \
-  "Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? "  \
-  "reset, "                                                                                     \
-  "Tensor? dropout_mask, bool has_biases, int num_layers, bool relu, bool bidirectional, bool " \
-  "batch_first"
+#define FASTRNN_SCHEMA                                                      \
+  "Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, "       \
+  "Tensor? lengths, Tensor? reset, Tensor? dropout_mask, bool has_biases, " \
+  "int num_layers, bool relu, bool bidirectional, bool batch_first"
 
 TORCH_LIBRARY(fastrnn, m) {
   m.def("rnn(" FASTRNN_SCHEMA ") -> (Tensor output, Tensor hn)");
@@ -32,15 +36,12 @@ TORCH_LIBRARY(fastrnn, m) {
         "-> (Tensor grad_input, Tensor grad_hx, Tensor[] grad_weights)");
 }
 
-PyTypeObject* parameter_type() {
-  static PyObject* type =
-      py::object(py::module_::import("torch.nn").attr("Parameter")).release().ptr();
-  return reinterpret_cast<PyTypeObject*>(type);
-}
+PyObject* parameter_type = nullptr;  // torch.nn.Parameter, set when the module loads
 
 // A tensor that the kernels can take as it is: no subclass but Parameter, no forward-mode tangent.
 const Tensor* plain_tensor(PyObject* x) {
-  if (!THPVariable_CheckExact(x) && Py_TYPE(x) != parameter_type()) return nullptr;
+  if (!THPVariable_CheckExact(x) && reinterpret_cast<PyObject*>(Py_TYPE(x)) != parameter_type)
+    return nullptr;
   const Tensor& t = THPVariable_Unpack(x);
   if (t.unsafeGetTensorImpl()->is_python_dispatch() || t._fw_grad(0).defined()) return nullptr;
   return &t;
@@ -70,16 +71,14 @@ std::tuple<Tensor, Tensor> call(const Tensor& input, const OptionalTensor& hx, T
                                 const OptionalTensor& lengths, const OptionalTensor& reset,
                                 bool has_biases, int64_t num_layers, bool relu, bool bidirectional,
                                 bool batch_first) {
-  bool differentiable = false;
-  if (at::GradMode::is_enabled()) {
-    differentiable = input.requires_grad() || (hx && hx->requires_grad());
-    for (const Tensor& w : weights) differentiable |= w.requires_grad();
-  }
   std::optional<at::AutoDispatchBelowADInplaceOrView> below;
-  if (!differentiable) below.emplace();
-  constexpr int64_t kShortCall = 1 << 16;  // multiply-adds, about: microseconds
+  if (!wants_grad(input, hx, weights)) below.emplace();
+  constexpr int64_t kShortCall = 1 << 17;  // multiply-adds: microseconds
+  const int64_t rows = input.numel() / input.size(-1),
+                count = weights.size() / (has_biases ? 4 : 2);
+  const int64_t work = rows * (weights[0].numel() + weights[1].numel()) * count;
   std::optional<py::gil_scoped_release> no_gil;
-  if (input.numel() * weights[1].numel() > kShortCall) no_gil.emplace();
+  if (work > kShortCall) no_gil.emplace();
   return rnn(input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases, num_layers,
              relu, bidirectional, batch_first);
 }
@@ -198,6 +197,7 @@ void set_reference_backward_from_python(py::object function) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  parameter_type = py::object(py::module_::import("torch.nn").attr("Parameter")).release().ptr();
   m.def("rnn", rnn_eager);
   m.def("rnn_cell", rnn_cell_eager);
   m.def("set_reference_backward", set_reference_backward_from_python);

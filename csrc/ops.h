@@ -36,6 +36,9 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTenso
                                                              bool want_input, bool want_hx,
                                                              bool want_weights);
 
+// Whether autograd is to see a call with these tensors.
+bool wants_grad(const Tensor& input, const OptionalTensor& hx, TensorList weights);
+
 // The gradients of those of input, hx, weights that require one, differentiable again. The Python
 // package provides it.
 using ReferenceBackward = std::function<std::vector<Tensor>(

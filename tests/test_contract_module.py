@@ -142,7 +142,8 @@ def test_computed_weights(name: str) -> None:
             optimizer.step()
         return results, list(module.state_dict())
 
-    results, _ = assert_agree(run)
+    # Each step of training hands the roundings of the one before on, amplified.
+    results, _ = assert_agree(run, tolerance=1e-5)
     grads = results[0][2]
     assert [name for name, g in grads.items() if g is None] == (
         ["weight_hh_l0", "bias_ih_l1"] if name == "frozen" else []

@@ -275,6 +275,41 @@ def test_nan_and_inf_propagate(nonlinearity: str, dtype: torch.dtype, device: st
     assert torch.equal(output.isinf(), expected.isinf())
 
 
+def test_relu_passes_gradients_of_nan() -> None:
+    ours, theirs = fastrnn.RNN(2, 3, nonlinearity="relu"), torch.nn.RNN(2, 3, nonlinearity="relu")
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 1, 2)
+    x[2, 0, 0] = float("nan")
+    for rnn in (ours, theirs):
+        rnn(x)[0].sum().backward()
+    torch.testing.assert_close(ours.bias_ih_l0.grad, theirs.bias_ih_l0.grad, equal_nan=True)
+
+
+def test_infinite_weights_do_not_depend_on_threads() -> None:
+    rnn = fastrnn.RNN(4, 128, bidirectional=True)
+    with torch.no_grad():
+        rnn.weight_hh_l0_reverse[0, 0] = float("inf")
+    x, lengths = torch.randn(20, 40, 4), torch.arange(40) % 20 + 1
+    threads = torch.get_num_threads()
+    outputs = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            outputs.append(rnn(x, lengths=lengths)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert outputs[0].isnan().any()
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0], rtol=0, atol=0, equal_nan=True)
+
+
+def test_few_rows_packed_and_padded_agree() -> None:
+    """24 padded rows, 15 of them valid: the choice of kernel goes by the valid ones."""
+    rnn, x, lengths = fastrnn.RNN(8, 96), torch.randn(8, 3, 8), torch.tensor([8, 4, 3])
+    packed, _ = rnn(pack_padded_sequence(x, lengths))
+    assert torch.equal(pad_packed_sequence(packed)[0], rnn(x, lengths=lengths)[0])
+
+
 def test_strided_arguments(device: str) -> None:
     rnn = fastrnn.RNN(6, 5, num_layers=2, device=device)
     x = torch.randn(6, 4, 7, device=device).permute(2, 1, 0)

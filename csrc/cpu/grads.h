@@ -2,11 +2,16 @@
 #pragma once
 
 #include "cpu/layer.h"
+#include "cpu/outer.h"
 
 namespace fastrnn::cpu {
 namespace {
 
-// grad_input = sum over directions of grad_pre @ w_ih, kBlockRows rows of all steps at a time.
+// grad_input = sum over directions of grad_pre @ w_ih.
+// Tile plan: kBlockRows rows of all steps at a time.
+// Sync plan: none; where columns are shared and the result needs more work, the parts wait for each
+//   other before the first of them does it.
+// Limits: none.
 template <typename S>
 void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scratch) {
   using C = typename Accumulate<S>::type;
@@ -82,8 +87,8 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
   C* panel = arena.take(kDepthBlock * kMaxVectors * kLanes<C>);
   C* bias = arena.take(units);
   C* zeros = arena.take(H);
-  C* w_hh = kNarrow<S> ? arena.take(units * H) : static_cast<C*>(task.grad_w_hh) + begin * H;
-  C* w_ih = kNarrow<S> ? arena.take(units * I) : static_cast<C*>(task.grad_w_ih) + begin * I;
+  C* w_hh = static_cast<C*>(kNarrow<S> ? task.sums_w_hh : task.grad_w_hh) + begin * H;
+  C* w_ih = static_cast<C*>(kNarrow<S> ? task.sums_w_ih : task.grad_w_ih) + begin * I;
   for (int64_t j = 0; j < units; ++j) bias[j] = 0;
   for (int64_t k = 0; k < H; ++k) zeros[k] = 0;
 

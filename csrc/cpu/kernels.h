@@ -94,6 +94,8 @@ struct WeightGradTask {
   int64_t hx_row_stride;
   Sequence input;
   Sequence input_mask;
+  void* sums_w_ih;  // accumulation type, where storage is narrower: like grad_w_ih and grad_w_hh
+  void* sums_w_hh;
   void* grad_w_ih;  // storage type
   void* grad_w_hh;
   void* grad_b_ih;  // null: no biases
@@ -123,15 +125,13 @@ struct Kernels {
 constexpr int64_t kBlockRows = 96;    // rows that run through all steps together
 constexpr int64_t kDepthBlock = 256;  // rows of a block of the weight gradients' reduction
 
-// Bytes of scratch of any one task of these sizes.
+// Bytes of scratch of any one task of these sizes: the parts that layer.h and grads.h take from it,
+// with room for their padding.
 inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size) {
   const int64_t in = padded(input_size), hidden = padded(hidden_size);
   const int64_t rows = kBlockRows * (in + 6 * hidden) + 2 * hidden;
-  const bool narrow = storage_bytes(dtype) == 2;
-  const int64_t grads =
-      kDepthBlock * (in + 2 * hidden + 64) + 2 * hidden + (narrow ? hidden * (in + hidden) : 0);
-  return ((rows > grads ? rows : grads) + 256) *
-         accumulator_bytes(dtype);  // and the padding of the parts
+  const int64_t grads = kDepthBlock * (in + 2 * hidden + 64) + 2 * hidden;
+  return ((rows > grads ? rows : grads) + 256) * accumulator_bytes(dtype);
 }
 
 const Kernels& baseline_kernels();

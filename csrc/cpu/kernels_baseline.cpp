@@ -1,8 +1,8 @@
 // The kernels compiled for what every processor of the architecture has: SSE2 on x86-64, NEON on
 // aarch64.
 #if defined(__x86_64__) && !defined(__clang__)
-#pragma GCC target("no-mmx")  // GCC 12 loads four 16-bit numbers by way of MMX, and leaves the x87
-                              // stack unusable
+// GCC 12 loads four 16-bit numbers by way of MMX, and leaves the x87 stack unusable.
+#pragma GCC target("no-mmx")
 #endif
 
 namespace fastrnn::cpu {

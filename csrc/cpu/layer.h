@@ -10,11 +10,15 @@ namespace {
 template <typename S>
 constexpr bool kNarrow = sizeof(S) == 2;  // storage narrower than its accumulation type
 
+FASTRNN_INLINE int64_t original_row(const Steps& steps, int64_t i) {
+  return steps.order ? steps.order[i] : i;
+}
+
 template <typename T>
 FASTRNN_INLINE T* row_of(const Sequence& x, const Steps& steps, int64_t t, int64_t i) {
   T* data = static_cast<T*>(x.data);
   if (steps.start) return data + (steps.start[t] + i) * x.row_stride;
-  return data + t * x.step_stride + (steps.order ? steps.order[i] : i) * x.row_stride;
+  return data + t * x.step_stride + original_row(steps, i) * x.row_stride;
 }
 
 FASTRNN_INLINE int64_t active_rows(const Steps& steps, int64_t t) {
@@ -26,9 +30,8 @@ struct Walk {
   const Steps& steps;
   bool reverse;
 
-  int64_t time(int64_t s) const {
-    return reverse ? steps.seq_len - 1 - s : s;
-  }  // of the s-th step walked
+  // Of the s-th step walked.
+  int64_t time(int64_t s) const { return reverse ? steps.seq_len - 1 - s : s; }
   int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
   int64_t after(int64_t t) const { return reverse ? t - 1 : t + 1; }
   bool present(int64_t t, int64_t i) const {
@@ -37,7 +40,7 @@ struct Walk {
   // A step between t and its neighbour in time; a sequence begins at the later of the two.
   bool cut(int64_t t, int64_t neighbour, int64_t i) const {
     if (!steps.reset) return false;
-    const int64_t later = t > neighbour ? t : neighbour, row = steps.order ? steps.order[i] : i;
+    const int64_t later = t > neighbour ? t : neighbour, row = original_row(steps, i);
     return steps.reset[later * steps.reset_step_stride + row * steps.reset_row_stride];
   }
   // Whether h_prev of row i at step t is a state of the walk; else it is hx.
@@ -47,10 +50,6 @@ struct Walk {
   // Whether row i's state at step t is the h_prev of the next step.
   bool goes_on(int64_t t, int64_t i) const { return present(after(t), i) && !cut(t, after(t), i); }
 };
-
-FASTRNN_INLINE int64_t original_row(const Steps& steps, int64_t i) {
-  return steps.order ? steps.order[i] : i;
-}
 
 FASTRNN_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
@@ -199,7 +198,6 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
     int64_t done = 0;  // of the chunk's rows
     for (int64_t s = s0; s < s1; ++s) {
       const int64_t t = walk.time(s), n = count(t);
-      bool from_zero = true;
       for (int64_t i = 0; i < n; ++i) {
         if (walk.continues(t, begin + i)) {
           if (kNarrow<S> && !pairs) {
@@ -207,10 +205,8 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
           } else {
             h_rows[i] = row_of<const S>(task.output, steps, walk.before(t), begin + i);
           }
-          from_zero = false;
         } else {
           h_rows[i] = hx_rows[i];
-          from_zero = from_zero && !task.hx;
         }
         if constexpr (kNarrow<S>) {
           out_rows[i] = states[s & 1] + i * H;
@@ -218,6 +214,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
           out_rows[i] = row_of<S>(task.output, steps, t, begin + i);
         }
       }
+      const bool from_zero = s == 0 && !task.hx;  // of every row, whichever thread has it
       step.terms[1] = {h_rows, from_zero ? 0 : H, task.w_hh};
       step.start = fused ? nullptr : gate_rows + done;
       step.back = t & 1;  // by time, not by the walk: the same for padded and packed sequences
@@ -268,8 +265,8 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   Arena<C> arena{static_cast<C*>(scratch)};
   C* grads = arena.take(rows * H);
   C* states = arena.take(kNarrow<S> ? rows * H : 0);
-  C* initial =
-      arena.take(steps.reset ? rows * H : 0);  // sum of grad_pre over the steps that start from hx
+  // The sum of grad_pre over the steps that start from hx.
+  C* initial = arena.take(steps.reset ? rows * H : 0);
   C* results = arena.take(kNarrow<S> ? rows * H : 0);  // what becomes of 16 bits
   C* zeros = arena.take(H);
   for (int64_t k = 0; k < H; ++k) zeros[k] = 0;
@@ -295,11 +292,8 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
                   .epilogue = task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad};
   for (int64_t s = T - 1; s >= 0; --s) {
     const int64_t t = walk.time(s), n = clamp(active_rows(steps, t) - begin, 0, rows);
-    bool carried = false;
     for (int64_t i = 0; i < n; ++i) {
-      const bool goes_on = walk.goes_on(t, begin + i);
-      carried = carried || goes_on;
-      carry_rows[i] = goes_on ? grad_pre_row(walk.after(t), i) : zeros;
+      carry_rows[i] = walk.goes_on(t, begin + i) ? grad_pre_row(walk.after(t), i) : zeros;
       const C* grad = zeros;
       if (task.grad_output.data) {
         const S* row = row_of<const S>(task.grad_output, steps, t, begin + i);
@@ -319,7 +313,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
                                     states + i * H, H);
       out_rows[i] = pairs ? results + i * H : static_cast<C*>(grad_pre_row(t, i));
     }
-    step.terms[0] = {carry_rows, carried ? H : 0, task.w_hh};
+    step.terms[0] = {carry_rows, s < T - 1 ? H : 0, task.w_hh};
     step.back = t & 1;
     run<S>(step, n, share);
     wait(share);

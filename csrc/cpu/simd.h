@@ -151,16 +151,16 @@ FASTRNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
 }
 
 // tanh(x) = m / (m + 2) with m = expm1(2|x|) and the sign of x: odd, exact at 0 and where it
-// saturates, NaN stays NaN. With y = 2|x| = n ln 2 + r, |r| <= ln 2 / 2:  m = 2^n expm1(r) + (2^n -
-// 1), expm1(r) by its Taylor polynomial.
+// saturates, NaN stays NaN. With y = 2|x| = n ln 2 + r and |r| <= ln 2 / 2, m is
+// 2^n expm1(r) + (2^n - 1), and expm1(r) its Taylor polynomial.
 template <typename T>
 struct TanhConstants;
 
 template <>
 struct TanhConstants<float> {
   static constexpr float kSaturation = 20.0f;  // of y: m / (m + 2) rounds to 1 from y = 18.1 on
-  static constexpr float kMagic =
-      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits.
+  static constexpr float kMagic = 12582912.0f;
   static constexpr float kLog2E = 1.44269504088896341f;
   static constexpr float kLn2High = 0.693359375f;  // few bits: n * kLn2High is exact
   static constexpr float kLn2Low = -2.12194440054690583e-4f;
@@ -224,11 +224,11 @@ FASTRNN_INLINE Vec<T> relu(Vec<T> x) {
   return x < 0 ? Vec<T>{} : x;
 }
 
-// Storage formats of 16 bits; arithmetic is in float.
-struct BFloat16 {
+// Storage formats of 16 bits; arithmetic is in float. They may stand in memory that held floats.
+struct __attribute__((may_alias)) BFloat16 {
   uint16_t bits;
 };
-struct Float16 {
+struct __attribute__((may_alias)) Float16 {
   uint16_t bits;
 };
 
@@ -265,8 +265,8 @@ FASTRNN_INLINE float to_float(Float16 x) {
   return _cvtsh_ss(x.bits);
 #else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
-  const uint32_t exponent =
-      rest >= 0x7c00 ? 0x70000000 : 0x38000000;  // Inf and NaN go to the top exponent
+  // Inf and NaN go to the top exponent.
+  const uint32_t exponent = rest >= 0x7c00 ? 0x70000000 : 0x38000000;
   if (rest < 0x400) return float_of(sign | bits_of(static_cast<float>(rest) * 0x1p-24f));
   return float_of(sign | ((rest << 13) + exponent));
 #endif
@@ -282,8 +282,8 @@ FASTRNN_INLINE void from_float(float x, Float16& y) {
     h = 0x7e00;
   } else if (a >= 0x477ff000) {  // 65520 and up round to infinity
     h = 0x7c00;
-  } else if (a < 0x38800000) {  // subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the
-                                // low bits
+  } else if (a < 0x38800000) {
+    // Subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the low bits.
     h = bits_of(float_of(a) + 0.5f) - 0x3f000000;
   } else {
     h = (a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13;

@@ -16,9 +16,8 @@ constexpr int64_t kAlignment = 64;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-// Scratch memory: of the whole call (slot 0) or of one thread in it (slot 1). Small blocks stay
-// with their thread.
-template <int kSlot>
+// Scratch memory of a call, taken before threads start: an exception must not leave a parallel
+// region. Up to kKeep bytes stay with the calling thread for its next call.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
@@ -77,6 +76,14 @@ struct Team {
 
 // Without a num_threads clause: the size of the pool stays what torch set, and fewer threads may
 // come.
+int most_members(int threads) {
+#if defined(_OPENMP)
+  if (threads > 1) return omp_get_max_threads();
+#endif
+  (void)threads;
+  return 1;
+}
+
 template <typename F>
 void in_parallel(int threads, const F& body) {
 #if defined(_OPENMP)
@@ -89,6 +96,13 @@ void in_parallel(int threads, const F& body) {
   (void)threads;
 #endif
   body(Team{0, 1});
+}
+
+int64_t valid_rows(const Steps& s) {
+  if (!s.active) return s.seq_len * s.batch;
+  int64_t rows = 0;
+  for (int64_t t = 0; t < s.seq_len; ++t) rows += s.active[t];
+  return rows;
 }
 
 int64_t total_rows(const Steps& s) {
@@ -126,9 +140,9 @@ class Work {
 
 // The stack's layers as an index of layer and direction: which weights, where their input and
 // output stand.
-class Layout {
+class Places {
  public:
-  explicit Layout(const Stack& s)
+  explicit Places(const Stack& s)
       : s_(s),
         rows_(total_rows(s.steps)),
         D_(s.num_directions),
@@ -194,42 +208,42 @@ class Weights {
   // Forward: the columns are hidden units. Backward: w_hh and w_ih as they stand, to multiply
   // grad_pre with.
   Weights(const Stack& s, const TypedKernels& kernels, bool forward)
-      : layout_(s),
+      : places_(s),
         kernels_(kernels),
         forward_(forward),
-        packed_(layout_.rows() > kUnpackedRows || s.hidden_size < kUnpackedSize),
+        packed_(valid_rows(s.steps) > kUnpackedRows || s.hidden_size < kUnpackedSize),
         H_(s.hidden_size),
         bytes_(accumulator_bytes(s.dtype)) {
-    for (int64_t i = 0; i < layout_.count(); ++i) size_ += size(i, 0) + size(i, 1) + size(i, 2);
+    for (int64_t i = 0; i < places_.count(); ++i) size_ += size(i, 0) + size(i, 1) + size(i, 2);
   }
   int64_t bytes() const { return size_; }
   Form form() const { return packed_ ? kernels_.packed_form : Form::kAsTheyCame; }
 
   // Every member packs its share; wait before reading.
   void pack(char* memory, const Team& team) const {
-    for (int64_t i = 0; i < layout_.count(); ++i) {
+    for (int64_t i = 0; i < places_.count(); ++i) {
       for (int k = 0; k < 2 && packed_; ++k) {
         const int64_t in = k == 0 ? features(i) : H_;
         const int64_t depth = forward_ ? in : H_, columns = forward_ ? H_ : in;
-        kernels_.pack(memory, layout_.weight(i, k), depth, columns, forward_, team.index,
+        kernels_.pack(memory, places_.weight(i, k), depth, columns, forward_, team.index,
                       team.size);
         memory += size(i, k);
       }
       if (forward_ && team.index == 0)
-        kernels_.add_biases(memory, layout_.bias(i, 0), layout_.bias(i, 1), H_);
+        kernels_.add_biases(memory, places_.bias(i, 0), places_.bias(i, 1), H_);
       memory += size(i, 2);
     }
   }
   const void* w_ih(const char* memory, int64_t index) const {
-    return packed_ ? at(memory, index, 0) : layout_.weight(index, 0);
+    return packed_ ? at(memory, index, 0) : places_.weight(index, 0);
   }
   const void* w_hh(const char* memory, int64_t index) const {
-    return packed_ ? at(memory, index, 1) : layout_.weight(index, 1);
+    return packed_ ? at(memory, index, 1) : places_.weight(index, 1);
   }
   const void* bias(const char* memory, int64_t index) const { return at(memory, index, 2); }
 
  private:
-  int64_t features(int64_t index) const { return layout_.features(layout_.layer(index)); }
+  int64_t features(int64_t index) const { return places_.features(places_.layer(index)); }
   int64_t size(int64_t index, int k) const {  // of w_ih, w_hh, bias in memory
     if (k < 2 && !packed_) return 0;
     if (k == 2) return forward_ ? aligned(padded(H_) * bytes_) : 0;
@@ -242,7 +256,7 @@ class Weights {
     return memory;
   }
 
-  Layout layout_;
+  Places places_;
   const TypedKernels& kernels_;
   bool forward_, packed_;
   int64_t H_, bytes_, size_ = 0;
@@ -286,29 +300,32 @@ int worthwhile_threads(const Stack& s, int available) {
 void run_forward(const Forward& call, const Kernels& kernels, int threads) {
   const Stack& s = call.stack;
   const TypedKernels& typed = kernels.typed[static_cast<int>(s.dtype)];
-  const Layout layout(s);
+  const Places places(s);
   const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size,
                 bytes = storage_bytes(s.dtype);
   const Weights weights(s, typed, true);
 
   // Between the layers the output goes to `saved`, or where none is wanted to two buffers in turn.
-  const int64_t between = call.saved || L == 1 ? 0 : aligned(layout.rows() * D * H * bytes);
-  Workspace<0> workspace(weights.bytes() + 2 * between);
+  const int64_t between = call.saved || L == 1 ? 0 : aligned(places.rows() * D * H * bytes);
+  const int64_t scratch = aligned(task_scratch_bytes(s.dtype, largest_features(s), H));
+  const int members = most_members(threads);
+  Workspace workspace(weights.bytes() + 2 * between + members * scratch);
   char* packed = workspace.take(weights.bytes());
   char* buffers[2] = {workspace.take(between), workspace.take(between)};
+  char* scratches = workspace.take(members * scratch);
 
   in_parallel(threads, [&](const Team& team) {
-    Workspace<1> scratch(task_scratch_bytes(s.dtype, largest_features(s), H));
+    char* own_scratch = scratches + team.index * scratch;
     weights.pack(packed, team);
     team.wait();
     const Part part(s, team);
     Sequence input = s.input;
     for (int64_t layer = 0; layer < L; ++layer) {
-      Sequence output = layer == L - 1 ? call.output : layout.dense(buffers[layer & 1], D * H);
+      Sequence output = layer == L - 1 ? call.output : places.dense(buffers[layer & 1], D * H);
       Sequence copy{};
       if (call.saved) {
         if (layer == L - 1) copy = call.output;
-        output = layout.layer_of(call.saved, layer);
+        output = places.layer_of(call.saved, layer);
       }
       for (int64_t d = 0; d < D; ++d) {
         const int64_t index = layer * D + d;
@@ -316,20 +333,20 @@ void run_forward(const Forward& call, const Kernels& kernels, int threads) {
                                part.columns,
                                d == 1,
                                s.relu,
-                               layout.features(layer),
+                               places.features(layer),
                                H,
                                input,
-                               layout.mask_of_input(layer),
-                               layout.hx(index),
+                               places.mask_of_input(layer),
+                               places.hx(index),
                                s.hx_row_stride,
                                weights.form(),
                                weights.w_ih(packed, index),
                                weights.w_hh(packed, index),
                                weights.bias(packed, index),
-                               layout.direction(output, d, bytes),
-                               layout.direction(copy, d, bytes),
-                               layout.state(call.hn, index)};
-        typed.forward(task, part.begin, part.end, scratch.take(0));
+                               places.direction(output, d, bytes),
+                               places.direction(copy, d, bytes),
+                               places.state(call.hn, index)};
+        typed.forward(task, part.begin, part.end, own_scratch);
       }
       input = output;
     }
@@ -339,7 +356,7 @@ void run_forward(const Forward& call, const Kernels& kernels, int threads) {
 void run_backward(const Backward& call, const Kernels& kernels, int threads) {
   const Stack& s = call.stack;
   const TypedKernels& typed = kernels.typed[static_cast<int>(s.dtype)];
-  const Layout layout(s);
+  const Places places(s);
   const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size;
   const int64_t bytes = storage_bytes(s.dtype), wide = accumulator_bytes(s.dtype);
   const Weights weights(s, typed, false);
@@ -347,74 +364,85 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
   // grad_pre of two layers in turn, so that one wait a layer is enough; the gradient that a layer
   // hands down, likewise.
   const int64_t pre_bytes = weights.form() == Form::kPackedPairs ? bytes : wide;
-  const int64_t pre = aligned(layout.rows() * D * H * pre_bytes), sets = L > 1 ? 2 : 1;
-  const int64_t between = L > 1 ? aligned(layout.rows() * D * H * bytes) : 0;
-  Workspace<0> workspace(weights.bytes() + sets * pre + between);
+  const int64_t pre = aligned(places.rows() * D * H * pre_bytes), sets = L > 1 ? 2 : 1;
+  const int64_t between = L > 1 ? aligned(places.rows() * D * H * bytes) : 0;
+  // Sums of the weight gradients where storage is narrower; a member has its own rows of them.
+  const int64_t features = largest_features(s), sums = bytes < wide ? H * wide : 0;
+  const int64_t sums_w_ih = aligned(sums * features), sums_w_hh = aligned(sums * H);
+  const int64_t scratch = aligned(task_scratch_bytes(s.dtype, features, H));
+  const int members = most_members(threads);
+  Workspace workspace(weights.bytes() + sets * pre + between + sums_w_ih + sums_w_hh +
+                      members * scratch);
   char* packed = workspace.take(weights.bytes());
   char* pre_buffers[2] = {workspace.take(pre), L > 1 ? workspace.take(pre) : nullptr};
   char* handed_down = workspace.take(between);
+  char* sums_of_w_ih = workspace.take(sums_w_ih);
+  char* sums_of_w_hh = workspace.take(sums_w_hh);
+  char* scratches = workspace.take(members * scratch);
 
   in_parallel(threads, [&](const Team& team) {
-    Workspace<1> scratch(task_scratch_bytes(s.dtype, largest_features(s), H));
+    char* own_scratch = scratches + team.index * scratch;
     weights.pack(packed, team);
     team.wait();
     const Part part(s, team);
     for (int64_t layer = L - 1; layer >= 0; --layer) {
       const bool top = layer == L - 1;
-      const Sequence grad_pre = layout.dense(pre_buffers[layer & (sets - 1)], D * H);
-      const Sequence grad_output = top ? call.grad_output : layout.dense(handed_down, D * H);
-      const Sequence state = layout.layer_of(call.saved, layer);
-      const Sequence input = layer == 0 ? s.input : layout.layer_of(call.saved, layer - 1);
-      const Sequence mask = layout.mask_of_input(layer);
+      const Sequence grad_pre = places.dense(pre_buffers[layer & (sets - 1)], D * H);
+      const Sequence grad_output = top ? call.grad_output : places.dense(handed_down, D * H);
+      const Sequence state = places.layer_of(call.saved, layer);
+      const Sequence input = layer == 0 ? s.input : places.layer_of(call.saved, layer - 1);
+      const Sequence mask = places.mask_of_input(layer);
       InputGradTask below{};
       below.steps = &s.steps;
       below.share = part.columns;
       below.num_directions = static_cast<int>(D);
-      below.input_size = layout.features(layer);
+      below.input_size = places.features(layer);
       below.hidden_size = H;
       below.form = weights.form();
       below.input_mask = mask;
-      below.grad_input = layer == 0 ? call.grad_input : layout.dense(handed_down, D * H);
+      below.grad_input = layer == 0 ? call.grad_input : places.dense(handed_down, D * H);
       for (int64_t d = 0; d < D; ++d) {
         const int64_t index = layer * D + d;
-        below.grad_pre[d] = layout.direction(grad_pre, d, pre_bytes);
+        below.grad_pre[d] = places.direction(grad_pre, d, pre_bytes);
         below.w_ih[d] = weights.w_ih(packed, index);
         const BackwardTask task{&s.steps,
                                 part.columns,
                                 d == 1,
                                 s.relu,
                                 H,
-                                layout.direction(state, d, bytes),
+                                places.direction(state, d, bytes),
                                 weights.form(),
                                 weights.w_hh(packed, index),
-                                layout.direction(grad_output, d, bytes),
-                                layout.state(call.grad_hn, index),
+                                places.direction(grad_output, d, bytes),
+                                places.state(call.grad_hn, index),
                                 below.grad_pre[d],
-                                layout.state(call.grad_hx, index)};
-        typed.backward(task, part.begin, part.end, scratch.take(0));
+                                places.state(call.grad_hx, index)};
+        typed.backward(task, part.begin, part.end, own_scratch);
       }
-      if (below.grad_input.data) typed.input_grad(below, part.begin, part.end, scratch.take(0));
+      if (below.grad_input.data) typed.input_grad(below, part.begin, part.end, own_scratch);
       if (call.grad_weights || part.columns.parts > 1) team.wait();
       if (!call.grad_weights) continue;
       for (int64_t d = 0; d < D; ++d) {
         const int64_t index = layer * D + d;
-        void* const* grads = call.grad_weights + index * layout.per_index();
+        void* const* grads = call.grad_weights + index * places.per_index();
         const WeightGradTask task{&s.steps,
                                   weights.form(),
                                   d == 1,
-                                  layout.features(layer),
+                                  places.features(layer),
                                   H,
                                   below.grad_pre[d],
-                                  layout.direction(state, d, bytes),
-                                  layout.hx(index),
+                                  places.direction(state, d, bytes),
+                                  places.hx(index),
                                   s.hx_row_stride,
                                   input,
                                   mask,
+                                  sums_of_w_ih,
+                                  sums_of_w_hh,
                                   grads[0],
                                   grads[1],
                                   s.has_biases ? grads[2] : nullptr,
                                   s.has_biases ? grads[3] : nullptr};
-        typed.weight_grad(task, team.begin(H), team.end(H), scratch.take(0));
+        typed.weight_grad(task, team.begin(H), team.end(H), own_scratch);
       }
     }
   });

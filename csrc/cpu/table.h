@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/grads.h"
+#include "cpu/pack.h"
 
 namespace fastrnn::cpu {
 namespace {

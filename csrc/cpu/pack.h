@@ -1,0 +1,86 @@
+// Weight matrices packed into the panels that tile.h reads.
+#pragma once
+
+#include "cpu/tile.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+// dst = panels part, part + parts, ... of the [depth, columns] matrix whose element (k, c) is
+//   src[c * ld + k] if kTransposed, else src[k * ld + c].
+template <bool kTransposed, typename S, typename C>
+void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t ld, int part,
+                 int parts) {
+  constexpr int L = kLanes<C>;
+  const Panels<C> panels(columns);
+  for (int64_t i = part; i < panels.count; i += parts) {
+    const int vectors = panels.width(i);
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t column = (panels.begin(i) + v) * L;
+      const int inside = static_cast<int>(columns - column < L ? columns - column : L);
+      C* to = dst + panels.begin(i) * L * depth + v * L;
+      if constexpr (kTransposed) {
+        for (int64_t k = 0; k < depth; k += L) {
+          const int steps = static_cast<int>(depth - k < L ? depth - k : L);
+          Vec<C> block[L];
+          FASTRNN_UNROLL
+          for (int c = 0; c < L; ++c) {
+            block[c] = c < inside ? load_widened<C>(src + (column + c) * ld + k, steps) : Vec<C>{};
+          }
+          transpose<C>(block);
+          FASTRNN_UNROLL
+          for (int step = 0; step < L; ++step) {
+            if (step < steps) store(to + (k + step) * vectors * L, block[step]);
+          }
+        }
+      } else {
+        for (int64_t k = 0; k < depth; ++k) {
+          store(to + k * vectors * L, load_widened<C>(src + k * ld + column, inside));
+        }
+      }
+    }
+  }
+}
+
+#if defined(FASTRNN_AVX512_BF16)
+// As pack_panels, in pairs of depth.
+template <bool kTransposed>
+void pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t columns, int64_t ld,
+                      int part, int parts) {
+  constexpr int L = kLanes<float>;
+  const Panels<float> panels(columns);
+  const int64_t pairs = (depth + 1) / 2;
+  for (int64_t i = part; i < panels.count; i += parts) {
+    const int vectors = panels.width(i);
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t column = (panels.begin(i) + v) * L;
+      const int inside = static_cast<int>(columns - column < L ? columns - column : L);
+      float* to = dst + panels.begin(i) * L * pairs + v * L;
+      if constexpr (kTransposed) {
+        for (int64_t k = 0; k < pairs; k += L) {
+          Vec<float> block[L];
+          FASTRNN_UNROLL
+          for (int c = 0; c < L; ++c) {
+            block[c] = c < inside ? load_pairs(src + (column + c) * ld + 2 * k, depth - 2 * k)
+                                  : Vec<float>{};
+          }
+          transpose<float>(block);
+          FASTRNN_UNROLL
+          for (int step = 0; step < L; ++step) {
+            if (k + step < pairs) store(to + (k + step) * vectors * L, block[step]);
+          }
+        }
+      } else {
+        for (int64_t k = 0; k < pairs; ++k) {
+          const BFloat16* low = src + 2 * k * ld + column;
+          store(to + k * vectors * L,
+                interleave(low, 2 * k + 1 < depth ? low + ld : nullptr, inside));
+        }
+      }
+    }
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace fastrnn::cpu
