@@ -26,6 +26,9 @@ def info(
         Names and values: versions, the instruction set of the CPU kernels, threads, CUDA devices
         and, if ``module`` is given, ``kernel``.
 
+    Raises:
+        TypeError: ``module`` is one of torch's own.
+
     Example:
         >>> import torch, fastrnn
         >>> facts = fastrnn.info(fastrnn.RNN(3, 4), torch.zeros(5, 2, 3))
@@ -44,6 +47,9 @@ def info(
         "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
     if module is not None:
+        if type(module).__module__.startswith("torch.nn."):
+            name = type(module).__name__
+            raise TypeError(f"info: expected a fastrnn.RNN or fastrnn.RNNCell, got torch's {name}")
         facts["kernel"] = _kernel(module, input)
     return facts
 

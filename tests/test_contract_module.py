@@ -734,6 +734,7 @@ def test_per_sample_gradients_by_vmap() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_linearize() -> None:
     module, input, tangent = RNN(I, H, 2), x(), x()
     result, push = torch.func.linearize(module, input)

@@ -29,6 +29,11 @@ def test_kernel_of_a_call(dtype: torch.dtype) -> None:
     assert fastrnn.info(fastrnn.RNNCell(3, 4, dtype=dtype))["kernel"] == kernel
 
 
+def test_torchs_own_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"expected a fastrnn.RNN or .*, got torch's RNN"):
+        fastrnn.info(torch.nn.RNN(3, 4))
+
+
 def test_reference_says_why() -> None:
     rnn = fastrnn.RNN(3, 4, dtype=torch.complex64)
     assert fastrnn.info(rnn)["kernel"] == "reference (no kernel for torch.complex64)"
