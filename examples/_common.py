@@ -247,10 +247,12 @@ def train(
     batch_size: int,
     generator: torch.Generator,
     unit: str,
+    every: int = 1,
 ) -> None:
     """Take all `runs` through the same shuffled batches of `data`, and print a line per epoch.
 
-    The rows of the tensors in `data` belong together; `unit` says what a row is.
+    The rows of the tensors in `data` belong together; `unit` says what a row is. With `every`,
+    only epochs divisible by it have their line.
     """
     size = len(data[0])
     for epoch in range(1, epochs + 1):
@@ -261,6 +263,7 @@ def train(
             steps=math.ceil(size / batch_size),
             label=f"epoch {epoch:{len(str(epochs))}}/{epochs}",
             rate=(size, unit),
+            quiet=epoch % every > 0,
         )
 
 
@@ -285,6 +288,7 @@ def train_part(
     steps: int,
     label: str,
     rate: tuple[int, str] | None = None,
+    quiet: bool = False,
 ) -> None:
     """Take all `runs` through the same `steps` batches, and print a line for each run.
 
@@ -310,10 +314,11 @@ def train_part(
     for run, (first_step, seconds_before) in zip(runs, before, strict=True):
         run.losses.append(statistics.fmean(run.step_losses[first_step:]))
         seconds = run.seconds - seconds_before
-        print(
-            f"{label}  {run.name:{name_width}}  loss {run.losses[-1]:.4f}"
-            f"  {seconds:7.2f} s  {per_second(amount, seconds):>10} {unit}/s"
-        )
+        if not quiet:
+            print(
+                f"{label}  {run.name:{name_width}}  loss {run.losses[-1]:<9.4g}"
+                f"  {seconds:7.2f} s  {per_second(amount, seconds):>10} {unit}/s"
+            )
 
 
 @dataclass
@@ -382,7 +387,7 @@ COLORS = {"fastrnn": "#1f6f8b", "torch": "#e07a2f"}
 RIGHT, WRONG = "#2e8b57", "#c0392b"
 
 
-def plot_losses(axes: Axes, runs: Sequence[Run], unit: str = "epoch") -> None:
+def plot_losses(axes: Axes, runs: Sequence[Run], unit: str = "epoch", log: bool = False) -> None:
     """The loss over epochs or, with `unit` "step", steps: a dot for the mean of each part.
 
     A thin line is the mean of each tenth of a part.
@@ -397,7 +402,8 @@ def plot_losses(axes: Axes, runs: Sequence[Run], unit: str = "epoch") -> None:
         axes.plot(ends, tenths, color=color, alpha=0.35, linewidth=1, linestyle=dashes)
         middles = [(part + 0.5) * scale for part in range(len(run.losses))]
         axes.plot(middles, run.losses, "o", color=color, linestyle=dashes, label=run.name)
-    axes.set(xlabel=unit, ylabel="training loss", ylim=(0, None))
+    axes.set(xlabel=unit, ylabel="training loss")
+    axes.set_yscale("log") if log else axes.set_ylim(0, None)
     axes.set_xlim(0, len(runs[0].losses) * scale)
     axes.legend(frameon=False)
     tidy(axes)
