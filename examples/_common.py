@@ -123,30 +123,31 @@ def add_common_options(parser: argparse.ArgumentParser, data: bool = True) -> No
 
 
 def find_data(given: Path | None, name: str) -> Path | None:
-    """The folder of data set `name`: `given`, else `$FASTRNN_DATA/name`, else `data/name`.
+    """The folder or file of data set `name`: `given`, else `$FASTRNN_DATA/name`, else `data/name`.
 
-    `given` may also be the folder that holds the folder `name`. None where there is no folder.
+    `given` may also be the folder that holds `name`. None where there is nothing of that name.
     """
     if given is not None:
         if not given.is_dir():
             fail(f"--data {given}: no such folder")
-        return given / name if (given / name).is_dir() else given
+        return given / name if (given / name).exists() else given
     roots = [os.environ.get("FASTRNN_DATA"), "data"]
-    folders = [Path(root) / name for root in roots if root]
-    return next((folder for folder in folders if folder.is_dir()), None)
+    paths = [Path(root) / name for root in roots if root]
+    return next((path for path in paths if path.exists()), None)
 
 
 def find_data_or(given: Path | None, name: str, default: str) -> Path | None:
-    """The folder that `find_data` finds, or None for the program's own data, named by `default`.
+    """The path that `find_data` finds, or None for the program's own data, named by `default`.
 
     Prints which of the two it is.
     """
-    folder = find_data(given, name)
-    if folder is None:
-        print(f"no folder $FASTRNN_DATA/{name} or data/{name}: taking {default} instead")
+    path = find_data(given, name)
+    if path is None:
+        kind = "file" if Path(name).suffix else "folder"
+        print(f"no {kind} $FASTRNN_DATA/{name} or data/{name}: taking {default} instead")
     else:
-        print(f"data from {folder}")
-    return folder
+        print(f"data from {path}")
+    return path
 
 
 def make_folder(folder: Path) -> None:
@@ -298,7 +299,8 @@ def train_part(
     """
     batches = iter(batches)
     before = [(len(run.step_losses), run.seconds) for run in runs]
-    with tqdm(total=steps, desc=label, unit=" steps", leave=False, disable=None) as bar:
+    hide = None if os.environ.get("RANK", "0") == "0" else True  # one of torchrun's processes shows
+    with tqdm(total=steps, desc=label, unit=" steps", leave=False, disable=hide) as bar:
         for turn in itertools.count():
             some = list(itertools.islice(batches, STEPS_PER_TURN))
             if not some:
