@@ -336,9 +336,10 @@ class Comparison:
     step_difference: float  # the largest between the two losses of a step of the first turn
     epoch_difference: float  # the largest between the two mean losses of a part (an epoch)
     speed_ratio: float  # seconds of the second run per second of the first: the median turn's
+    part: str = "an epoch"
 
     @classmethod
-    def of(cls, run: Run, other: Run) -> Comparison:
+    def of(cls, run: Run, other: Run, part: str = "an epoch") -> Comparison:
         def largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
             return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
 
@@ -349,12 +350,13 @@ class Comparison:
             step_difference=largest(run.step_losses[first], other.step_losses[first]),
             epoch_difference=largest(run.losses, other.losses),
             speed_ratio=statistics.median(theirs / ours for ours, theirs in pairs),
+            part=part,
         )
 
     def __str__(self) -> str:
         return (
             f"largest difference of the losses: {self.step_difference:.1e} in the first "
-            f"{STEPS_PER_TURN} steps, {self.epoch_difference:.1e} between the means of an epoch\n"
+            f"{STEPS_PER_TURN} steps, {self.epoch_difference:.1e} between the means of {self.part}\n"
             f"{self.names[0]} trains {self.speed_ratio:.2f} times as fast as {self.names[1]}"
         )
 
