@@ -356,7 +356,8 @@ class Comparison:
     def __str__(self) -> str:
         return (
             f"largest difference of the losses: {self.step_difference:.1e} in the first "
-            f"{STEPS_PER_TURN} steps, {self.epoch_difference:.1e} between the means of {self.part}\n"
+            f"{STEPS_PER_TURN} steps, {self.epoch_difference:.1e} between "
+            f"the means of {self.part}\n"
             f"{self.names[0]} trains {self.speed_ratio:.2f} times as fast as {self.names[1]}"
         )
 
@@ -405,7 +406,8 @@ def plot_losses(axes: Axes, runs: Sequence[Run], unit: str = "epoch", log: bool 
         ends = [(k + 1) * window / steps * scale for k in range(len(tenths))]
         axes.plot(ends, tenths, color=color, alpha=0.35, linewidth=1, linestyle=dashes)
         middles = [(part + 0.5) * scale for part in range(len(run.losses))]
-        axes.plot(middles, run.losses, "o", color=color, linestyle=dashes, label=run.name)
+        marker = "o" if len(middles) <= 30 else ""
+        axes.plot(middles, run.losses, marker, color=color, linestyle=dashes, label=run.name)
     axes.set(xlabel=unit, ylabel="training loss")
     axes.set_yscale("log") if log else axes.set_ylim(0, None)
     axes.set_xlim(0, len(runs[0].losses) * scale)
