@@ -101,24 +101,23 @@ class Checkpoints:
             return {}
         if not resume:
             fail(f"{last}: there is a checkpoint already: --resume, or another --checkpoint")
-        state = self._state()
         try:
             record = json.loads((last / "record.json").read_text())
+            for name, value in self.settings.items():
+                if record["settings"][name] != value:
+                    fail(f"{last}: expected {name} {record['settings'][name]!r}, got {value!r}")
+            state = self._state()
             with _one_process_is_no_mistake():
                 dcp.load(state, checkpoint_id=last)
-        except (OSError, ValueError, dcp.api.CheckpointException) as error:
+        except (OSError, ValueError, KeyError, dcp.api.CheckpointException) as error:
             fail(f"{last}: cannot be read: {error}")
-        for name, value in self.settings.items():
-            if record["settings"].get(name) != value:
-                fail(f"{last}: expected {name} {record['settings'].get(name)!r}, got {value!r}")
         set_state_dict(
             self.model,
             self.optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
         )
-        if is_first():
-            print(f"going on after {last}")
+        print(f"going on after {last}")
         return record["results"]
 
     def save(self, epoch: int, results: Mapping[str, object]) -> None:
