@@ -10,7 +10,11 @@ from pathlib import Path
 
 import torch
 from setuptools import setup
+from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # not there when pip builds
+import cuda_build
 
 CXX_FLAGS = [
     "-std=c++20",
@@ -34,18 +38,48 @@ OPENMP_FLAGS = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 def with_cuda() -> bool:
     """FASTRNN_CUDA=1 builds the CUDA half, FASTRNN_CUDA=0 does not; unset, it follows torch."""
-    have_sources = bool(glob("csrc/cuda/*.cu"))
     choice = os.environ.get("FASTRNN_CUDA")
-    if choice == "1" and not have_sources:
-        sys.exit("fastrnn: FASTRNN_CUDA=1, but csrc/cuda holds no .cu files.")
-    return have_sources and choice != "0" and (choice == "1" or torch.version.cuda is not None)
+    if choice not in (None, "", "0", "1"):
+        sys.exit(f"fastrnn: expected FASTRNN_CUDA to be 0 or 1, got {choice!r}.")
+    return choice == "1" or (choice != "0" and torch.version.cuda is not None)
 
 
-def sources() -> list[str]:
+def extension() -> CppExtension:
     patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp"]
+    options: dict = {"include_dirs": [os.path.abspath("csrc")]}
+    cxx_flags, link_flags = CXX_FLAGS + OPENMP_FLAGS, list(OPENMP_FLAGS)
+    compile_args = {"cxx": cxx_flags}
     if with_cuda():
+        nvcc = cuda_build.find_nvcc()
+        if nvcc is None:
+            sys.exit(
+                "fastrnn: no nvcc found for the CUDA kernels. Put it on the PATH, set CUDA_HOME,\n"
+                "or set FASTRNN_CUDA=0 to build for the CPU alone."
+            )
+        home = cuda_build.toolkit(nvcc)
+        # torch's own searches know only what torch was built for.
+        cpp_extension.CUDA_HOME = str(home)
+        names = " ".join(f"sm_{a}" for a in cuda_build.archs(nvcc))
         patterns += ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
-    return sorted(path for pattern in patterns for path in glob(pattern))
+        cxx_flags += [
+            "-DFASTRNN_WITH_CUDA",
+            f'-DFASTRNN_CUDA_ARCHS="{names}"',
+            f"-isystem{home / 'include'}",
+        ]
+        compile_args["nvcc"] = [*cuda_build.compile_flags(nvcc), "-Xcompiler=-fvisibility=hidden"]
+        # The runtime goes in whole: torch brings one too, of its own version.
+        options["library_dirs"] = [str(cuda_build.library_folder(home))]
+        options["libraries"] = ["cudart_static", "dl", "rt", "pthread"]
+        if torch.version.cuda is not None:  # where the weak symbols are
+            options["libraries"] += ["torch_cuda", "c10_cuda"]
+    return CppExtension(
+        "fastrnn._C",
+        sorted(path for pattern in patterns for path in glob(pattern)),
+        depends=sorted(glob("csrc/**/*.*h", recursive=True)),
+        extra_compile_args=compile_args,
+        extra_link_args=link_flags,
+        **options,
+    )
 
 
 class build_ext(BuildExtension):  # distutils finds the options below by this name
@@ -74,16 +108,7 @@ class build_ext(BuildExtension):  # distutils finds the options below by this na
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
 
 setup(
-    ext_modules=[
-        CppExtension(
-            "fastrnn._C",
-            sources(),
-            include_dirs=[os.path.abspath("csrc")],
-            depends=sorted(glob("csrc/**/*.h", recursive=True)),
-            extra_compile_args={"cxx": CXX_FLAGS + OPENMP_FLAGS},
-            extra_link_args=OPENMP_FLAGS,
-        )
-    ],
+    ext_modules=[extension()],
     cmdclass={"build_ext": build_ext},
     # One place for the objects, so that `pip install -e .` and `build_ext --inplace` share them.
     options={"build_ext": {"build_temp": "build/temp"}},

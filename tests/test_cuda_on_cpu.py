@@ -1,0 +1,153 @@
+"""The CUDA half on the CPU: its orchestration and its kernels' own source, against the reference.
+
+What only a GPU can show (see tests/test_cuda.py) is left: real memory, real tensor cores, speed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case, assert_as_accurate, away_from_the_kink
+from torch import Tensor
+from torch.utils import cpp_extension
+
+from fastrnn import reference
+
+ROOT = Path(__file__).parent.parent
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+FLAGS = ["-std=c++20", "-O1", "-g0", "-Wall", "-Wextra", "-DFASTRNN_ON_CPU", "-ffp-contract=off"]
+
+
+@pytest.fixture(scope="module")
+def cuda() -> Any:
+    build = ROOT / "build/cuda_on_cpu"
+    build.mkdir(parents=True, exist_ok=True)
+    here = ROOT / "tests/cuda_on_cpu"
+    sources = [*here.glob("*.cpp"), *(ROOT / "csrc/cuda").glob("*.cpp")]
+    return cpp_extension.load(
+        "fastrnn_cuda_on_cpu",
+        sorted(str(path) for path in sources if path.name not in ("rnn_cuda.cpp", "race.cpp")),
+        extra_cflags=FLAGS,
+        extra_include_paths=[str(ROOT / "csrc"), str(here)],
+        build_directory=str(build),
+    )
+
+
+def results(arguments: Sequence[Any], grads: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Outputs and gradients of the reference."""
+    with torch.enable_grad():
+        x, hx, weights, *rest = arguments
+        leaves = [t.detach().clone().requires_grad_() for t in (x, *weights)]
+        state = None if hx is None else hx.detach().clone().requires_grad_()
+        output, hn = reference.rnn(leaves[0], state, leaves[1:], *rest)
+        wanted = [*leaves, *([] if state is None else [state])]
+        found = torch.autograd.grad([output, hn], wanted, list(grads), allow_unused=True)
+    names = ["grad_input", *(f"grad_weight_{i}" for i in range(len(weights))), "grad_hx"]
+    named = {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for name, leaf, grad in zip(names, wanted, found, strict=False)
+    }
+    return {"output": output.detach(), "hn": hn.detach(), **named}
+
+
+def ours(cuda: Any, kernel: str, arguments: Any, grads: tuple[Tensor, Tensor], tf32: bool) -> Any:
+    x, hx, weights, *_ = arguments
+    output, hn, saved = cuda.forward(kernel, tf32, tuple(arguments), True)
+    alone, alone_hn, nothing = cuda.forward(kernel, tf32, tuple(arguments), False)
+    assert nothing.numel() == 0
+    assert torch.equal(alone, output)
+    assert torch.equal(alone_hn, hn)
+    grad_input, grad_hx, grad_weights = cuda.backward(
+        kernel, tf32, *grads, saved, tuple(arguments), True, hx is not None, True
+    )
+    names = [f"grad_weight_{i}" for i in range(len(weights))]
+    found = {"output": output, "hn": hn, "grad_input": grad_input}
+    found |= dict(zip(names, grad_weights, strict=True))
+    return found | ({"grad_hx": grad_hx} if hx is not None else {})
+
+
+def to(arguments: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    def convert(x: Any) -> Any:
+        if isinstance(x, list):
+            return [convert(y) for y in x]
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return [convert(x) for x in arguments]
+
+
+def check(cuda: Any, kernel: str, case: Case, dtype: torch.dtype, extra: str = "") -> None:
+    """Our error is at most twice that of the reference in the same type, or the floor."""
+    module = case.module(torch.nn.RNN, torch.float64)
+    x = torch.randn(case.seq_len, case.batch, case.input_size, dtype=torch.float64)
+    if case.nonlinearity == "relu":
+        away_from_the_kink(module, x)
+    directions = 2 if case.bidirectional else 1
+    features, states = directions * case.hidden_size, case.num_layers * directions
+    hx = None
+    if case.hx:
+        hx = torch.randn(states, case.batch, case.hidden_size, dtype=torch.float64)
+        if case.nonlinearity == "relu":
+            hx = hx.abs().clamp(0.5, 2.0)
+    weights = [w.detach() for w in module.parameters()]
+    lengths = reset = mask = sizes = None
+    valid = torch.ones(case.seq_len, case.batch, dtype=torch.bool)
+    if case.lengths or extra == "packed":
+        lengths = torch.randint(0, case.seq_len + 1, (case.batch,))
+        lengths[0] = case.seq_len
+    if extra == "packed":
+        lengths = lengths.clamp(min=1).sort(descending=True).values
+        sizes = (torch.arange(case.seq_len)[:, None] < lengths).sum(1)
+        x = torch.cat([x[t, :n] for t, n in enumerate(sizes.tolist())])
+        lengths = None
+    elif lengths is not None:
+        valid = torch.arange(case.seq_len)[:, None] < lengths
+        x[~valid] = 3.0
+    if extra == "reset":
+        reset = torch.rand(case.seq_len, case.batch) < 0.3
+    if extra == "dropout" or (extra and case.num_layers > 1):
+        rows = x.shape[:-1] if extra == "packed" else (case.seq_len, case.batch)
+        mask = torch.randint(0, 2, (case.num_layers - 1, *rows, features)).double() * 1.25
+        if case.num_layers == 1:
+            mask = None
+    batch_first = case.batch_first and extra != "packed"
+    if batch_first:
+        x = x.transpose(0, 1).contiguous()
+        reset = None if reset is None else reset.t().contiguous()
+    flags = (case.bias, case.num_layers, case.nonlinearity == "relu", case.bidirectional)
+    arguments = [x, hx, weights, sizes, lengths, reset, mask, *flags, batch_first]
+    grad_output = torch.randn(*x.shape[:-1], features, dtype=torch.float64)
+    grad_hn = torch.randn(states, case.batch, case.hidden_size, dtype=torch.float64)
+    stored = to(to(arguments, dtype), torch.float64)
+    grads = to(to((grad_output, grad_hn), dtype), torch.float64)
+    truth = results(stored, (grads[0], grads[1]))
+    narrow = to(grads, dtype)
+    theirs = results(to(arguments, dtype), (narrow[0], narrow[1]))
+    found = ours(cuda, kernel, to(arguments, dtype), (narrow[0], narrow[1]), False)
+    assert_as_accurate(found, theirs, truth)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_step_kernels(cuda: Any, case: Case, dtype: torch.dtype) -> None:
+    check(cuda, "step", case, dtype)
+
+
+VARIANTS = [
+    Case(6, 3, 5, 7),
+    Case(6, 3, 5, 7, hx=False, bias=False),
+    Case(7, 4, 3, 9, num_layers=2, bidirectional=True, batch_first=True),
+    Case(7, 4, 3, 9, num_layers=2, bidirectional=True, nonlinearity="relu", hx=False),
+    Case(7, 5, 3, 9, num_layers=3, lengths=True, bidirectional=True),
+]
+
+
+@pytest.mark.parametrize("extra", ["packed", "reset", "dropout"])
+@pytest.mark.parametrize("case", VARIANTS, ids=str)
+def test_step_kernels_variants(cuda: Any, case: Case, extra: str) -> None:
+    for dtype in DTYPES:
+        check(cuda, "step", case, dtype, extra)
