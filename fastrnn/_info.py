@@ -61,4 +61,16 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
         return f"reference ({why})"
     like = next(x for x in tensors if x is not None)
     kernels = _C.cpu_kernels() if like.device.type == "cpu" else "shapes only"
+    if like.device.type == "cpu" and input is not None:
+        if _C.cpu_prefers_aten(_batch(module, input), int(module.hidden_size)):  # type: ignore[arg-type]
+            kernels = "aten"
     return f"{like.device.type} {kernels} {str(like.dtype).removeprefix('torch.')}"
+
+
+def _batch(module: torch.nn.Module, input: Tensor | PackedSequence) -> int:
+    if isinstance(input, PackedSequence):
+        return int(input.batch_sizes[0])
+    is_cell = not hasattr(module, "num_layers")
+    if input.dim() == (1 if is_cell else 2):
+        return 1
+    return input.size(0 if is_cell or module.batch_first else 1)

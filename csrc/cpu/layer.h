@@ -112,9 +112,9 @@ FASTRNN_INLINE void wait(const Share& share) {
   if (share.parts > 1) share.wait(share.team);
 }
 
-// Whether a step that walks panels backwards walks k forwards. What it multiplies first is then what
-// the step before finished first, so that the activations of the rest overlap with products. Where
-// a panel is larger than the nearest cache, reusing its last part is worth more.
+// Whether a step that walks panels backwards walks k forwards. What it multiplies first is then
+// what the step before finished first, so that the activations of the rest overlap with products.
+// Where a panel is larger than the nearest cache, reusing its last part is worth more.
 template <typename C>
 bool opposed(int64_t depth) {
   return depth * kMaxVectors * kVectorBytes <= (32 << 10);
@@ -330,7 +330,8 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
       const int64_t next = walk.time(s - 1), m = clamp(active_rows(steps, next) - begin, 0, rows);
       for (int64_t i = 0; i < n; ++i) {
         const int64_t j = begin + (i < m ? i : 0);
-        ahead_grads[i] = task.grad_output.data ? row_of<const S>(task.grad_output, steps, next, j) : nullptr;
+        ahead_grads[i] =
+            task.grad_output.data ? row_of<const S>(task.grad_output, steps, next, j) : nullptr;
         ahead_states[i] = row_of<const S>(task.state, steps, next, j);
         ahead_out[i] = grad_pre_row(next, j - begin);
       }

@@ -7,8 +7,8 @@ namespace fastrnn::cpu {
 namespace {
 
 // The factor that a tile reads by columns, [depth, units]: cut into chunks of up to kUnitChunk
-// units, so that the rows of a chunk lie on few pages, and at an odd number of cache lines from each
-// other: at a power of two they would fall into a few sets of the nearest cache.
+// units, so that the rows of a chunk lie on few pages, and at an odd number of cache lines from
+// each other: at a power of two they would fall into a few sets of the nearest cache.
 template <typename C>
 struct Columns {
   static constexpr int64_t kUnitChunk = 256;
@@ -35,9 +35,8 @@ struct Columns {
 // A tile of the weight gradients: out[r][column] (+)= sum over k of units[k * units_ld + r] *
 // panel[k][column]. With kPairs an element of units and of panel is a pair of bfloat16.
 template <typename C, bool kPairs, int kRows, int kVectors>
-__attribute__((noinline)) void outer_tile(const C* units, int64_t units_ld,
-                                          const C* panel, int64_t depth, C* out, int64_t ld,
-                                          int last, bool add) {
+__attribute__((noinline)) void outer_tile(const C* units, int64_t units_ld, const C* panel,
+                                          int64_t depth, C* out, int64_t ld, int last, bool add) {
   constexpr int L = kLanes<C>;
   Vec<C> acc[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
@@ -136,8 +135,8 @@ void run_outer_few(const Columns<C>& units, const C* const* x, int64_t columns, 
 // out[unit][column] (+)= sum over k of units[k][unit] * x[k][column]. x is packed, a panel of
 // columns at a time, into `panel`. Where x is of bfloat16, units are of pairs: half as deep as x.
 template <typename C, typename X>
-void run_outer(const Columns<C>& units, const X* const* x, int64_t columns, int64_t depth,
-               C* panel, C* out, bool add) {
+void run_outer(const Columns<C>& units, const X* const* x, int64_t columns, int64_t depth, C* panel,
+               C* out, bool add) {
   constexpr bool kPairs = sizeof(X) < sizeof(C);
   constexpr int L = kLanes<C>;
   if constexpr (!kPairs) {
@@ -166,11 +165,10 @@ void run_outer(const Columns<C>& units, const X* const* x, int64_t columns, int6
             break;
           default:
             if constexpr (kMaxVectors > 2) {
-              width == 3
-                  ? outer_tile_of<C, kPairs, 3>(n, from, units.ld, panel, steps, to, columns, last,
-                                                add)
-                  : outer_tile_of<C, kPairs, 4>(n, from, units.ld, panel, steps, to, columns, last,
-                                                add);
+              width == 3 ? outer_tile_of<C, kPairs, 3>(n, from, units.ld, panel, steps, to, columns,
+                                                       last, add)
+                         : outer_tile_of<C, kPairs, 4>(n, from, units.ld, panel, steps, to, columns,
+                                                       last, add);
             }
         }
         from += n;

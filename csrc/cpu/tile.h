@@ -53,7 +53,7 @@ struct Product {
     const void* matrix;       // packed: of C, else of the storage type
   };
   Layout layout = Layout::kPacked;
-  bool split = false;  // sum even and odd k apart: for a row or two, one chain of sums is too slow
+  bool split = false;   // sum even and odd k apart: for a row or two, one chain of sums is too slow
   bool back = false;    // walk panels from the end: what was read last is in cache
   bool k_back = false;  // if split, sum from the last k to the first
   Term terms[2] = {};
@@ -280,7 +280,8 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
 #endif
     } else {
       const M* panel = static_cast<const M*>(term.matrix) + column;
-      multiply<C, false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns, last, p.k_back);
+      multiply<C, false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns, last,
+                                 p.k_back);
     }
   }
   if (p.epilogue == Epilogue::kStore && last == L) {
