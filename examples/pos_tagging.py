@@ -4,7 +4,7 @@ A sequence of words comes in, a sequence of tags of the same length goes out. Wh
 on its neighbours ("can" in "the can" and "can see") and, for a word never seen before, on how it is
 spelt. So one RNN reads the letters of each word from both ends, another the words of the sentence:
 
-    s = [h, g],  h the RNN's state after the last letter of the word, g, from the right, at the first
+    s = [h, g]: the letter RNN's state after the last letter, and, from the right, at the first
     x[t] = [embedding of word t, s of word t]
     h[t] = tanh(W x[t] + b + U h[t-1]),   g[t] = tanh(W' x[t] + b' + U' g[t+1])
     scores of the tags of word t = A h[t] + B g[t] + c
@@ -385,7 +385,7 @@ def draw(
     fitting = [
         (sentence, tags)
         for sentence, tags in zip(test, found, strict=True)
-        if 6 <= len(sentence) and sum(map(cell_width, sentence)) <= 105
+        if len(sentence) >= 6 and sum(map(cell_width, sentence)) <= 105
     ]
     draw_sentences(bottom.subplots(), fitting[:4])
     figure.suptitle(f"{name}: parts of speech", fontsize=13)
