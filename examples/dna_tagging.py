@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,6 +235,10 @@ def predict(model: nn.Module, bases: Tensor, device: torch.device) -> Tensor:
 # What came of it
 
 
+def percent(these: Tensor) -> float:
+    return 100 * these.double().mean().item()
+
+
 @dataclass
 class Reading:
     """Labels that a reader gives to the bases of the test sequences, (rows, length)."""
@@ -243,9 +248,10 @@ class Reading:
     labels: Tensor
     log_probabilities: Tensor | None = None  # (rows, length, labels)
 
-    def right(self, truth: Tensor) -> float:
-        """Of the bases, in percent."""
-        return 100 * (self.labels == truth).double().mean().item()
+    def right(self, truth: Tensor, label: int | None = None) -> float:
+        """Of all bases, or of those with `label`, in percent; NaN where there is none."""
+        right = self.labels == truth
+        return percent(right if label is None else right[truth == label])
 
     def loss(self, truth: Tensor) -> float | None:
         """The mean cross-entropy of a base, in nats."""
@@ -275,9 +281,8 @@ def print_table(readings: list[Reading], truth: Tensor) -> None:
 
     line("test bases right, %", "of all bases", *(reading.name for reading in readings))
     for i, name in enumerate(LABELS):
-        here = truth == i
-        cells = [f"{100 * (reading.labels[here] == i).double().mean():.2f}" for reading in readings]
-        line(f"  {name}", f"{100 * here.double().mean():.2f}", *cells)
+        cells = [percent(truth == i), *(reading.right(truth, i) for reading in readings)]
+        line(f"  {name}", *("-" if math.isnan(cell) else f"{cell:.2f}" for cell in cells))
     line("  all", "100.00", *(f"{reading.right(truth):.2f}" for reading in readings))
     losses = [reading.loss(truth) for reading in readings]
     line("loss of a base, nats", "", *("-" if loss is None else f"{loss:.4f}" for loss in losses))
@@ -310,10 +315,7 @@ def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) ->
     tidy(loss_axes)
 
     for i, reading in enumerate(readings):
-        percents = [
-            100 * (reading.labels[truth == k] == k).double().mean().item()
-            for k in range(len(LABELS))
-        ]
+        percents = [reading.right(truth, k) for k in range(len(LABELS))]
         places = [k + 0.27 * (i - 1) for k in range(len(LABELS))]
         label_axes.bar(places, percents, width=0.25, color=reading.color, label=reading.name)
     label_axes.set_xticks(range(len(LABELS)), LABELS)

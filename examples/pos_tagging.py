@@ -245,6 +245,7 @@ class WordTagger(nn.Module):
         x = torch.cat([self.word_embedding(words), self.spell(letters)], dim=2)
         lengths = (words != PADDING).sum(1)
         output, _ = run_padded(self.rnn, self.dropout(x), lengths)
+        output = output.contiguous()  # dropout draws in the order of memory
         return self.linear(self.dropout(output))
 
     def spell(self, letters: Tensor) -> Tensor:

@@ -118,22 +118,22 @@ def test_rows_are_read_by_themselves(genes: dna_tagging.GeneModel) -> None:
 
 def test_posterior_says_how_often_it_is_right(genes: dna_tagging.GeneModel) -> None:
     """What it expects of its accuracy and loss is what the samples show: the two fit together."""
-    bases, labels = genes.sample(400, 120, torch.Generator().manual_seed(2))
+    bases, labels = genes.sample(1000, 120, torch.Generator().manual_seed(2))
     posterior = genes.posterior(bases)
     best, guess = posterior.max(2)
     difference = (guess == labels).double().mean(1) - best.mean(1)  # of each sequence: mean 0
-    error = difference.std().item() / math.sqrt(400)
+    error = difference.std().item() / math.sqrt(1000)
     assert abs(difference.mean().item()) < 4 * error
     assert 4 * error < 0.02
     entropy = -(posterior * posterior.clamp(min=1e-300).log()).sum(2).mean(1)
     loss = -posterior.gather(2, labels.unsqueeze(2)).squeeze(2).log().mean(1)
     difference = loss - entropy
-    error = difference.std().item() / math.sqrt(400)
+    error = difference.std().item() / math.sqrt(1000)
     assert abs(difference.mean().item()) < 4 * error
 
-    viterbi = genes.label[genes.viterbi(bases)]
-    expected = posterior.gather(2, viterbi.unsqueeze(2)).mean()
-    assert best.mean() >= expected > 0.9  # the optimum, and not far from it the best path
+    viterbi = genes.label[genes.viterbi(bases[:100])]
+    expected = posterior[:100].gather(2, viterbi.unsqueeze(2)).mean()
+    assert best[:100].mean() >= expected > 0.9  # the optimum, and not far from it the best path
 
 
 def test_find_genes() -> None:
