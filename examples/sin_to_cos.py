@@ -130,7 +130,7 @@ def final_loss(run: Run) -> float:
 
 def draw(path: Path, runs: dict[str, list[CosineRun]]) -> None:
     """For each network: its first and last predictions against the cosine, and its losses."""
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     rows = figure.subplots(len(runs), 3, width_ratios=(3, 3, 2), squeeze=False)
     for (first_axes, last_axes, loss_axes), (network, both) in zip(rows, runs.items(), strict=True):
         run = both[0]
@@ -156,7 +156,7 @@ def draw(path: Path, runs: dict[str, list[CosineRun]]) -> None:
         last_axes.set_title(f"the last {shown} of {steps}")
         first_axes.legend(frameon=False, ncols=2, loc="lower right")
         plot_losses(loss_axes, both, unit="step", log=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
 
 
 @dataclass
