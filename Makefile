@@ -25,9 +25,9 @@ endif
 # Named after its Python: the extension fits the torch that it was built with, and there is one.
 BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test build bench bench-full bench-peers bench-report compare-peers lint format clean always
+.PHONY: help mnist test build bench bench-full bench-peers bench-report compare-peers cuda-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ compare-peers: $(VENV)/.installed-peers build
 
 bench-report: build ## write docs/benchmarks.md from the results
 	$(PY) -m benchmarks.report
+
+cuda-check: ## compile the CUDA kernels for every architecture, and show what each needs
+	$(PYTHON) cuda_build.py $(ARGS)
 
 lint: $(INSTALLED_DEV) ## check style and types
 	$(BIN)ruff check .

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
+import math
 import os
 import socket
 import statistics
@@ -14,7 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +25,10 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from fastrnn import RNN
+
+RNN_CLASSES = {"fastrnn": RNN, "torch": nn.RNN}
 
 CONNECT_SECONDS = 10.0
 STEPS_PER_TURN = 100  # where several models train side by side
@@ -68,7 +74,25 @@ def usable_device(text: str) -> torch.device:
     return device
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
+def make_parser(
+    doc: str | None, *, epochs: int | None = None, steps: int | None = None, data: bool = False
+) -> argparse.ArgumentParser:
+    """A parser whose help is the program's docstring, with the options that all examples have.
+
+    `epochs` or `steps` is the default of the option of that name; `data` asks for `--data`.
+    """
+    text, _, rest = (doc or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=text, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_common_options(parser, data=data)
+    for option, default in (("--epochs", epochs), ("--steps", steps)):
+        if default is not None:
+            parser.add_argument(option, type=positive_int, default=default, help="(%(default)s)")
+    return parser
+
+
+def add_common_options(parser: argparse.ArgumentParser, data: bool = True) -> None:
     """The options that mean the same in every example."""
     parser.add_argument(
         "--impl", choices=("fastrnn", "torch"), default="fastrnn", help="whose RNN (%(default)s)"
@@ -84,31 +108,46 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=seed, default=0, help="of weights and batches (%(default)s)")
     parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="folder of the data set ($FASTRNN_DATA/..., data/...)",
-    )
-    parser.add_argument(
         "--out", type=Path, default=Path("out"), metavar="DIR", help="for the results (%(default)s)"
     )
+    if data:
+        parser.add_argument(
+            "--data",
+            type=Path,
+            metavar="DIR",
+            help="folder of the data set ($FASTRNN_DATA/..., data/...)",
+        )
 
 
 # Data
 
 
 def find_data(given: Path | None, name: str) -> Path | None:
-    """The folder of data set `name`: `given`, else `$FASTRNN_DATA/name`, else `data/name`.
+    """The folder or file of data set `name`: `given`, else `$FASTRNN_DATA/name`, else `data/name`.
 
-    `given` may also be the folder that holds the folder `name`. None where there is no folder.
+    `given` may also be the folder that holds `name`. None where there is nothing of that name.
     """
     if given is not None:
         if not given.is_dir():
             fail(f"--data {given}: no such folder")
-        return given / name if (given / name).is_dir() else given
+        return given / name if (given / name).exists() else given
     roots = [os.environ.get("FASTRNN_DATA"), "data"]
-    folders = [Path(root) / name for root in roots if root]
-    return next((folder for folder in folders if folder.is_dir()), None)
+    paths = [Path(root) / name for root in roots if root]
+    return next((path for path in paths if path.exists()), None)
+
+
+def find_data_or(given: Path | None, name: str, default: str) -> Path | None:
+    """The path that `find_data` finds, or None for the program's own data, named by `default`.
+
+    Prints which of the two it is.
+    """
+    path = find_data(given, name)
+    if path is None:
+        kind = "file" if Path(name).suffix else "folder"
+        print(f"no {kind} $FASTRNN_DATA/{name} or data/{name}: taking {default} instead")
+    else:
+        print(f"data from {path}")
+    return path
 
 
 def make_folder(folder: Path) -> None:
@@ -175,19 +214,30 @@ class Run:
     """One model in training, and what came of it.
 
     `step` takes one batch, updates the model and returns the loss, a detached scalar on the
-    device.
+    device. A part is an epoch, or a tenth of the steps where there are no epochs.
     """
 
     name: str
     model: nn.Module
     step: Callable[..., Tensor]
-    losses: list[float] = field(default_factory=list)  # the mean of each epoch
+    losses: list[float] = field(default_factory=list)  # the mean of each part
     step_losses: list[float] = field(default_factory=list)
     turn_seconds: list[float] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
         return sum(self.turn_seconds)
+
+
+def make_runs(args: argparse.Namespace, make_run: Callable[[str], Run]) -> list[Run]:
+    """`make_run(name)` for `--impl`, and with `--compare` for the other, from the same weights."""
+    names = [args.impl]
+    if args.compare:
+        names += [name for name in RNN_CLASSES if name != args.impl]
+    runs = [make_run(name) for name in names]
+    for run in runs[1:]:
+        run.model.load_state_dict(runs[0].model.state_dict())
+    return runs
 
 
 def train(
@@ -198,34 +248,78 @@ def train(
     batch_size: int,
     generator: torch.Generator,
     unit: str,
+    every: int = 1,
 ) -> None:
     """Take all `runs` through the same shuffled batches of `data`, and print a line per epoch.
 
-    The rows of the tensors in `data` belong together; `unit` says what a row is. Several runs take
-    turns of `STEPS_PER_TURN` steps, in alternating order, so that whatever else the machine does
-    falls on all of them alike.
+    The rows of the tensors in `data` belong together; `unit` says what a row is. With `every`,
+    only epochs divisible by it have their line.
     """
     size = len(data[0])
-    name_width = max(len(run.name) for run in runs)
     for epoch in range(1, epochs + 1):
         order = torch.randperm(size, generator=generator).to(data[0].device)
-        before = [(len(run.step_losses), run.seconds) for run in runs]
-        label = f"epoch {epoch:{len(str(epochs))}}/{epochs}"
-        with tqdm(total=size, desc=label, unit=f" {unit}", leave=False, disable=None) as bar:
-            for turn, rows in enumerate(order.split(batch_size * STEPS_PER_TURN)):
-                for run in runs if turn % 2 == 0 else runs[::-1]:
-                    start = time.perf_counter()
-                    batches = zip(*(tensor[rows].split(batch_size) for tensor in data), strict=True)
-                    losses = [run.step(*batch) for batch in batches]
-                    run.step_losses += torch.stack(losses).tolist()  # waits for the device
-                    run.turn_seconds.append(time.perf_counter() - start)
-                bar.update(len(rows))
-        for run, (first_step, seconds_before) in zip(runs, before, strict=True):
-            run.losses.append(statistics.fmean(run.step_losses[first_step:]))
-            seconds = run.seconds - seconds_before
+        train_part(
+            runs,
+            ([tensor[rows] for tensor in data] for rows in order.split(batch_size)),
+            steps=math.ceil(size / batch_size),
+            label=f"epoch {epoch:{len(str(epochs))}}/{epochs}",
+            rate=(size, unit),
+            quiet=epoch % every > 0,
+        )
+
+
+def train_steps(runs: Sequence[Run], batches: Iterable[Sequence[object]], steps: int) -> None:
+    """Take all `runs` through the first `steps` of `batches`, and print a line per tenth of them.
+
+    Each batch is what `step` takes: `step(*batch)`.
+    """
+    batches = iter(batches)
+    ends = [steps * (tenth + 1) // 10 for tenth in range(10)]
+    for start, end in itertools.pairwise([0, *ends]):
+        if end > start:
+            part = itertools.islice(batches, end - start)
+            label = f"step {end:{len(str(steps))}}/{steps}"
+            train_part(runs, part, steps=end - start, label=label)
+
+
+def train_part(
+    runs: Sequence[Run],
+    batches: Iterable[Sequence[object]],
+    *,
+    steps: int,
+    label: str,
+    rate: tuple[int, str] | None = None,
+    quiet: bool = False,
+) -> None:
+    """Take all `runs` through the same `steps` batches, and print a line for each run.
+
+    Each batch is what `step` takes: `step(*batch)`. `rate` is what the batches hold together, a
+    number and its unit: steps where None. Several runs take turns of `STEPS_PER_TURN` steps, in
+    alternating order, so that whatever else the machine does falls on all of them alike.
+    """
+    batches = iter(batches)
+    before = [(len(run.step_losses), run.seconds) for run in runs]
+    hide = None if os.environ.get("RANK", "0") == "0" else True  # one of torchrun's processes shows
+    with tqdm(total=steps, desc=label, unit=" steps", leave=False, disable=hide) as bar:
+        for turn in itertools.count():
+            some = list(itertools.islice(batches, STEPS_PER_TURN))
+            if not some:
+                break
+            for run in runs if turn % 2 == 0 else runs[::-1]:
+                start = time.perf_counter()
+                losses = [run.step(*batch) for batch in some]
+                run.step_losses += torch.stack(losses).tolist()  # waits for the device
+                run.turn_seconds.append(time.perf_counter() - start)
+            bar.update(len(some))
+    amount, unit = rate or (steps, "steps")
+    name_width = max(len(run.name) for run in runs)
+    for run, (first_step, seconds_before) in zip(runs, before, strict=True):
+        run.losses.append(statistics.fmean(run.step_losses[first_step:]))
+        seconds = run.seconds - seconds_before
+        if not quiet:
             print(
-                f"{label}  {run.name:{name_width}}  loss {run.losses[-1]:.4f}"
-                f"  {seconds:7.2f} s  {size / seconds:10,.0f} {unit}/s"
+                f"{label}  {run.name:{name_width}}  loss {run.losses[-1]:<9.4g}"
+                f"  {seconds:7.2f} s  {per_second(amount, seconds):>10} {unit}/s"
             )
 
 
@@ -240,11 +334,12 @@ class Comparison:
 
     names: tuple[str, str]
     step_difference: float  # the largest between the two losses of a step of the first turn
-    epoch_difference: float  # the largest between the two mean losses of an epoch
+    epoch_difference: float  # the largest between the two mean losses of a part (an epoch)
     speed_ratio: float  # seconds of the second run per second of the first: the median turn's
+    part: str = "an epoch"
 
     @classmethod
-    def of(cls, run: Run, other: Run) -> Comparison:
+    def of(cls, run: Run, other: Run, part: str = "an epoch") -> Comparison:
         def largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
             return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
 
@@ -255,14 +350,40 @@ class Comparison:
             step_difference=largest(run.step_losses[first], other.step_losses[first]),
             epoch_difference=largest(run.losses, other.losses),
             speed_ratio=statistics.median(theirs / ours for ours, theirs in pairs),
+            part=part,
         )
 
     def __str__(self) -> str:
         return (
             f"largest difference of the losses: {self.step_difference:.1e} in the first "
-            f"{STEPS_PER_TURN} steps, {self.epoch_difference:.1e} between the means of an epoch\n"
+            f"{STEPS_PER_TURN} steps, {self.epoch_difference:.1e} between "
+            f"the means of {self.part}\n"
             f"{self.names[0]} trains {self.speed_ratio:.2f} times as fast as {self.names[1]}"
         )
+
+
+def report(program: str, runs: Sequence[Run], figures: Sequence[str]) -> Comparison | None:
+    """Print how two runs compare, if there are two, and the summary line, last of all.
+
+    `figures` are the final figure of each run with its name, as in "test accuracy 93.10 %".
+    """
+    comparison = Comparison.of(*runs) if len(runs) == 2 else None
+    if comparison is not None:
+        print(comparison)
+        for run, figure in zip(runs, figures, strict=True):
+            print(f"{run.name}: {figure}")
+    print(summary_line(program, figures[0], runs[0].seconds, len(runs[0].step_losses)))
+    return comparison
+
+
+def summary_line(program: str, figure: str, seconds: float, steps: int) -> str:
+    """The last line that each example prints; `figure` is its final figure with its name."""
+    return f"{program}: {figure}, {seconds:.1f} s, {per_second(steps, seconds)} steps/s"
+
+
+def per_second(amount: float, seconds: float) -> str:
+    rate = amount / seconds
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"
 
 
 # Plots
@@ -271,19 +392,25 @@ COLORS = {"fastrnn": "#1f6f8b", "torch": "#e07a2f"}
 RIGHT, WRONG = "#2e8b57", "#c0392b"
 
 
-def plot_losses(axes: Axes, runs: Sequence[Run]) -> None:
-    """The loss over the epochs: a dot for each epoch's mean, a thin line for each tenth of it."""
+def plot_losses(axes: Axes, runs: Sequence[Run], unit: str = "epoch", log: bool = False) -> None:
+    """The loss over epochs or, with `unit` "step", steps: a dot for the mean of each part.
+
+    A thin line is the mean of each tenth of a part.
+    """
     for i, run in enumerate(runs):
         color, dashes = COLORS[run.name], "--" if i else "-"
         steps = len(run.step_losses) // len(run.losses)
+        scale = steps if unit == "step" else 1
         window = max(1, steps // 10)
         tenths = torch.tensor(run.step_losses).unfold(0, window, window).mean(1).tolist()
-        ends = [(k + 1) * window / steps for k in range(len(tenths))]
+        ends = [(k + 1) * window / steps * scale for k in range(len(tenths))]
         axes.plot(ends, tenths, color=color, alpha=0.35, linewidth=1, linestyle=dashes)
-        middles = [epoch + 0.5 for epoch in range(len(run.losses))]
-        axes.plot(middles, run.losses, "o", color=color, linestyle=dashes, label=run.name)
-    axes.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-    axes.set_xlim(0, len(runs[0].losses))
+        middles = [(part + 0.5) * scale for part in range(len(run.losses))]
+        marker = "o" if len(middles) <= 30 else ""
+        axes.plot(middles, run.losses, marker, color=color, linestyle=dashes, label=run.name)
+    axes.set(xlabel=unit, ylabel="training loss")
+    axes.set_yscale("log") if log else axes.set_ylim(0, None)
+    axes.set_xlim(0, len(runs[0].losses) * scale)
     axes.legend(frameon=False)
     tidy(axes)
 

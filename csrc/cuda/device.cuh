@@ -1,0 +1,404 @@
+// Everything that the kernels ask of the machine, each behind a small inline function, so that the
+// tests can give it a meaning on the CPU (tests/cuda_on_cpu). A warp's collective functions are
+// called by all 32 lanes. PTX ISA 9.0, sections 9.7.9 to 9.7.15.
+#pragma once
+
+#include "cuda/runtime.h"
+
+#if !defined(FASTRNN_ON_CPU)
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <utility>
+
+#define FASTRNN_DEVICE __device__ __forceinline__
+#define FASTRNN_KERNEL(threads, blocks) __global__ __launch_bounds__(threads, blocks)
+
+namespace fastrnn::cuda {
+
+// --- Storage types and arithmetic
+
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
+
+FASTRNN_DEVICE float widen(float x) { return x; }
+FASTRNN_DEVICE double widen(double x) { return x; }
+FASTRNN_DEVICE float widen(Half x) { return __half2float(x); }
+FASTRNN_DEVICE float widen(BFloat16 x) { return __bfloat162float(x); }
+FASTRNN_DEVICE void narrow(float* to, float x) { *to = x; }
+FASTRNN_DEVICE void narrow(double* to, double x) { *to = x; }
+FASTRNN_DEVICE void narrow(Half* to, float x) { *to = __float2half_rn(x); }
+FASTRNN_DEVICE void narrow(BFloat16* to, float x) { *to = __float2bfloat16_rn(x); }
+
+FASTRNN_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+FASTRNN_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+// x rounded to TF32, nearest, ties away from zero; NaN and infinity stay.
+FASTRNN_DEVICE uint32_t tf32_of(float x) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+#else
+  return bits_of(x);
+#endif
+}
+// 2^x, to 2 ulp; a / b, to 2 ulp, where 2^-126 <= b, and 0 where b > 2^126.
+FASTRNN_DEVICE float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+FASTRNN_DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
+
+// --- A block's threads
+
+// The block's dynamic shared memory, 128-byte aligned.
+template <typename T>
+FASTRNN_DEVICE T* shared_memory() {
+  extern __shared__ __align__(128) unsigned char fastrnn_shared[];
+  return reinterpret_cast<T*>(fastrnn_shared);
+}
+
+FASTRNN_DEVICE void block_sync() { __syncthreads(); }
+FASTRNN_DEVICE void warp_sync() { __syncwarp(); }
+// Barrier `id` (1 to 15) of a multiple of 32 threads of the block.
+FASTRNN_DEVICE void named_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+FASTRNN_DEVICE void named_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+template <typename T>
+FASTRNN_DEVICE T shuffle_xor(T x, int mask) {
+  return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+template <typename T>
+FASTRNN_DEVICE T shuffle(T x, int lane) {
+  return __shfl_sync(0xffffffffu, x, lane);
+}
+
+// --- Tensor cores: c (16 x 8, float32) += a (16 x k) @ b (k x 8). With g = lane / 4, i = lane % 4:
+//   c[0], c[1] are (g, 2i), (g, 2i+1); c[2], c[3] are (g+8, 2i), (g+8, 2i+1)
+//   16-bit, k = 16: a[0] is (g, 2i..2i+1), a[1] (g+8, same), a[2], a[3] the same with 8 more
+//   columns;
+//                   b[0] is (2i..2i+1, g), b[1] has 8 more rows
+//   TF32, k = 8:    a[0] is (g, i), a[1] (g+8, i), a[2] (g, i+4), a[3] (g+8, i+4);
+//                   b[0] is (i, g), b[1] (i+4, g)
+
+template <typename T>
+FASTRNN_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+template <>
+FASTRNN_DEVICE void mma<Half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  for (int half = 0; half < 2; ++half) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+  }
+#endif
+}
+
+template <>
+FASTRNN_DEVICE void mma<BFloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();  // never chosen
+#endif
+}
+
+template <>
+FASTRNN_DEVICE void mma<float>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();  // never chosen
+#endif
+}
+
+// --- Shared memory, also of the other blocks of a cluster
+
+using SharedAddress = uint32_t;  // in the cluster's window; may be added to
+
+FASTRNN_DEVICE SharedAddress shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Four 8 x 8 matrices of 16-bit elements: lane l gives the 16-byte aligned row l % 8 of matrix
+// l / 8; to[m] is row lane / 4, columns 2 * (lane % 4) and the next, of matrix m.
+FASTRNN_DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+// The same of two matrices; lanes 0 to 15 give the rows.
+FASTRNN_DEVICE void load_matrices(uint32_t (&to)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(to[0]), "=r"(to[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// Copies kBytes (4, 8 or 16, aligned) from global to shared memory in the background, or zeros
+// where not `valid`; visible to this thread after wait_copies.
+template <int kBytes>
+FASTRNN_DEVICE void copy_async(void* to, const void* from, bool valid = true) {
+#if __CUDA_ARCH__ >= 800
+  const int bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)),
+                 "l"(from), "n"(kBytes), "r"(bytes)
+                 : "memory");
+  }
+#else
+  for (int i = 0; i < kBytes / 4; ++i)
+    static_cast<uint32_t*>(to)[i] = valid ? static_cast<const uint32_t*>(from)[i] : 0;
+#endif
+}
+// Closes a group of this thread's copies.
+FASTRNN_DEVICE void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Waits for all of this thread's groups but the last kGroups.
+template <int kGroups>
+FASTRNN_DEVICE void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#endif
+}
+
+// --- Barriers in shared memory (sm_90): a phase ends when `count` arrivals and all announced bytes
+// have come. Waiters name the phase by its parity: 0 for the first.
+
+using SharedBarrier = uint64_t;
+
+FASTRNN_DEVICE void nanosleep(unsigned nanoseconds) { __nanosleep(nanoseconds); }
+
+FASTRNN_DEVICE void init_barrier(SharedBarrier* barrier, int count) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
+               : "memory");
+#endif
+}
+// Makes the barriers that this thread has initialised known to the cluster, with the cluster_sync
+// that follows.
+FASTRNN_DEVICE void publish_barriers() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+// This thread's arrival, which releases its writes to those who wait for the phase in this block.
+FASTRNN_DEVICE void arrive(SharedBarrier* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+#endif
+}
+// The same, at a barrier of any block of the cluster.
+FASTRNN_DEVICE void arrive_remote(SharedAddress barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
+               : "memory");
+#endif
+}
+// Announces bytes of store_async in this phase, and arrives.
+FASTRNN_DEVICE void arrive_expecting(SharedBarrier* barrier, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+#endif
+}
+// Whether the phase of this parity is over; may wait a while. Acquires, cluster-wide, what the
+// arrivals released and what store_async wrote.
+FASTRNN_DEVICE bool try_wait(SharedBarrier* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t done;
+  asm volatile(
+      "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+      "selp.u32 %0, 1, 0, p; }"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+#else
+  return true;
+#endif
+}
+FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity) {
+  while (!try_wait(barrier, parity)) {
+  }
+}
+
+// --- Clusters (sm_90)
+
+FASTRNN_DEVICE int cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+#else
+  return 0;
+#endif
+}
+// The address of the same place in the shared memory of another block of the cluster.
+FASTRNN_DEVICE SharedAddress map_shared(const void* p, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
+  return address;
+#else
+  return shared_address(p);
+#endif
+}
+FASTRNN_DEVICE void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+FASTRNN_DEVICE void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+FASTRNN_DEVICE void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+
+// Writes 4, 8 or 16 bytes (aligned) to the shared memory of a block of the cluster, and then tells
+// that block's barrier that so many bytes have come.
+FASTRNN_DEVICE void store_async(SharedAddress to, uint32_t x, SharedAddress barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+      "r"(x), "r"(barrier)
+      : "memory");
+#endif
+}
+FASTRNN_DEVICE void store_async(SharedAddress to, uint2 x, SharedAddress barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::
+          "r"(to),
+      "r"(x.x), "r"(x.y), "r"(barrier)
+      : "memory");
+#endif
+}
+FASTRNN_DEVICE void store_async(SharedAddress to, uint4 x, SharedAddress barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(barrier)
+      : "memory");
+#endif
+}
+
+// --- Between blocks, through L2
+
+FASTRNN_DEVICE uint32_t load_acquire(const uint32_t* p) {
+  uint32_t x;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+  return x;
+}
+FASTRNN_DEVICE void store_release(uint32_t* p, uint32_t x) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+FASTRNN_DEVICE void add_release(uint32_t* p, uint32_t x) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+// A word of data and the step it belongs to, in one 8-byte access: whoever reads the step has the
+// data.
+FASTRNN_DEVICE void store_packet(uint64_t* p, uint32_t data, uint32_t epoch) {
+  const uint64_t x = uint64_t{epoch} << 32 | data;
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(x) : "memory");
+}
+FASTRNN_DEVICE uint32_t load_packet(const uint64_t* p, uint32_t* data) {  // returns the epoch
+  uint64_t x;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(x) : "l"(p) : "memory");
+  *data = static_cast<uint32_t>(x);
+  return static_cast<uint32_t>(x >> 32);
+}
+
+[[noreturn]] FASTRNN_DEVICE void fail() {
+  __trap();
+  __builtin_unreachable();
+}
+
+// --- Launches
+
+struct Launch {
+  dim3 grid;
+  int threads;
+  int shared_bytes;
+  cudaStream_t stream;
+  int cluster = 1;  // blocks along x
+  bool cooperative = false;
+};
+
+template <typename... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Parameters... arguments) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  constexpr int kWithoutAsking = 48 << 10;
+  cudaError_t error = cudaSuccess;
+  if (how.shared_bytes > kWithoutAsking)
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 how.shared_bytes);
+  if (error == cudaSuccess && how.cluster > 8)
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (how.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
+    ++count;
+  }
+  if (how.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count].val.cooperative = 1;
+    ++count;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = how.grid;
+  config.blockDim = dim3(how.threads);
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = how.stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  void* pointers[] = {&arguments...};
+  return cudaLaunchKernelExC(&config, function, pointers);
+}
+
+}  // namespace fastrnn::cuda
+
+#endif  // FASTRNN_ON_CPU

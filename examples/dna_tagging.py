@@ -1,0 +1,435 @@
+"""Genes in DNA: an RNN labels each base, beside the best that any reader can do.
+
+A sequence of bases comes in, a sequence of labels of the same length goes out. The sequences are
+made by a hidden Markov model: random bases, and among them genes, each a start codon ATG, some
+thirty codons, and a stop codon TAA, TAG or TGA. A hidden state z says which word the model is
+writing, and how far it has come; the reader sees the bases x, and is to find the labels y:
+
+    P(z[t] = j | z[t-1] = i) = transition[i, j],    x[t] = base[z[t]],    y[t] = label[z[t]]
+
+ATG and the stop codons come up by chance, too, in the background and across the codons of a gene.
+What tells a gene is the whole of it: which codons it uses, and that no stop codon stands in phase.
+So the RNN reads from both ends (h from the left, g from the right), and has to count in threes:
+
+    h[t] = relu(W x[t] + b + U h[t-1]),   g[t] = relu(W' x[t] + b' + U' g[t+1]),   in two layers
+    scores of the six labels of base t = A h[t] + B g[t] + c
+
+The RNN learns from labelled sequences alone. To who knows the model, two algorithms give what there
+is to reach: Viterbi's, the most probable path of hidden states, and forward-backward, the
+probability of each label of each base. To take the most probable label of each base is optimal:
+no reader gets more bases right on average, and none has a lower mean loss than its entropy.
+
+    python examples/dna_tagging.py                 3,000 steps, no sequence seen twice
+    python examples/dna_tagging.py --compare       against torch.nn.RNN, loss and speed
+
+It writes dna_tagging.png to --out. Hidden Markov models: L. Rabiner, Proc. IEEE 77, 1989; for
+genes: A. Krogh, I. S. Mian, D. Haussler, Nucleic Acids Research 22, 1994.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from _common import (
+    COLORS,
+    RNN_CLASSES,
+    Comparison,
+    Run,
+    make_folder,
+    make_parser,
+    make_runs,
+    positive_float,
+    positive_int,
+    report,
+    tidy,
+    train_steps,
+)
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+from torch import Tensor, nn
+
+BASES = "ACGT"
+LABELS = ("outside", "start", "phase 0", "phase 1", "phase 2", "stop")
+LABEL_COLORS = ("#e6e6e6", "#2e8b57", "#123c69", "#5b8db8", "#b8d4e8", "#c0392b")
+OUTSIDE = LABELS.index("outside")
+
+MEAN_CODONS = 30  # of a gene, between its start and its stop codon
+MEAN_GAP = 60  # bases from one gene to the next
+
+
+# The hidden Markov model, and what it says of a sequence
+
+
+class GeneModel:
+    """The hidden Markov model that makes the sequences.
+
+    A sequence is a chain of words of four kinds. A state is a kind and as much of a word of that
+    kind as is written, ("codon", "GA"): so it has one base, its last, and one label.
+    """
+
+    def __init__(self) -> None:
+        codons = ["".join(bases) for bases in itertools.product(BASES, repeat=3)]
+        stops = ["TAA", "TAG", "TGA"]
+        coding = [codon for codon in codons if codon not in stops]
+        usage = np.random.default_rng(0).dirichlet(np.full(len(coding), 2.0))
+        words: dict[str, dict[str, float]] = {
+            "outside": dict.fromkeys(BASES, 1 / 4),
+            "start": {"ATG": 1.0},
+            "codon": dict(zip(coding, usage.tolist(), strict=True)),
+            "stop": dict.fromkeys(stops, 1 / 3),
+        }
+        next_kind = {
+            "outside": {"outside": 1 - 1 / MEAN_GAP, "start": 1 / MEAN_GAP},
+            "start": {"codon": 1.0},
+            "codon": {"codon": 1 - 1 / MEAN_CODONS, "stop": 1 / MEAN_CODONS},
+            "stop": {"outside": 1.0},
+        }
+        begins: dict[tuple[str, str], float] = {}  # the probability that a word begins like that
+        for kind, probabilities in words.items():
+            for word, probability in probabilities.items():
+                for end in range(1, len(word) + 1):
+                    state = kind, word[:end]
+                    begins[state] = begins.get(state, 0) + probability
+
+        self.states = list(begins)
+        self.base = torch.tensor([BASES.index(written[-1]) for _, written in self.states])
+        self.label = torch.tensor(
+            [
+                LABELS.index(f"phase {len(written) - 1}" if kind == "codon" else kind)
+                for kind, written in self.states
+            ]
+        )
+        size = len(self.states)
+        self.transition = torch.zeros(size, size, dtype=torch.float64)
+        for i, (kind, written) in enumerate(self.states):
+            for j, (kind_j, written_j) in enumerate(self.states):
+                if written in words[kind]:  # the word is complete: another begins
+                    if len(written_j) == 1:
+                        follows = next_kind[kind].get(kind_j, 0)
+                        self.transition[i, j] = follows * begins[kind_j, written_j]
+                elif kind_j == kind and written_j[:-1] == written:
+                    self.transition[i, j] = begins[kind, written_j] / begins[kind, written]
+        self.initial = torch.where(self.label == OUTSIDE, 1 / 4, 0.0).double()
+
+    def sample(self, rows: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Bases and labels of new sequences, each (rows, length)."""
+        successors = int((self.transition > 0).sum(1).max())
+        probabilities, following = self.transition.topk(successors)
+        path = [torch.multinomial(self.initial, rows, replacement=True, generator=generator)]
+        for _ in range(length - 1):
+            choice = torch.multinomial(probabilities[path[-1]], 1, generator=generator)
+            path.append(following[path[-1]].gather(1, choice).squeeze(1))
+        z = torch.stack(path, dim=1)
+        return self.base[z], self.label[z]
+
+    def emission(self, bases: Tensor) -> Tensor:
+        """P(x[t] | z[t] = j), one or zero: (rows, length) to (rows, length, states)."""
+        return (bases.unsqueeze(2) == self.base).double()
+
+    def viterbi(self, bases: Tensor) -> Tensor:
+        """The most probable path of states, (rows, length) each.
+
+        best[t, j] = max over i (best[t-1, i] + log transition[i, j]) + log P(x[t] | z[t] = j)
+        """
+        log_emission, log_transition = self.emission(bases).log(), self.transition.log()
+        best = self.initial.log() + log_emission[:, 0]
+        pointers = []  # to the best state before, for each state
+        for t in range(1, bases.size(1)):
+            best, pointer = (best.unsqueeze(2) + log_transition).max(dim=1)
+            best = best + log_emission[:, t]
+            pointers.append(pointer)
+        path = [best.argmax(1, keepdim=True)]
+        for pointer in reversed(pointers):
+            path.append(pointer.gather(1, path[-1]))
+        return torch.cat(path[::-1], dim=1)
+
+    def posterior(self, bases: Tensor) -> Tensor:
+        """P(y[t] | x), the probability of each label of each base: (rows, length, labels).
+
+        alpha[t] ~ P(z[t], x[0..t]) runs forward, beta[t] ~ P(x[t+1..] | z[t]) backward; each is
+        scaled to the sum 1 at each step, and so is their product, P(z[t] | x).
+        """
+        emission, length = self.emission(bases), bases.size(1)
+        alpha, beta = torch.empty_like(emission), torch.empty_like(emission)
+        alpha[:, 0] = normalise(self.initial * emission[:, 0])
+        for t in range(1, length):
+            alpha[:, t] = normalise(alpha[:, t - 1] @ self.transition * emission[:, t])
+        beta[:, -1] = 1
+        for t in range(length - 1, 0, -1):
+            beta[:, t - 1] = normalise((beta[:, t] * emission[:, t]) @ self.transition.T)
+        return normalise(alpha * beta) @ F.one_hot(self.label, len(LABELS)).double()
+
+
+def normalise(weights: Tensor) -> Tensor:
+    return weights / weights.sum(-1, keepdim=True)
+
+
+# The RNN
+
+
+class BaseTagger(nn.Module):
+    """Scores of the labels of each base."""
+
+    def __init__(self, rnn_class: type[nn.RNN], hidden_size: int, layers: int) -> None:
+        super().__init__()
+        self.rnn = rnn_class(
+            len(BASES), hidden_size, layers, "relu", batch_first=True, bidirectional=True
+        )
+        for name, weight in self.rnn.named_parameters():
+            if name.startswith("weight_hh"):
+                nn.init.orthogonal_(weight)  # a state neither fades nor explodes, at first
+        self.linear = nn.Linear(2 * hidden_size, len(LABELS))
+
+    def forward(self, bases: Tensor) -> Tensor:
+        """Bases (batch, length) to scores (batch, length, labels)."""
+        output, _ = self.rnn(F.one_hot(bases, len(BASES)).float())
+        return self.linear(output)
+
+
+def make_run(impl: str, args: argparse.Namespace) -> Run:
+    torch.manual_seed(args.seed)
+    model = BaseTagger(RNN_CLASSES[impl], args.hidden_size, args.layers).to(args.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, fused=True)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.learning_rate, total_steps=args.steps
+    )
+
+    def step(bases: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(model(bases).flatten(0, 1), labels.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        return loss.detach()
+
+    return Run(impl, model, step)
+
+
+def fresh_batches(genes: GeneModel, args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end, of sequences that have not been seen before."""
+    generator = torch.Generator().manual_seed(args.seed)
+    while True:  # sampled a hundred batches at a time, which is much faster than one by one
+        sequences = genes.sample(100 * args.batch_size, args.length, generator)
+        bases, labels = (part.to(args.device) for part in sequences)
+        yield from zip(bases.split(args.batch_size), labels.split(args.batch_size), strict=True)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, bases: Tensor, device: torch.device) -> Tensor:
+    """Log-probabilities (rows, length, labels), float64, on the CPU."""
+    parts = [model(part.to(device)).cpu() for part in bases.split(100)]
+    return torch.cat(parts).double().log_softmax(2)
+
+
+# What came of it
+
+
+def percent(these: Tensor) -> float:
+    return 100 * these.double().mean().item()
+
+
+@dataclass
+class Reading:
+    """Labels that a reader gives to the bases of the test sequences, (rows, length)."""
+
+    name: str
+    color: str
+    labels: Tensor
+    log_probabilities: Tensor | None = None  # (rows, length, labels)
+
+    def right(self, truth: Tensor, label: int | None = None) -> float:
+        """Of all bases, or of those with `label`, in percent; NaN where there is none."""
+        right = self.labels == truth
+        return percent(right if label is None else right[truth == label])
+
+    def loss(self, truth: Tensor) -> float | None:
+        """The mean cross-entropy of a base, in nats."""
+        if self.log_probabilities is None:
+            return None
+        return F.nll_loss(self.log_probabilities.flatten(0, 1), truth.flatten()).item()
+
+
+def find_genes(labels: Tensor) -> set[tuple[object, ...]]:
+    """(row, first base, its labels...) of each run of bases with labels other than outside."""
+    found = set()
+    for row, line in enumerate(labels.tolist()):
+        position = 0
+        for inside, run in itertools.groupby(line, key=lambda label: label != OUTSIDE):
+            run_labels = list(run)
+            if inside:
+                found.add((row, position, *run_labels))
+            position += len(run_labels)
+    return found
+
+
+def print_table(readings: list[Reading], truth: Tensor) -> None:
+    """Accuracy per label, over all bases, loss and whole genes, a column for each reading."""
+
+    def line(name: str, *cells: str) -> None:
+        print(f"{name:20}" + "".join(f"{cell:>14}" for cell in cells))
+
+    line("test bases right, %", "of all bases", *(reading.name for reading in readings))
+    for i, name in enumerate(LABELS):
+        cells = [percent(truth == i), *(reading.right(truth, i) for reading in readings)]
+        line(f"  {name}", *("-" if math.isnan(cell) else f"{cell:.2f}" for cell in cells))
+    line("  all", "100.00", *(f"{reading.right(truth):.2f}" for reading in readings))
+    losses = [reading.loss(truth) for reading in readings]
+    line("loss of a base, nats", "", *("-" if loss is None else f"{loss:.4f}" for loss in losses))
+    genes = find_genes(truth)
+    found = [find_genes(reading.labels) for reading in readings]
+    line("genes, whole", f"{len(genes):,}", *(f"{len(f):,}" for f in found))
+    line("  exactly right", "", *(f"{len(f & genes):,}" for f in found))
+
+
+def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) -> None:
+    """The loss and its bound, the accuracy per label, and one sequence, read by all."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1)
+    loss_axes, label_axes = top.subplots(1, 2)
+
+    for i, run in enumerate(runs):
+        losses = torch.tensor(run.step_losses)
+        window = max(1, len(losses) // 100)
+        means = losses.unfold(0, window, window).mean(1).tolist()
+        steps = [(k + 1) * window for k in range(len(means))]
+        loss_axes.plot(steps, means, "--" if i else "-", color=COLORS[run.name], label=run.name)
+    bound = readings[-1].loss(truth)
+    loss_axes.axhline(bound, color="0.2", linewidth=1, linestyle=":", label="the optimum")
+    loss_axes.set(xlabel="step", ylabel="training loss, nats a base", yscale="log")
+    loss_axes.yaxis.set_major_formatter("{x:g}")
+    loss_axes.yaxis.set_minor_formatter(
+        LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5))
+    )
+    loss_axes.legend(frameon=False)
+    tidy(loss_axes)
+
+    for i, reading in enumerate(readings):
+        percents = [reading.right(truth, k) for k in range(len(LABELS))]
+        places = [k + 0.27 * (i - 1) for k in range(len(LABELS))]
+        label_axes.bar(places, percents, width=0.25, color=reading.color, label=reading.name)
+    label_axes.set_xticks(range(len(LABELS)), LABELS)
+    label_axes.set(ylabel="test bases right, %", ylim=(0, 100))
+    label_axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    tidy(label_axes)
+
+    # A sequence with as many genes as possible.
+    starts = [row.count(LABELS.index("start")) for row in truth.tolist()]
+    draw_sequence(bottom.subplots(2, 1, sharex=True), starts.index(max(starts)), readings, truth)
+    figure.suptitle("Genes in DNA, base by base", fontsize=13)
+    figure.savefig(path, dpi=110)
+
+
+def draw_sequence(axes: list[Axes], row: int, readings: list[Reading], truth: Tensor) -> None:
+    """The labels of one test sequence by all readings, and the probability to be in a gene."""
+    strips, lines = axes
+    rows = [truth[row], *(reading.labels[row] for reading in readings)]
+    strips.imshow(
+        torch.stack(rows).numpy(),
+        cmap=ListedColormap(LABEL_COLORS),
+        vmin=-0.5,
+        vmax=len(LABELS) - 0.5,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    strips.set_yticks(range(len(rows)), ["truth", *(reading.name for reading in readings)])
+    strips.hlines([i + 0.5 for i in range(len(rows) - 1)], -0.5, truth.size(1) - 0.5, "w", lw=3)
+    strips.tick_params(bottom=False, labelbottom=False)
+    strips.spines[:].set_visible(False)
+    for i, name in enumerate(LABELS):
+        strips.plot([], [], "s", color=LABEL_COLORS[i], label=name)
+    strips.legend(ncols=len(LABELS), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+    for reading in (readings[-1], readings[0]):
+        inside = 1 - reading.log_probabilities[row, :, OUTSIDE].exp()
+        lines.plot(inside.numpy(), color=reading.color, label=reading.name)
+    lines.set(xlabel="base of one test sequence", ylabel="P(in a gene)", ylim=(-0.03, 1.03))
+    lines.legend(frameon=False)
+    tidy(lines)
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__, steps=3000)
+    add = parser.add_argument
+    add("--batch-size", type=positive_int, default=32, help="(%(default)s)")
+    add("--length", type=positive_int, default=240, help="bases of a sequence (%(default)s)")
+    add("--test-size", type=positive_int, default=500, help="test sequences (%(default)s)")
+    add("--hidden-size", type=positive_int, default=128, help="(%(default)s)")
+    add("--layers", type=positive_int, default=2, help="(%(default)s)")
+    add("--learning-rate", type=positive_float, default=2e-3, help="the highest (%(default)s)")
+    return parser.parse_args(argv)
+
+
+@dataclass
+class Results:
+    """What came of `--impl`, and with `--compare` how it stands to the other implementation."""
+
+    losses: list[float]
+    accuracy: float  # of the test bases, in percent
+    viterbi: float
+    optimum: float
+    loss: float  # on the test sequences, nats a base
+    lowest_loss: float
+    comparison: Comparison | None
+    picture: Path
+
+
+def main(argv: list[str] | None = None) -> Results:
+    args = parse_options(argv)
+    make_folder(args.out)
+    genes = GeneModel()
+    bases, truth = genes.sample(
+        args.test_size, args.length, torch.Generator().manual_seed(args.seed + 1)
+    )
+    print(
+        f"generated DNA: a new batch of {args.batch_size} sequences of {args.length} bases each "
+        f"step, {args.test_size} for the test; RNN({len(BASES)}, {args.hidden_size}, "
+        f"{args.layers}, bidirectional), on {args.device}"
+    )
+
+    runs = make_runs(args, lambda impl: make_run(impl, args))
+    train_steps(runs, fresh_batches(genes, args), args.steps)
+
+    log_probabilities = [predict(run.model, bases, args.device) for run in runs]
+    rnns = [
+        Reading(f"RNN ({run.name})", COLORS[run.name], p.argmax(2), p)
+        for run, p in zip(runs, log_probabilities, strict=True)
+    ]
+    posterior = genes.posterior(bases)
+    viterbi = Reading("Viterbi", "#e0b040", genes.label[genes.viterbi(bases)])
+    optimum = Reading("optimum", "0.35", posterior.argmax(2), posterior.log())
+    readings = [rnns[0], viterbi, optimum]
+    print_table(readings, truth)
+    picture = args.out / "dna_tagging.png"
+    draw(picture, runs, readings, truth)
+    print(f"wrote {picture}")
+
+    def figure(rnn: Reading) -> str:
+        accuracy, best = rnn.right(truth), viterbi.right(truth)
+        share = 100 * accuracy / best
+        return f"test accuracy {accuracy:.2f} % ({share:.1f} % of Viterbi's {best:.2f} %)"
+
+    comparison = report("dna_tagging", runs, [figure(rnn) for rnn in rnns])
+    return Results(
+        losses=runs[0].losses,
+        accuracy=rnns[0].right(truth),
+        viterbi=viterbi.right(truth),
+        optimum=optimum.right(truth),
+        loss=rnns[0].loss(truth),
+        lowest_loss=optimum.loss(truth),
+        comparison=comparison,
+        picture=picture,
+    )
+
+
+if __name__ == "__main__":
+    main()

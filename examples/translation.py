@@ -1,0 +1,595 @@
+"""Translation: an encoder reads one sequence, a decoder with attention writes another.
+
+The lengths differ, so no step of the output belongs to a step of the input. One RNN reads the
+source in both directions; a second one, which starts from the first one's last states, reads what
+has been written so far, and attention looks up, for each of its states, where in the source to
+look (global attention of Luong, Pham and Manning 2015):
+
+    s[1..S]  = encoder(source)                            h[0] = its last states
+    h[t]     = tanh(target[t-1] @ w_ih.T + b_ih + h[t-1] @ w_hh.T + b_hh)
+    a[t]     = softmax over i of (h[t] @ w_a.T) . s[i]    the weights of the source's steps
+    v[t]     = tanh([sum of a[t,i] s[i], h[t]] @ w_c.T)
+    p(target[t] | what is before it) = softmax(v[t] @ embedding.T + b)
+
+Training shows the decoder the right words so far (teacher forcing). Its RNN needs nothing from the
+attention, so it runs over the whole target in one call, and attention and softmax follow for all
+steps at once. Afterwards it reads its own words: the likeliest at each step (greedy), or the best
+few sentences so far (beam search).
+
+    python examples/translation.py                  dates, as written in many ways, to ISO 8601
+    python examples/translation.py --data DIR       German to English: Multi30k in DIR
+    python examples/translation.py --compare        against torch.nn.RNN, loss and speed
+
+Multi30k is train, val and test_2016_flickr, each .de and .en, .gz or not: in --data,
+$FASTRNN_DATA/multi30k or data/multi30k. Without it, or with --dates, the program learns to read
+dates. The epoch with the best validation score is the one that is tested. It writes
+translation.png to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import copy
+import gzip
+import importlib.util
+import itertools
+import math
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from _common import (
+    COLORS,
+    RNN_CLASSES,
+    Comparison,
+    Run,
+    add_common_options,
+    fail,
+    find_data_or,
+    make_folder,
+    make_runs,
+    plot_losses,
+    positive_float,
+    positive_int,
+    report,
+    tidy,
+    train_part,
+)
+from _dates import make_dates
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+from fastrnn import RNN
+
+PADDING, BEGIN, END, UNKNOWN = range(4)
+SPECIAL = ("<padding>", "<begin>", "<end>", "<unknown>")
+
+# `hidden_size` is the decoder's; each direction of the encoder has half of it.
+DEFAULTS = {
+    "dates": {
+        "epochs": 10,
+        "batch_size": 64,
+        "learning_rate": 3e-3,
+        "embedding_size": 64,
+        "hidden_size": 256,
+        "dropout": 0.0,
+    },
+    "Multi30k": {
+        "epochs": 10,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "embedding_size": 256,
+        "hidden_size": 512,
+        "dropout": 0.3,
+    },
+}
+
+
+# The network
+
+
+class Translator(nn.Module):
+    """Encoder, decoder and attention over the `source_size` and `target_size` words known."""
+
+    def __init__(
+        self,
+        rnn_class: type[nn.RNN],
+        source_size: int,
+        target_size: int,
+        embedding_size: int,
+        hidden_size: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.source_embedding = nn.Embedding(source_size, embedding_size, PADDING)
+        self.target_embedding = nn.Embedding(target_size, embedding_size, PADDING)
+        self.encoder = rnn_class(
+            embedding_size, hidden_size // 2, batch_first=True, bidirectional=True
+        )
+        self.decoder = rnn_class(embedding_size, hidden_size, batch_first=True)
+        self.attention = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.combine = nn.Linear(2 * hidden_size, embedding_size, bias=False)
+        self.output = nn.Linear(embedding_size, target_size)
+        self.output.weight = self.target_embedding.weight  # Press and Wolf 2017
+        self.dropout = nn.Dropout(dropout)
+        for embedding in (self.source_embedding, self.target_embedding):
+            nn.init.normal_(embedding.weight, std=0.1)
+        for rnn in (self.encoder, self.decoder):
+            for name, weight in rnn.named_parameters():
+                if name.startswith("weight_hh"):
+                    nn.init.orthogonal_(weight)
+
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Source (B, S) to its states (B, S, H), and the decoder's first state (1, B, H)."""
+        embedded = self.dropout(self.source_embedding(source))
+        if isinstance(self.encoder, RNN):
+            states, hn = self.encoder(embedded, lengths=lengths)
+        else:  # nn.RNN takes rows of different lengths only when they are packed
+            packed = pack_padded_sequence(embedded, lengths.cpu(), True, enforce_sorted=False)
+            states, hn = self.encoder(packed)
+            states, _ = pad_packed_sequence(states, batch_first=True)
+        return states, torch.cat([hn[0], hn[1]], dim=1).unsqueeze(0)
+
+    def decode(
+        self, target: Tensor, hx: Tensor, states: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The words so far, target (B, T), to v (B, T, E), a (B, T, S) and the state (1, B, H).
+
+        `mask` (B, S) is true where the source has a word.
+        """
+        h, hn = self.decoder(self.dropout(self.target_embedding(target)), hx)
+        scores = self.attention(h) @ states.mT
+        weights = scores.masked_fill(~mask.unsqueeze(1), -math.inf).softmax(-1)
+        vectors = torch.tanh(self.combine(torch.cat([weights @ states, h], dim=-1)))
+        return self.dropout(vectors), weights, hn
+
+    def loss(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of a word of `target` (B, T), given those before it."""
+        states, hx = self.encode(source, lengths)
+        vectors, _, _ = self.decode(target[:, :-1], hx, states, source != PADDING)
+        following = target[:, 1:]
+        there = following != PADDING  # the softmax over all words is most of the work
+        return F.cross_entropy(self.output(vectors[there]), following[there])
+
+
+# Writing
+
+
+@torch.no_grad()
+def greedy(model: Translator, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest token at each step: tokens (B, T), and the attention's weights (B, T, S)."""
+    states, h = model.encode(source, lengths)
+    mask = source != PADDING
+    token = torch.full_like(source[:, :1], BEGIN)
+    ended = torch.zeros_like(token, dtype=torch.bool)
+    tokens, weights = [], []
+    while len(tokens) < longest(source) and not ended.all():
+        vectors, a, h = model.decode(token, h, states, mask)
+        token = log_probabilities(model, vectors).argmax(-1).masked_fill(ended, PADDING)
+        ended |= token == END
+        tokens.append(token)
+        weights.append(a)
+    return torch.cat(tokens, dim=1), torch.cat(weights, dim=1)
+
+
+@torch.no_grad()
+def beam_search(model: Translator, source: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Tokens (B, T) of the best of `width` sentences that are kept at each step.
+
+    The best has the largest log-probability per token; the sum alone would favour short ones.
+    """
+    batch = len(source)
+    states, h = model.encode(source, lengths)
+    states, mask = (
+        tensor.repeat_interleave(width, dim=0) for tensor in (states, source != PADDING)
+    )
+    h = h.repeat_interleave(width, dim=1)
+    tokens = source.new_full((batch * width, 1), BEGIN)
+    ended = torch.zeros_like(tokens, dtype=torch.bool)
+    sums = states.new_full((batch, width), -math.inf)
+    sums[:, 0] = 0  # at first all of a row's sentences are the same: let one of them go on
+    first_row = torch.arange(0, batch * width, width, device=source.device).unsqueeze(1)
+    for _ in range(longest(source)):
+        vectors, _, h = model.decode(tokens[:, -1:], h, states, mask)
+        scores = log_probabilities(model, vectors).squeeze(1)
+        scores = scores.masked_fill(ended, -math.inf)
+        scores[:, PADDING].masked_fill_(ended.squeeze(1), 0)  # which is all that follows the end
+        candidates = sums.view(-1, 1) + scores
+        counts = (tokens != PADDING).sum(1, keepdim=True) + ~ended - 1  # without BEGIN
+        best = (candidates / counts).view(batch, -1).topk(width).indices
+        sums = candidates.view(batch, -1).gather(1, best)
+        rows = (first_row + best // scores.size(1)).flatten()
+        tokens = torch.cat([tokens[rows], (best % scores.size(1)).view(-1, 1)], dim=1)
+        h, ended = h[:, rows], ended[rows] | (tokens[:, -1:] == END)
+        if ended.all():
+            break
+    return tokens.view(batch, width, -1)[:, 0, 1:]  # topk has put the best first
+
+
+def longest(source: Tensor) -> int:
+    """Where writing stops if no end comes."""
+    return 2 * source.size(1) + 10
+
+
+def log_probabilities(model: Translator, vectors: Tensor) -> Tensor:
+    """Of each token to be next; what stands for no text is never written."""
+    scores = model.output(vectors)
+    scores[..., [PADDING, BEGIN, UNKNOWN]] = -math.inf
+    return scores.log_softmax(-1)
+
+
+# Tokens and numbers
+
+
+class Vocabulary:
+    """The tokens that occur at least `least` times in `sentences`, numbered after `SPECIAL`."""
+
+    def __init__(self, sentences: Iterable[Sequence[str]], least: int) -> None:
+        counts = collections.Counter(itertools.chain.from_iterable(sentences))
+        self.tokens = [*SPECIAL, *(token for token, n in counts.most_common() if n >= least)]
+        self.numbers = {token: number for number, token in enumerate(self.tokens)}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, sentence: Sequence[str]) -> list[int]:
+        return [self.numbers.get(token, UNKNOWN) for token in sentence]
+
+    def decode(self, numbers: Iterable[int]) -> list[str]:
+        """The tokens before END."""
+        return [self.tokens[n] for n in itertools.takewhile(lambda n: n != END, numbers)]
+
+
+@dataclass
+class Pairs:
+    """Sources and targets as numbers, ready to be batched."""
+
+    sources: list[Tensor]
+    targets: list[Tensor]  # from BEGIN to END
+    device: torch.device
+
+    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Source (B, S), its lengths (B), and target (B, T) of `rows`."""
+        source, target = (
+            pad_sequence([numbers[row] for row in rows], batch_first=True, padding_value=PADDING)
+            for numbers in (self.sources, self.targets)
+        )
+        lengths = torch.tensor([len(self.sources[row]) for row in rows])
+        return source.to(self.device), lengths.to(self.device), target.to(self.device)
+
+    def batches(self, size: int, shuffle: random.Random | None = None) -> list[list[int]]:
+        """The rows of each batch: those of like lengths together, so that little is padding."""
+
+        def key(row: int) -> tuple[int, float]:
+            length = len(self.sources[row]) + len(self.targets[row])
+            return length, shuffle.random() if shuffle else 0.0
+
+        order = sorted(range(len(self.sources)), key=key)
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        if shuffle:
+            shuffle.shuffle(batches)
+        return batches
+
+
+class Task:
+    """Pairs of source and target to learn from, to choose the epoch, and to test.
+
+    This one is German to English, Multi30k (Elliott et al. 2016) in `folder`, by words. BLEU
+    (Papineni et al. 2002), as sacrebleu computes it, marks the translations.
+    """
+
+    name = "Multi30k"
+    measure, unit = "BLEU", ""
+    least_counts = (2, 3)  # of a token in the sources, in the targets
+    split = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]").findall
+
+    def __init__(self, folder: Path | None, limit: int | None) -> None:
+        parts = self.load(folder)
+        self.train, self.validation, self.test = (part[:limit] for part in parts)
+        self.source_vocabulary, self.target_vocabulary = (
+            Vocabulary((self.split(pair[side]) for pair in self.train), self.least_counts[side])
+            for side in (0, 1)
+        )
+
+    def load(self, folder: Path) -> list[list[tuple[str, str]]]:
+        if importlib.util.find_spec("sacrebleu") is None:
+            fail("BLEU needs sacrebleu, which is not installed: pip install sacrebleu")
+        return [read_pairs(folder, part) for part in ("train", "val", "test_2016_flickr")]
+
+    def join(self, tokens: list[str]) -> str:
+        return re.sub(r" (?=[.,!?;:)])", "", " ".join(tokens))
+
+    def score(self, translations: list[str], references: list[str]) -> float:
+        from sacrebleu.metrics import BLEU
+
+        return BLEU().corpus_score(translations, [references]).score
+
+    def figure(self, score: float) -> str:
+        return f"{self.measure} {score:.2f}{self.unit}"
+
+    def encode(self, pairs: Sequence[tuple[str, str]], device: torch.device) -> Pairs:
+        sources, targets = [], []
+        for source, target in pairs:
+            sources.append(self.source_vocabulary.encode(self.split(source)) or [UNKNOWN])
+            targets.append([BEGIN, *self.target_vocabulary.encode(self.split(target)), END])
+        return Pairs([*map(torch.tensor, sources)], [*map(torch.tensor, targets)], device)
+
+    def translate(self, model: Translator, pairs: Pairs, width: int = 1) -> list[str]:
+        """The sources of `pairs` in the target's language; greedy where `width` is 1."""
+        model.eval()
+        translations = [""] * len(pairs.sources)
+        for rows in pairs.batches(256):
+            source, lengths, _ = pairs.batch(rows)
+            if width == 1:
+                numbers, _ = greedy(model, source, lengths)
+            else:
+                numbers = beam_search(model, source, lengths, width)
+            for row, sentence in zip(rows, numbers.tolist(), strict=True):
+                translations[row] = self.join(self.target_vocabulary.decode(sentence))
+        return translations
+
+
+class Dates(Task):
+    """Dates, from letters and digits as people write them to ISO 8601."""
+
+    name = "dates"
+    measure, unit = "exact match", " %"
+    least_counts = (1, 1)
+    split = list
+
+    def load(self, folder: Path | None) -> list[list[tuple[str, str]]]:
+        return make_dates(20_000, 1_000, 2_000)
+
+    def join(self, tokens: list[str]) -> str:
+        return "".join(tokens)
+
+    def score(self, translations: list[str], references: list[str]) -> float:
+        pairs = zip(translations, references, strict=True)
+        return 100 * sum(ours == right for ours, right in pairs) / len(references)
+
+
+def read_pairs(folder: Path, part: str) -> list[tuple[str, str]]:
+    german, english = (read_lines(folder, f"{part}.{language}") for language in ("de", "en"))
+    if len(german) != len(english):
+        fail(f"{folder}: {len(german)} lines in {part}.de, {len(english)} in {part}.en")
+    if not german:
+        fail(f"{folder}: {part}.de and {part}.en are empty")
+    return list(zip(german, english, strict=True))
+
+
+def read_lines(folder: Path, name: str) -> list[str]:
+    """The lines of `name.gz` or `name`, whichever is there."""
+    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.exists()), None)
+    if path is None:
+        fail(f"{folder}: no file {name}.gz or {name}")
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        return content.decode().removesuffix("\n").split("\n")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        fail(f"{path}: damaged gzip file: {error}")
+    except UnicodeDecodeError as error:
+        fail(f"{path}: expected UTF-8: {error}")
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
+
+
+# Training
+
+
+def make_run(impl: str, args: argparse.Namespace, task: Task) -> Run:
+    """A new model with its optimizer: all that trains it for `args.epochs` epochs."""
+    torch.manual_seed(args.seed)
+    model = Translator(
+        RNN_CLASSES[impl],
+        len(task.source_vocabulary),
+        len(task.target_vocabulary),
+        args.embedding_size,
+        args.hidden_size,
+        args.dropout,
+    ).to(args.device)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    steps = args.epochs * math.ceil(len(task.train) / args.batch_size)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, steps)
+    seeds = itertools.count(args.seed)
+
+    def step(source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        torch.manual_seed(next(seeds))  # both implementations drop the same elements
+        loss = model.loss(source, lengths, target)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        return loss.detach()
+
+    return Run(impl, model, step)
+
+
+@dataclass
+class Choice:
+    """The epoch whose model had the best validation score."""
+
+    scores: list[float]
+    epoch: int = 0
+    state: dict[str, Tensor] | None = None
+
+    def add(self, score: float, model: nn.Module) -> None:
+        self.scores.append(score)
+        if score > max(self.scores[:-1], default=-1.0):
+            self.epoch = len(self.scores)
+            self.state = copy.deepcopy(model.state_dict())
+
+
+def train(runs: list[Run], task: Task, args: argparse.Namespace) -> list[Choice]:
+    """Train all `runs` on the same batches and leave each with the weights of its best epoch."""
+    pairs = task.encode(task.train, args.device)
+    validation = task.encode(task.validation, args.device)
+    references = [target for _, target in task.validation]
+    choices = [Choice([]) for _ in runs]
+    shuffle = random.Random(args.seed)
+    for epoch in range(1, args.epochs + 1):
+        batches = pairs.batches(args.batch_size, shuffle)
+        for run in runs:
+            run.model.train()
+        train_part(
+            runs,
+            map(pairs.batch, batches),
+            steps=len(batches),
+            label=f"epoch {epoch:{len(str(args.epochs))}}/{args.epochs}",
+            rate=(len(task.train), "pairs"),
+        )
+        for run, choice in zip(runs, choices, strict=True):
+            score = task.score(task.translate(run.model, validation), references)
+            choice.add(score, run.model)
+            print(f"  validation, {run.name}: {task.figure(score)}")
+    for run, choice in zip(runs, choices, strict=True):
+        run.model.load_state_dict(choice.state)
+    return choices
+
+
+# The program
+
+
+def draw(path: Path, task: Task, runs: list[Run], choices: list[Choice], test: Pairs) -> None:
+    """The losses, the validation scores, and where the first run looked in two of the tests."""
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(2, 3))
+    loss_axes, score_axes = above.subplots(1, 2)
+    plot_losses(loss_axes, runs)
+
+    for run, choice in zip(runs, choices, strict=True):
+        color, label = COLORS[run.name], f"{run.name}, best in epoch {choice.epoch}"
+        epochs = range(1, len(choice.scores) + 1)
+        score_axes.plot(epochs, choice.scores, "o-", color=color, label=label)
+    label = f"validation {task.measure}{task.unit}"
+    score_axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+    score_axes.xaxis.get_major_locator().set_params(integer=True)
+    score_axes.legend(frameon=False)
+    tidy(score_axes)
+
+    for axes, row in zip(below.subplots(1, 2), range(len(task.test)), strict=False):
+        draw_attention(axes, task, runs[0].model, test, row)
+    below.suptitle("weights of the tokens read (columns) for each token written (rows)")
+    figure.suptitle(f"{task.name}: encoder, decoder and attention", fontsize=13)
+    figure.savefig(path, dpi=80)
+
+
+def draw_attention(axes: Axes, task: Task, model: Translator, pairs: Pairs, row: int) -> None:
+    source, lengths, _ = pairs.batch([row])
+    numbers, weights = greedy(model, source, lengths)
+    read = task.split(task.test[row][0])
+    written = [*task.target_vocabulary.decode(numbers[0].tolist()), "end"][: len(numbers[0])]
+    axes.imshow(weights[0].cpu().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(read)), read, rotation=90 if max(map(len, read)) > 1 else 0)
+    axes.set_yticks(range(len(written)), written)
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    text, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=text, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_common_options(parser)
+    add = parser.add_argument
+    add("--dates", action="store_true", help="learn dates, even where Multi30k is there")
+    add("--limit", type=positive_int, metavar="N", help="only the first N pairs of each part")
+    add("--beam", type=positive_int, default=5, help="sentences kept at each step (%(default)s)")
+
+    def by_task(option: str) -> str:
+        return ", ".join(f"{name}: {values[option]}" for name, values in DEFAULTS.items())
+
+    for option, kind in (
+        ("epochs", positive_int),
+        ("batch_size", positive_int),
+        ("learning_rate", positive_float),
+        ("embedding_size", positive_int),
+        ("hidden_size", positive_int),
+        ("dropout", fraction),
+    ):
+        add(f"--{option.replace('_', '-')}", type=kind, help=f"({by_task(option)})")
+    args = parser.parse_args(argv)
+    if args.hidden_size is not None and args.hidden_size % 2:
+        parser.error(f"argument --hidden-size: expected an even number, got {args.hidden_size}")
+    return args
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text}")
+    return value
+
+
+@dataclass
+class Results:
+    """What came of `--impl`, and with `--compare` how it stands to the other implementation."""
+
+    data: str
+    losses: list[float]  # the mean of each epoch
+    validation_scores: list[float]  # greedy, of each epoch
+    greedy_score: float  # of the test, 0 to 100: BLEU, or percent
+    beam_score: float
+    seconds: float
+    comparison: Comparison | None
+    picture: Path
+
+
+def main(argv: list[str] | None = None) -> Results:
+    args = parse_options(argv)
+    folder = None if args.dates else find_data_or(args.data, "multi30k", "dates written out")
+    task = Task(folder, args.limit) if folder else Dates(None, args.limit)
+    for option, value in DEFAULTS[task.name].items():
+        if getattr(args, option) is None:
+            setattr(args, option, value)
+    make_folder(args.out)
+    print(
+        f"{task.name}: {len(task.train):,} pairs to learn from, {len(task.validation):,} to choose "
+        f"the epoch, {len(task.test):,} to test\n"
+        f"{len(task.source_vocabulary):,} tokens to read, {len(task.target_vocabulary):,} to "
+        f"write; encoder 2 x RNN({args.embedding_size}, {args.hidden_size // 2}), decoder "
+        f"RNN({args.embedding_size}, {args.hidden_size}), on {args.device}"
+    )
+    runs = make_runs(args, lambda impl: make_run(impl, args, task))
+    choices = train(runs, task, args)
+
+    test = task.encode(task.test, args.device)
+    references = [target for _, target in task.test]
+    scores = []
+    for run, choice in zip(runs, choices, strict=True):
+        by_greedy, by_beam = (task.translate(run.model, test, width) for width in (1, args.beam))
+        scores.append((task.score(by_greedy, references), task.score(by_beam, references)))
+        print(
+            f"{run.name}, epoch {choice.epoch}: test {task.figure(scores[-1][0])} greedily, "
+            f"{task.figure(scores[-1][1])} by a beam of {args.beam}"
+        )
+        if run is runs[0]:
+            for (source, target), ours in zip(task.test[:5], by_beam, strict=False):
+                print(f"  {source}\n    right: {target}\n    ours:  {ours}")
+    picture = args.out / "translation.png"
+    draw(picture, task, runs, choices, test)
+    print(f"wrote {picture}")
+    figures = [f"test {task.figure(by_beam)}" for _, by_beam in scores]
+    return Results(
+        data=task.name,
+        losses=runs[0].losses,
+        validation_scores=choices[0].scores,
+        greedy_score=scores[0][0],
+        beam_score=scores[0][1],
+        seconds=runs[0].seconds,
+        comparison=report("translation", runs, figures),
+        picture=picture,
+    )
+
+
+if __name__ == "__main__":
+    main()

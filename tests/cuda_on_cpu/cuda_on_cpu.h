@@ -1,0 +1,344 @@
+// The primitives of csrc/cuda/device.cuh with a meaning on the CPU, so that g++ compiles the
+// kernels' own source. CUDA threads are fibers of one system thread, in an order drawn anew for
+// each launch; a fiber gives way only where it waits. Under ThreadSanitizer each is a thread of its
+// own, and only what PTX orders is ordered: barriers, mbarriers, releases and acquires; not
+// shuffles, mma, or the order of the fibers. (Stronger than PTX in one respect: what a fiber wrote
+// before store_async counts as released with it.)
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 : uint3 {
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : uint3{x, y, z} {}
+};
+struct uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNotSupported = 801 };
+inline const char* cudaGetErrorString(cudaError_t e) {
+  return e == cudaSuccess ? "no error" : "invalid argument";
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define FASTRNN_DEVICE inline
+#define FASTRNN_KERNEL(threads, blocks)
+
+// Set for the fiber that runs.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace fastrnn::cuda {
+
+struct Launch {
+  dim3 grid;
+  int threads;
+  int shared_bytes;
+  cudaStream_t stream;
+  int cluster = 1;
+  bool cooperative = false;
+};
+
+// fibers.cpp, which ThreadSanitizer does not instrument.
+namespace fibers {
+cudaError_t run(const Launch& how, const std::function<void()>& kernel);
+void give_way();               // in a loop that waits for memory
+void* block_memory(int rank);  // dynamic shared memory, of a block of the cluster
+int cluster_rank();
+void block_barrier(int id, int threads, bool wait);
+void cluster_barrier(bool wait);
+// All lanes of a warp hand in `bytes` at most 64; when the last has, `compute` gets them all; then
+// each takes its own back.
+constexpr int kSlot = 64;
+void collective(void* data, int bytes, void (*compute)(unsigned char (*slots)[kSlot], int argument),
+                int argument);
+void init_barrier(void* barrier, int count);
+void expect(void* barrier, int bytes);
+void arrive(void* barrier);
+bool phase_over(void* barrier, int parity);
+void wait_phase(void* barrier, int parity);
+void store_async(void* to, const void* from, int bytes, void* barrier);
+void copy_async(void* to, const void* from, int bytes, bool valid);
+void commit_copies();
+int open_groups();
+bool next_copy(void** to, const void** from, int* bytes, bool* valid);  // of the oldest group
+}  // namespace fibers
+
+// --- Storage types and arithmetic
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
+inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+inline float widen(Half x) { return static_cast<float>(std::bit_cast<_Float16>(x.bits)); }
+inline float widen(BFloat16 x) { return float_of(uint32_t{x.bits} << 16); }
+inline void narrow(float* to, float x) { *to = x; }
+inline void narrow(double* to, double x) { *to = x; }
+inline void narrow(Half* to, float x) {
+  to->bits = std::bit_cast<uint16_t>(static_cast<_Float16>(x));
+}
+inline void narrow(BFloat16* to, float x) {
+  const uint32_t u = bits_of(x);
+  to->bits = x != x ? 0x7fff : static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+inline uint32_t tf32_of(float x) {
+  const uint32_t u = bits_of(x);
+  return (u >> 23 & 0xff) == 0xff ? u : (u + 0x1000) & ~0x1fffu;
+}
+inline float fast_exp2(float x) { return std::exp2(x); }
+inline float fast_divide(float a, float b) { return a / b; }
+
+// --- A block's threads
+
+template <typename T>
+T* shared_memory() {
+  return static_cast<T*>(fibers::block_memory(fibers::cluster_rank()));
+}
+inline void block_sync() { fibers::block_barrier(0, blockDim.x, true); }
+inline void named_sync(int id, int threads) { fibers::block_barrier(id, threads, true); }
+inline void named_arrive(int id, int threads) { fibers::block_barrier(id, threads, false); }
+inline void warp_sync() {  // orders memory, as a barrier of the warp's own
+  fibers::block_barrier(16 + static_cast<int>(threadIdx.x) / 32, 32, true);
+}
+
+template <typename T>
+T shuffle_xor(T x, int mask) {
+  fibers::collective(
+      &x, sizeof(T),
+      [](unsigned char (*slots)[fibers::kSlot], int mask) {
+        T values[32];
+        for (int l = 0; l < 32; ++l) std::memcpy(&values[l], slots[l], sizeof(T));
+        for (int l = 0; l < 32; ++l) std::memcpy(slots[l], &values[l ^ mask], sizeof(T));
+      },
+      mask);
+  return x;
+}
+template <typename T>
+T shuffle(T x, int lane) {  // the same lane for all
+  fibers::collective(
+      &x, sizeof(T),
+      [](unsigned char (*slots)[fibers::kSlot], int lane) {
+        for (int l = 0; l < 32; ++l)
+          if (l != lane) std::memcpy(slots[l], slots[lane], sizeof(T));
+      },
+      lane);
+  return x;
+}
+
+// --- Tensor cores
+
+struct MmaOperands {
+  float c[4];
+  uint32_t a[4];
+  uint32_t b[2];
+};
+
+template <typename T>
+float mma_element(uint32_t bits, int which) {
+  if constexpr (sizeof(T) == 4) {
+    (void)which;
+    return float_of(bits & ~0x1fffu);  // the hardware reads 19 bits
+  } else {
+    return widen(T{static_cast<uint16_t>(bits >> 16 * which)});
+  }
+}
+
+template <typename T>
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  MmaOperands own;
+  std::memcpy(own.c, c, sizeof own.c);
+  std::memcpy(own.a, a, sizeof own.a);
+  std::memcpy(own.b, b, sizeof own.b);
+  fibers::collective(
+      &own, sizeof own,
+      [](unsigned char (*slots)[fibers::kSlot], int) {
+        constexpr int kPer = sizeof(T) == 4 ? 1 : 2;  // elements in a register
+        constexpr int kDepth = 8 * kPer;
+        float A[16][kDepth], B[kDepth][8];
+        MmaOperands lanes[32];
+        for (int l = 0; l < 32; ++l) {
+          std::memcpy(&lanes[l], slots[l], sizeof(MmaOperands));
+          const int g = l / 4, i = l % 4;
+          for (int e = 0; e < kPer; ++e) {
+            for (int r = 0; r < 4; ++r)
+              A[g + 8 * (r % 2)][i * kPer + e + 4 * kPer * (r / 2)] =
+                  mma_element<T>(lanes[l].a[r], e);
+            for (int r = 0; r < 2; ++r)
+              B[i * kPer + e + 4 * kPer * r][g] = mma_element<T>(lanes[l].b[r], e);
+          }
+        }
+        for (int l = 0; l < 32; ++l) {
+          for (int r = 0; r < 4; ++r) {
+            const int row = l / 4 + 8 * (r / 2), column = 2 * (l % 4) + r % 2;
+            float sum = 0;
+            for (int k = 0; k < kDepth; ++k) sum += A[row][k] * B[k][column];
+            lanes[l].c[r] += sum;
+          }
+          std::memcpy(slots[l], &lanes[l], sizeof(MmaOperands));
+        }
+      },
+      0);
+  std::memcpy(c, own.c, sizeof own.c);
+}
+
+// --- Shared memory
+
+using SharedAddress = uintptr_t;
+inline SharedAddress shared_address(const void* p) { return reinterpret_cast<SharedAddress>(p); }
+
+struct MatrixRow {
+  uint32_t words[4];
+  bool given;
+};
+template <int kMatrices>
+void load_matrices(uint32_t (&to)[kMatrices], const void* row) {
+  MatrixRow own{};
+  own.given = static_cast<int>(threadIdx.x) % 32 < 8 * kMatrices;
+  if (own.given) {
+    if (reinterpret_cast<uintptr_t>(row) % 16) std::abort();
+    std::memcpy(own.words, row, 16);
+  }
+  fibers::collective(
+      &own, sizeof own,
+      [](unsigned char (*slots)[fibers::kSlot], int matrices) {
+        MatrixRow rows[32];
+        for (int l = 0; l < 32; ++l) std::memcpy(&rows[l], slots[l], sizeof(MatrixRow));
+        for (int l = 0; l < 32; ++l) {
+          uint32_t out[4] = {};
+          for (int m = 0; m < matrices; ++m) out[m] = rows[8 * m + l / 4].words[l % 4];
+          std::memcpy(slots[l], out, sizeof out);
+        }
+      },
+      kMatrices);
+  std::memcpy(to, &own, sizeof to);
+}
+
+template <int kBytes>
+void copy_async(void* to, const void* from, bool valid = true) {
+  if (reinterpret_cast<uintptr_t>(to) % kBytes ||
+      (valid && reinterpret_cast<uintptr_t>(from) % kBytes))
+    std::abort();
+  fibers::copy_async(to, from, kBytes, valid);
+}
+inline void commit_copies() { fibers::commit_copies(); }
+template <int kGroups>
+void wait_copies() {  // the copies happen here, as late as they may
+  while (fibers::open_groups() > kGroups) {
+    void* to;
+    const void* from;
+    int bytes;
+    bool valid;
+    while (fibers::next_copy(&to, &from, &bytes, &valid))
+      valid ? std::memcpy(to, from, bytes) : std::memset(to, 0, bytes);
+  }
+}
+
+// --- Barriers in shared memory
+
+using SharedBarrier = uint64_t;
+inline void nanosleep(unsigned) { fibers::give_way(); }
+inline void init_barrier(SharedBarrier* barrier, int count) {
+  fibers::init_barrier(barrier, count);
+}
+inline void publish_barriers() {}
+inline void arrive(SharedBarrier* barrier) { fibers::arrive(barrier); }
+inline void arrive_remote(SharedAddress barrier) {
+  fibers::arrive(reinterpret_cast<void*>(barrier));
+}
+inline void arrive_expecting(SharedBarrier* barrier, int bytes) {
+  fibers::expect(barrier, bytes);
+  fibers::arrive(barrier);
+}
+inline bool try_wait(SharedBarrier* barrier, int parity) {
+  if (fibers::phase_over(barrier, parity)) return true;
+  fibers::give_way();
+  return false;
+}
+inline void wait(SharedBarrier* barrier, int parity) { fibers::wait_phase(barrier, parity); }
+
+// --- Clusters
+
+inline int cluster_rank() { return fibers::cluster_rank(); }
+inline SharedAddress map_shared(const void* p, int rank) {
+  return shared_address(p) - shared_address(fibers::block_memory(cluster_rank())) +
+         shared_address(fibers::block_memory(rank));
+}
+inline void cluster_arrive() { fibers::cluster_barrier(false); }
+inline void cluster_wait() { fibers::cluster_barrier(true); }
+inline void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+template <typename T>
+void store_async(SharedAddress to, T x, SharedAddress barrier) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  if (to % sizeof(T) || barrier % 8) std::abort();
+  fibers::store_async(reinterpret_cast<void*>(to), &x, sizeof(T), reinterpret_cast<void*>(barrier));
+}
+
+// --- Between blocks
+
+inline uint32_t load_acquire(const uint32_t* p) {
+  fibers::give_way();
+  return std::atomic_ref(*const_cast<uint32_t*>(p)).load(std::memory_order_acquire);
+}
+inline void store_release(uint32_t* p, uint32_t x) {
+  std::atomic_ref(*p).store(x, std::memory_order_release);
+}
+inline void add_release(uint32_t* p, uint32_t x) {
+  std::atomic_ref(*p).fetch_add(x, std::memory_order_release);
+}
+inline void store_packet(uint64_t* p, uint32_t data, uint32_t epoch) {
+  std::atomic_ref(*p).store(uint64_t{epoch} << 32 | data, std::memory_order_relaxed);
+}
+inline uint32_t load_packet(const uint64_t* p, uint32_t* data) {
+  fibers::give_way();
+  const uint64_t x = std::atomic_ref(*const_cast<uint64_t*>(p)).load(std::memory_order_relaxed);
+  *data = static_cast<uint32_t>(x);
+  return static_cast<uint32_t>(x >> 32);
+}
+
+[[noreturn]] inline void fail() { std::abort(); }
+
+template <typename... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Parameters... arguments) {
+  return fibers::run(how, [&] { kernel(arguments...); });
+}
+
+}  // namespace fastrnn::cuda
