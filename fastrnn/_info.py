@@ -61,9 +61,9 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
         return f"reference ({why})"
     like = next(x for x in tensors if x is not None)
     kernels = _C.cpu_kernels() if like.device.type == "cpu" else "shapes only"
-    if like.device.type == "cpu" and input is not None:
-        if _C.cpu_prefers_aten(_batch(module, input), int(module.hidden_size)):  # type: ignore[arg-type]
-            kernels = "aten"
+    if kernels == "baseline" and input is not None:
+        batch, hidden_size = _batch(module, input), module.hidden_size
+        kernels = "aten" if _C.cpu_prefers_aten(batch, hidden_size) else kernels  # type: ignore[arg-type]
     return f"{like.device.type} {kernels} {str(like.dtype).removeprefix('torch.')}"
 
 
