@@ -66,9 +66,21 @@ PROGRAMS = [
         "rt_polarity",
     ),
     Program(
+        "pos_tagging",
+        "--epochs 1 --limit 60 --hidden-size 16 --embedding-size 8 --letter-hidden-size 8",
+        "--epochs",
+        "ud_english_ewt",
+    ),
+    Program(
         "dna_tagging",
         "--steps 20 --length 30 --test-size 20 --batch-size 4 --hidden-size 8",
         "--steps",
+    ),
+    Program(
+        "translation",
+        "--epochs 1 --limit 64 --batch-size 16 --hidden-size 16 --embedding-size 8 --beam 2",
+        "--epochs",
+        "multi30k",
     ),
 ]
 each_program = pytest.mark.parametrize("program", PROGRAMS, ids=str)
