@@ -102,7 +102,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compared(program: Program, folder: Path, noise: int | None = None) -> Output:
     """What a small run with --compare and without data sets prints and writes.
 
-    With `noise`, it compares our RNN with itself plus roundings drawn from this seed.
+    With `noise`, it compares our RNN with itself plus roundings drawn from this seed, and draws
+    nothing.
     """
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
@@ -111,6 +112,7 @@ def compared(program: Program, folder: Path, noise: int | None = None) -> Output
         if noise is not None:
             patch.setitem(common.RNN_CLASSES, "torch", RoundedRNN)
             patch.setattr(RoundedRNN, "generator", torch.Generator().manual_seed(noise))
+            patch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
         to = Path("new") / "folder" / f"{program}{'' if noise is None else noise}"
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             program.main("--compare", "--device", "cpu", "--out", str(to), *program.small.split())
