@@ -406,8 +406,9 @@ def plot_losses(axes: Axes, runs: Sequence[Run], unit: str = "epoch", log: bool 
         ends = [(k + 1) * window / steps * scale for k in range(len(tenths))]
         axes.plot(ends, tenths, color=color, alpha=0.35, linewidth=1, linestyle=dashes)
         middles = [(part + 0.5) * scale for part in range(len(run.losses))]
-        marker = "o" if len(middles) <= 30 else ""
-        axes.plot(middles, run.losses, marker, color=color, linestyle=dashes, label=run.name)
+        marker = "o" if len(middles) <= 30 else None
+        style = {"color": color, "linestyle": dashes, "marker": marker}
+        axes.plot(middles, run.losses, **style, label=run.name)
     axes.set(xlabel=unit, ylabel="training loss")
     axes.set_yscale("log") if log else axes.set_ylim(0, None)
     axes.set_xlim(0, len(runs[0].losses) * scale)

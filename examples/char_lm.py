@@ -377,7 +377,11 @@ def write(model: CharModel, text: Text, prefix: str, length: int, seed: int) -> 
 
 
 def draw(
-    path: Path, runs: dict[str, list[LanguageRun]], milliseconds: dict[str, float], sample: str
+    path: Path,
+    title: str,
+    runs: dict[str, list[LanguageRun]],
+    milliseconds: dict[str, float],
+    sample: str,
 ) -> None:
     """Perplexity over the epochs, a training step from scratch and fused, and what was written."""
     figure = Figure(figsize=(10, 6.4), layout="constrained")
@@ -402,10 +406,12 @@ def draw(
     bars.margins(x=0.15)
     for axes in (curves, bars):
         tidy(axes)
+    bars.grid(visible=False)
     page = lower.subplots()
     page.set_axis_off()
     lines = "\n".join(line[:100] for line in sample.splitlines()[:12])
     page.text(0, 1, lines, family="monospace", fontsize=9, va="top", parse_math=False)
+    figure.suptitle(f"{title}: what comes after each character?", fontsize=13)
     figure.savefig(path, dpi=90)
 
 
@@ -472,7 +478,7 @@ def learn(args: argparse.Namespace) -> Results:
 
     picture = args.out / "char_lm.png"
     if is_first():
-        draw(picture, runs, milliseconds, sample)
+        draw(picture, text.name, runs, milliseconds, sample)
         print(f"wrote {picture}")
     comparisons = {}
     for sampling in samplings:

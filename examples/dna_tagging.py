@@ -55,7 +55,6 @@ from _common import (
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 from torch import Tensor, nn
 
 BASES = "ACGT"
@@ -293,7 +292,7 @@ def print_table(readings: list[Reading], truth: Tensor) -> None:
 
 
 def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) -> None:
-    """The loss and its bound, the accuracy per label, and one sequence, read by all."""
+    """The loss and its bound, the errors per label, and one sequence, read by all."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
     loss_axes, label_axes = top.subplots(1, 2)
@@ -307,19 +306,18 @@ def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) ->
     bound = readings[-1].loss(truth)
     loss_axes.axhline(bound, color="0.2", linewidth=1, linestyle=":", label="the optimum")
     loss_axes.set(xlabel="step", ylabel="training loss, nats a base", yscale="log")
-    loss_axes.yaxis.set_major_formatter("{x:g}")
-    loss_axes.yaxis.set_minor_formatter(
-        LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5))
-    )
+    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2) if tick > 0.8 * bound]
+    loss_axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    loss_axes.minorticks_off()
     loss_axes.legend(frameon=False)
     tidy(loss_axes)
 
     for i, reading in enumerate(readings):
-        percents = [reading.right(truth, k) for k in range(len(LABELS))]
+        percents = [100 - reading.right(truth, k) for k in range(len(LABELS))]
         places = [k + 0.27 * (i - 1) for k in range(len(LABELS))]
         label_axes.bar(places, percents, width=0.25, color=reading.color, label=reading.name)
     label_axes.set_xticks(range(len(LABELS)), LABELS)
-    label_axes.set(ylabel="test bases right, %", ylim=(0, 100))
+    label_axes.set(ylabel="test bases wrong, %")
     label_axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
     tidy(label_axes)
 
@@ -327,7 +325,7 @@ def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) ->
     starts = [row.count(LABELS.index("start")) for row in truth.tolist()]
     draw_sequence(bottom.subplots(2, 1, sharex=True), starts.index(max(starts)), readings, truth)
     figure.suptitle("Genes in DNA, base by base", fontsize=13)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def draw_sequence(axes: list[Axes], row: int, readings: list[Reading], truth: Tensor) -> None:
@@ -353,7 +351,7 @@ def draw_sequence(axes: list[Axes], row: int, readings: list[Reading], truth: Te
         inside = 1 - reading.log_probabilities[row, :, OUTSIDE].exp()
         lines.plot(inside.numpy(), color=reading.color, label=reading.name)
     lines.set(xlabel="base of one test sequence", ylabel="P(in a gene)", ylim=(-0.03, 1.03))
-    lines.legend(frameon=False)
+    lines.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95))
     tidy(lines)
 
 

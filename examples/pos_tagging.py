@@ -197,15 +197,13 @@ def number(items: Sequence[str] | Counter[str]) -> dict[str, int]:
 
 
 def most_frequent_tags(sentences: Sequence[Sentence], test: Sequence[Sentence]) -> list[list[str]]:
-    """For each word the tag that it mostly has in `sentences`; for a new one, the commonest tag."""
+    """The baseline: for each word its commonest tag in `sentences`; for a new one, that of all."""
     counts: dict[str, Counter[str]] = {}
     for word, tag in itertools.chain.from_iterable(sentences):
-        counts.setdefault(word, Counter())[tag] += 1
-    commonest = sum(counts.values(), Counter()).most_common(1)
-    return [
-        [counts.get(word, Counter(dict(commonest))).most_common(1)[0][0] for word, _ in sentence]
-        for sentence in test
-    ]
+        counts.setdefault(word.lower(), Counter())[tag] += 1
+    commonest = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
+    of_all = sum(counts.values(), Counter()).most_common(1)[0][0]
+    return [[commonest.get(word.lower(), of_all) for word, _ in sentence] for sentence in test]
 
 
 # The model
@@ -424,7 +422,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--hidden-size", type=positive_int, default=128, help="(%(default)s)")
     add("--embedding-size", type=positive_int, default=64, help="of a word (%(default)s)")
     add("--letter-size", type=positive_int, default=32, help="of a letter (%(default)s)")
-    add("--letter-hidden-size", type=positive_int, default=128, help="(%(default)s)")
+    add("--letter-hidden-size", type=positive_int, default=64, help="(%(default)s)")
     add("--dropout", type=probability, default=0.3, help="(%(default)s)")
     add("--learning-rate", type=positive_float, default=4e-3, help="the highest (%(default)s)")
     return parser.parse_args(argv)

@@ -327,6 +327,7 @@ def strongest_words(model: SentimentModel, numbers: dict[str, int], count: int) 
 
 def draw(
     path: Path,
+    title: str,
     runs: list[SentimentRun],
     right: dict[str, list[bool]],
     test: Sentences,
@@ -360,6 +361,7 @@ def draw(
         axes.set_ylim(0, 1)
         tidy(axes)
     lower.supylabel("chance of praise, so far", fontsize=9)
+    figure.suptitle(f"{title}: praise or blame?", fontsize=13)
     figure.savefig(path, dpi=90)
 
 
@@ -432,7 +434,7 @@ def main(argv: list[str] | None = None) -> Results:
     read = [turning_sentence(model, test_part, test, hits, label) for label in (PRAISE, BLAME)]
     right = {"RNN": hits, "bag of words": baseline}
     picture = args.out / "sentiment.png"
-    draw(picture, runs, right, test_part, read)
+    draw(picture, name, runs, right, test_part, read)
     print(f"wrote {picture}")
     comparison = report("sentiment", runs, [f"test accuracy {value:.2f} %" for value in accuracies])
     return Results(

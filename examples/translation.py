@@ -75,15 +75,15 @@ SPECIAL = ("<padding>", "<begin>", "<end>", "<unknown>")
 # `hidden_size` is the decoder's; each direction of the encoder has half of it.
 DEFAULTS = {
     "dates": {
-        "epochs": 10,
+        "epochs": 8,
         "batch_size": 64,
-        "learning_rate": 3e-3,
+        "learning_rate": 1e-3,
         "embedding_size": 64,
         "hidden_size": 256,
         "dropout": 0.0,
     },
     "Multi30k": {
-        "epochs": 10,
+        "epochs": 7,
         "batch_size": 64,
         "learning_rate": 1e-3,
         "embedding_size": 256,
@@ -252,7 +252,7 @@ class Vocabulary:
 class Pairs:
     """Sources and targets as numbers, ready to be batched."""
 
-    sources: list[Tensor]
+    sources: list[Tensor]  # up to END
     targets: list[Tensor]  # from BEGIN to END
     device: torch.device
 
@@ -318,7 +318,7 @@ class Task:
     def encode(self, pairs: Sequence[tuple[str, str]], device: torch.device) -> Pairs:
         sources, targets = [], []
         for source, target in pairs:
-            sources.append(self.source_vocabulary.encode(self.split(source)) or [UNKNOWN])
+            sources.append([*self.source_vocabulary.encode(self.split(source)), END])
             targets.append([BEGIN, *self.target_vocabulary.encode(self.split(target)), END])
         return Pairs([*map(torch.tensor, sources)], [*map(torch.tensor, targets)], device)
 
@@ -399,7 +399,9 @@ def make_run(impl: str, args: argparse.Namespace, task: Task) -> Run:
     ).to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     steps = args.epochs * math.ceil(len(task.train) / args.batch_size)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, steps)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.learning_rate, steps, pct_start=0.1
+    )
     seeds = itertools.count(args.seed)
 
     def step(source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
@@ -487,7 +489,7 @@ def draw(path: Path, task: Task, runs: list[Run], choices: list[Choice], test: P
 def draw_attention(axes: Axes, task: Task, model: Translator, pairs: Pairs, row: int) -> None:
     source, lengths, _ = pairs.batch([row])
     numbers, weights = greedy(model, source, lengths)
-    read = task.split(task.test[row][0])
+    read = [*task.split(task.test[row][0]), "end"]
     written = [*task.target_vocabulary.decode(numbers[0].tolist()), "end"][: len(numbers[0])]
     axes.imshow(weights[0].cpu().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(read)), read, rotation=90 if max(map(len, read)) > 1 else 0)

@@ -66,9 +66,21 @@ PROGRAMS = [
         "rt_polarity",
     ),
     Program(
+        "pos_tagging",
+        "--epochs 1 --limit 60 --hidden-size 16 --embedding-size 8 --letter-hidden-size 8",
+        "--epochs",
+        "ud_english_ewt",
+    ),
+    Program(
         "dna_tagging",
         "--steps 20 --length 30 --test-size 20 --batch-size 4 --hidden-size 8",
         "--steps",
+    ),
+    Program(
+        "translation",
+        "--epochs 1 --limit 64 --batch-size 16 --hidden-size 16 --embedding-size 8 --beam 2",
+        "--epochs",
+        "multi30k",
     ),
 ]
 each_program = pytest.mark.parametrize("program", PROGRAMS, ids=str)
@@ -90,7 +102,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compared(program: Program, folder: Path, noise: int | None = None) -> Output:
     """What a small run with --compare and without data sets prints and writes.
 
-    With `noise`, it compares our RNN with itself plus roundings drawn from this seed.
+    With `noise`, it compares our RNN with itself plus roundings drawn from this seed, and draws
+    nothing.
     """
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
@@ -99,6 +112,7 @@ def compared(program: Program, folder: Path, noise: int | None = None) -> Output
         if noise is not None:
             patch.setitem(common.RNN_CLASSES, "torch", RoundedRNN)
             patch.setattr(RoundedRNN, "generator", torch.Generator().manual_seed(noise))
+            patch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
         to = Path("new") / "folder" / f"{program}{'' if noise is None else noise}"
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             program.main("--compare", "--device", "cpu", "--out", str(to), *program.small.split())
