@@ -29,16 +29,10 @@ translation.png to --out.
 from __future__ import annotations
 
 import argparse
-import collections
 import copy
-import gzip
-import importlib.util
 import itertools
 import math
 import random
-import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +44,6 @@ from _common import (
     Comparison,
     Run,
     add_common_options,
-    fail,
     find_data_or,
     make_folder,
     make_runs,
@@ -61,16 +54,13 @@ from _common import (
     tidy,
     train_part,
 )
-from _dates import make_dates
+from _translation_data import BEGIN, END, PADDING, UNKNOWN, Dates, Multi30k, Pairs, Task
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastrnn import RNN
-
-PADDING, BEGIN, END, UNKNOWN = range(4)
-SPECIAL = ("<padding>", "<begin>", "<end>", "<unknown>")
 
 # `hidden_size` is the decoder's; each direction of the encoder has half of it.
 DEFAULTS = {
@@ -226,161 +216,19 @@ def log_probabilities(model: Translator, vectors: Tensor) -> Tensor:
     return scores.log_softmax(-1)
 
 
-# Tokens and numbers
-
-
-class Vocabulary:
-    """The tokens that occur at least `least` times in `sentences`, numbered after `SPECIAL`."""
-
-    def __init__(self, sentences: Iterable[Sequence[str]], least: int) -> None:
-        counts = collections.Counter(itertools.chain.from_iterable(sentences))
-        self.tokens = [*SPECIAL, *(token for token, n in counts.most_common() if n >= least)]
-        self.numbers = {token: number for number, token in enumerate(self.tokens)}
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def encode(self, sentence: Sequence[str]) -> list[int]:
-        return [self.numbers.get(token, UNKNOWN) for token in sentence]
-
-    def decode(self, numbers: Iterable[int]) -> list[str]:
-        """The tokens before END."""
-        return [self.tokens[n] for n in itertools.takewhile(lambda n: n != END, numbers)]
-
-
-@dataclass
-class Pairs:
-    """Sources and targets as numbers, ready to be batched."""
-
-    sources: list[Tensor]  # up to END
-    targets: list[Tensor]  # from BEGIN to END
-    device: torch.device
-
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Source (B, S), its lengths (B), and target (B, T) of `rows`."""
-        source, target = (
-            pad_sequence([numbers[row] for row in rows], batch_first=True, padding_value=PADDING)
-            for numbers in (self.sources, self.targets)
-        )
-        lengths = torch.tensor([len(self.sources[row]) for row in rows])
-        return source.to(self.device), lengths.to(self.device), target.to(self.device)
-
-    def batches(self, size: int, shuffle: random.Random | None = None) -> list[list[int]]:
-        """The rows of each batch: those of like lengths together, so that little is padding."""
-
-        def key(row: int) -> tuple[int, float]:
-            length = len(self.sources[row]) + len(self.targets[row])
-            return length, shuffle.random() if shuffle else 0.0
-
-        order = sorted(range(len(self.sources)), key=key)
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
-        if shuffle:
-            shuffle.shuffle(batches)
-        return batches
-
-
-class Task:
-    """Pairs of source and target to learn from, to choose the epoch, and to test.
-
-    This one is German to English, Multi30k (Elliott et al. 2016) in `folder`, by words. BLEU
-    (Papineni et al. 2002), as sacrebleu computes it, marks the translations.
-    """
-
-    name = "Multi30k"
-    measure, unit = "BLEU", ""
-    least_counts = (2, 3)  # of a token in the sources, in the targets
-    split = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]").findall
-
-    def __init__(self, folder: Path | None, limit: int | None) -> None:
-        parts = self.load(folder)
-        self.train, self.validation, self.test = (part[:limit] for part in parts)
-        self.source_vocabulary, self.target_vocabulary = (
-            Vocabulary((self.split(pair[side]) for pair in self.train), self.least_counts[side])
-            for side in (0, 1)
-        )
-
-    def load(self, folder: Path) -> list[list[tuple[str, str]]]:
-        if importlib.util.find_spec("sacrebleu") is None:
-            fail("BLEU needs sacrebleu, which is not installed: pip install sacrebleu")
-        return [read_pairs(folder, part) for part in ("train", "val", "test_2016_flickr")]
-
-    def join(self, tokens: list[str]) -> str:
-        return re.sub(r" (?=[.,!?;:)])", "", " ".join(tokens))
-
-    def score(self, translations: list[str], references: list[str]) -> float:
-        from sacrebleu.metrics import BLEU
-
-        return BLEU().corpus_score(translations, [references]).score
-
-    def figure(self, score: float) -> str:
-        return f"{self.measure} {score:.2f}{self.unit}"
-
-    def encode(self, pairs: Sequence[tuple[str, str]], device: torch.device) -> Pairs:
-        sources, targets = [], []
-        for source, target in pairs:
-            sources.append([*self.source_vocabulary.encode(self.split(source)), END])
-            targets.append([BEGIN, *self.target_vocabulary.encode(self.split(target)), END])
-        return Pairs([*map(torch.tensor, sources)], [*map(torch.tensor, targets)], device)
-
-    def translate(self, model: Translator, pairs: Pairs, width: int = 1) -> list[str]:
-        """The sources of `pairs` in the target's language; greedy where `width` is 1."""
-        model.eval()
-        translations = [""] * len(pairs.sources)
-        for rows in pairs.batches(256):
-            source, lengths, _ = pairs.batch(rows)
-            if width == 1:
-                numbers, _ = greedy(model, source, lengths)
-            else:
-                numbers = beam_search(model, source, lengths, width)
-            for row, sentence in zip(rows, numbers.tolist(), strict=True):
-                translations[row] = self.join(self.target_vocabulary.decode(sentence))
-        return translations
-
-
-class Dates(Task):
-    """Dates, from letters and digits as people write them to ISO 8601."""
-
-    name = "dates"
-    measure, unit = "exact match", " %"
-    least_counts = (1, 1)
-    split = list
-
-    def load(self, folder: Path | None) -> list[list[tuple[str, str]]]:
-        return make_dates(20_000, 1_000, 2_000)
-
-    def join(self, tokens: list[str]) -> str:
-        return "".join(tokens)
-
-    def score(self, translations: list[str], references: list[str]) -> float:
-        pairs = zip(translations, references, strict=True)
-        return 100 * sum(ours == right for ours, right in pairs) / len(references)
-
-
-def read_pairs(folder: Path, part: str) -> list[tuple[str, str]]:
-    german, english = (read_lines(folder, f"{part}.{language}") for language in ("de", "en"))
-    if len(german) != len(english):
-        fail(f"{folder}: {len(german)} lines in {part}.de, {len(english)} in {part}.en")
-    if not german:
-        fail(f"{folder}: {part}.de and {part}.en are empty")
-    return list(zip(german, english, strict=True))
-
-
-def read_lines(folder: Path, name: str) -> list[str]:
-    """The lines of `name.gz` or `name`, whichever is there."""
-    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.exists()), None)
-    if path is None:
-        fail(f"{folder}: no file {name}.gz or {name}")
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        return content.decode().removesuffix("\n").split("\n")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        fail(f"{path}: damaged gzip file: {error}")
-    except UnicodeDecodeError as error:
-        fail(f"{path}: expected UTF-8: {error}")
-    except OSError as error:
-        fail(f"{path}: {error.strerror}")
+def translate(model: Translator, task: Task, pairs: Pairs, width: int = 1) -> list[str]:
+    """The sources of `pairs`, in their order, in the target's language; greedy with `width` 1."""
+    model.eval()
+    translations = [""] * len(pairs.sources)
+    for rows in pairs.batches(256):
+        source, lengths, _ = pairs.batch(rows)
+        if width == 1:
+            written, _ = greedy(model, source, lengths)
+        else:
+            written = beam_search(model, source, lengths, width)
+        for row, numbers in zip(rows, written.tolist(), strict=True):
+            translations[row] = task.join(task.target_vocabulary.decode(numbers))
+    return translations
 
 
 # Training
@@ -451,7 +299,7 @@ def train(runs: list[Run], task: Task, args: argparse.Namespace) -> list[Choice]
             rate=(len(task.train), "pairs"),
         )
         for run, choice in zip(runs, choices, strict=True):
-            score = task.score(task.translate(run.model, validation), references)
+            score = task.score(translate(run.model, task, validation), references)
             choice.add(score, run.model)
             print(f"  validation, {run.name}: {task.figure(score)}")
     for run, choice in zip(runs, choices, strict=True):
@@ -549,7 +397,7 @@ class Results:
 def main(argv: list[str] | None = None) -> Results:
     args = parse_options(argv)
     folder = None if args.dates else find_data_or(args.data, "multi30k", "dates written out")
-    task = Task(folder, args.limit) if folder else Dates(None, args.limit)
+    task = Multi30k(folder, args.limit) if folder else Dates(args.limit)
     for option, value in DEFAULTS[task.name].items():
         if getattr(args, option) is None:
             setattr(args, option, value)
@@ -568,7 +416,7 @@ def main(argv: list[str] | None = None) -> Results:
     references = [target for _, target in task.test]
     scores = []
     for run, choice in zip(runs, choices, strict=True):
-        by_greedy, by_beam = (task.translate(run.model, test, width) for width in (1, args.beam))
+        by_greedy, by_beam = (translate(run.model, task, test, width) for width in (1, args.beam))
         scores.append((task.score(by_greedy, references), task.score(by_beam, references)))
         print(
             f"{run.name}, epoch {choice.epoch}: test {task.figure(scores[-1][0])} greedily, "
