@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -409,8 +410,10 @@ def draw(
     bars.grid(visible=False)
     page = lower.subplots()
     page.set_axis_off()
-    lines = "\n".join(line[:100] for line in sample.splitlines()[:12])
-    page.text(0, 1, lines, family="monospace", fontsize=9, va="top", parse_math=False)
+    lines = [part for line in sample.splitlines() for part in textwrap.wrap(line, 120) or [""]]
+    page.text(
+        0, 1, "\n".join(lines[:15]), family="monospace", fontsize=9, va="top", parse_math=False
+    )
     figure.suptitle(f"{title}: what comes after each character?", fontsize=13)
     figure.savefig(path, dpi=90)
 
