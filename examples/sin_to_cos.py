@@ -149,14 +149,14 @@ def draw(path: Path, runs: dict[str, list[CosineRun]]) -> None:
                     linewidth=1,
                     label="predicted" if k == start else None,
                 )
-            axes.set(xlabel="t / π", xlim=(start, start + shown), ylim=(-1.6, 1.6))
+            axes.set(xlabel="t / π", xlim=(start, start + shown), ylim=(-2.3, 1.7))
             tidy(axes)
         first_axes.set_ylabel(network)
         first_axes.set_title(f"the first {shown} steps")
         last_axes.set_title(f"the last {shown} of {steps}")
         first_axes.legend(frameon=False, ncols=2, loc="lower right")
         plot_losses(loss_axes, both, unit="step", log=True)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=75)
 
 
 @dataclass

@@ -312,7 +312,7 @@ def main(argv: list[str] | None = None) -> Results:
     draw_clipping(panels[1, 0], studies)
     draw_times(panels[1, 1], times)
     picture = args.out / "vanishing_gradients.png"
-    figure.savefig(picture, dpi=80)
+    figure.savefig(picture, dpi=75)
     print(f"wrote {picture}")
 
     exploding = studies[1.5]
