@@ -262,6 +262,9 @@ def test_damaged_files(small_treebank: Path, capsys: pytest.CaptureFixture[str])
     assert f"error: {packed}: damaged gzip file: " in refused(argv, capsys)
     path.write_text(CONLLU.replace("do\tAUX", "do AUX"))
     assert refused(argv, capsys) == f"error: {path}, line 3: expected 10 columns, got 9\n"
+    path.write_text(CONLLU.split("\n\n")[0])
+    expected = "error: --validate needs at least 2 training sentences, got 1\n"
+    assert refused([*argv, "--validate"], capsys) == expected
     path.write_bytes(CONLLU.encode("utf-16"))
     assert f"error: {path}: not UTF-8: " in refused(argv, capsys)
     path.write_text("# nothing\n\n")
