@@ -136,7 +136,7 @@ def test_functional_transforms_keep_weights_and_gradients_in_float32(dtype: torc
 
 @pytest.mark.parametrize("where", ["forward", "forward and gradient", "gradient"])
 def test_gradients_of_gradients(where: str) -> None:
-    """What was called in float32 is differentiated in float32, also where autocast is on by then."""
+    """What was called in float32 is differentiated in float32, whatever is on by then."""
 
     def run(dtype: torch.dtype | None) -> list[Tensor]:
         torch.manual_seed(1)
