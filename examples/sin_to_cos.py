@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> Results:
         difference = loop_against_reshape(both[0].model, args.device)
         print(f"linear layer in a loop over time against one reshape: differ by {difference:.1e}")
         if args.compare:
-            comparisons[network] = Comparison.of(*both, part="a tenth of the steps")
+            comparisons[network] = Comparison.of(*both)
             print(comparisons[network])
             for run in both:
                 print(f"{run.name}: loss of the last {LAST} steps {final_loss(run):.5f}")

@@ -159,7 +159,7 @@ def make_run(impl: str, radius: float, clip_norm: float, args: argparse.Namespac
         optimizer.step()
         return loss.detach()
 
-    return RecallRun(impl, model, step, norms=norms)
+    return RecallRun(impl, model, step, part="all steps", norms=norms)
 
 
 def recall_batches(args: argparse.Namespace) -> Iterator[tuple[Tensor]]:
@@ -195,7 +195,7 @@ def study_clipping(args: argparse.Namespace) -> dict[float, Clipping]:
         label = f"radius {radius}"
         train_part([*runs, free], recall_batches(args), steps=args.steps, label=label, quiet=True)
         print(f"  {label}: {final_loss(runs[0]):.4f} clipped, {final_loss(free):.4f} not clipped")
-        comparison = Comparison.of(*runs, part="all steps") if args.compare else None
+        comparison = Comparison.of(*runs) if args.compare else None
         if comparison is not None:
             print(comparison)
             for run in runs:
