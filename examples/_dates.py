@@ -12,6 +12,11 @@ SMALL = [
     "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
     "nineteen",
 ]
+WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+MONTHS = [
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+]
 # fmt: on
 TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 ORDINALS = {
@@ -27,6 +32,27 @@ ORDINALS = {
 }
 
 
+# How a date is written in English; where the month is a number, the day comes first.
+WAYS = [
+    "{day} {month} {year}",
+    "{day} {mon} {year}",
+    "{weekday}, {day} {month} {year}",
+    "{wed} {day} {mon} {yy}",
+    "{month} {day}, {year}",
+    "{mon}. {day}, {year}",
+    "{weekday}, {month} the {nth}, {year}",
+    "{nth} of {month} {year}",
+    "{nth} {mon} '{yy}",
+    "{day}.{m}.{year}",
+    "{dd}.{mm}.{yy}",
+    "{dd}/{mm}/{year}",
+    "{day}-{MON}-{yy}",
+    "{year} {month} {day}",
+    "the {ordinal} of {month}, {year}",
+    "{month} the {ordinal}, {year_in_words}",
+]
+
+
 def make_dates(*counts: int) -> list[list[tuple[str, str]]]:
     """Lists of `counts` dates, each written in some way and in ISO 8601, always the same ones.
 
@@ -40,32 +66,32 @@ def make_dates(*counts: int) -> list[list[tuple[str, str]]]:
         [first + datetime.timedelta(days=next(sample)) for _ in range(count)] for count in counts
     ]
     return [
-        [(choose.choice(ways_to_write(date)), date.isoformat()) for date in part] for part in dates
+        [(choose.choice(WAYS).format(**pieces(date)), date.isoformat()) for date in part]
+        for part in dates
     ]
 
 
-def ways_to_write(date: datetime.date) -> list[str]:
-    """The date in English; where the month is a number, the day comes first."""
+def pieces(date: datetime.date) -> dict[str, object]:
+    """What the braces in `WAYS` stand for."""
     day, year = date.day, date.year
+    month, weekday = MONTHS[date.month - 1], WEEKDAYS[date.weekday()]
     end = "th" if 10 < day < 20 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
-    return [
-        f"{day} {date:%B} {year}",
-        f"{day} {date:%b} {year}",
-        f"{date:%A}, {day} {date:%B} {year}",
-        f"{date:%a} {day} {date:%b} {date:%y}",
-        f"{date:%B} {day}, {year}",
-        f"{date:%b}. {day}, {year}",
-        f"{date:%A}, {date:%B} the {day}{end}, {year}",
-        f"{day}{end} of {date:%B} {year}",
-        f"{day}{end} {date:%b} '{date:%y}",
-        f"{day}.{date.month}.{year}",
-        f"{date:%d.%m.%y}",
-        f"{date:%d/%m/%Y}",
-        f"{day}-{date:%b-%y}".upper(),
-        f"{year} {date:%B} {day}",
-        f"the {ordinal(day)} of {date:%B}, {year}",
-        f"{date:%B} the {ordinal(day)}, {year_in_words(year)}",
-    ]
+    return {
+        "day": day,
+        "dd": f"{day:02}",
+        "nth": f"{day}{end}",
+        "ordinal": ordinal(day),
+        "weekday": weekday,
+        "wed": weekday[:3],
+        "month": month,
+        "mon": month[:3],
+        "MON": month[:3].upper(),
+        "m": date.month,
+        "mm": f"{date.month:02}",
+        "year": year,
+        "yy": f"{year % 100:02}",
+        "year_in_words": year_in_words(year),
+    }
 
 
 def in_words(number: int) -> str:

@@ -163,8 +163,6 @@ def read_pairs(folder: Path, part: str) -> list[tuple[str, str]]:
     german, english = (read_lines(folder, f"{part}.{language}") for language in ("de", "en"))
     if len(german) != len(english):
         fail(f"{folder}: {len(german)} lines in {part}.de, {len(english)} in {part}.en")
-    if not german:
-        fail(f"{folder}: {part}.de and {part}.en are empty")
     return list(zip(german, english, strict=True))
 
 
@@ -177,10 +175,13 @@ def read_lines(folder: Path, name: str) -> list[str]:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-        return content.decode().removesuffix("\n").split("\n")
+        text = content.decode()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         fail(f"{path}: damaged gzip file: {error}")
     except UnicodeDecodeError as error:
         fail(f"{path}: expected UTF-8: {error}")
     except OSError as error:
         fail(f"{path}: {error.strerror}")
+    if not text.strip():
+        fail(f"{path}: no text in it")
+    return text.removesuffix("\n").split("\n")

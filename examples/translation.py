@@ -248,8 +248,8 @@ def make_run(impl: str, args: argparse.Namespace, task: Task) -> Run:
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     steps = args.epochs * math.ceil(len(task.train) / args.batch_size)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.learning_rate, steps, pct_start=0.1
-    )
+        optimizer, args.learning_rate, max(steps, 20), pct_start=0.1
+    )  # the rate rises over a tenth of the steps, which must be more than one, and falls to 0
     seeds = itertools.count(args.seed)
 
     def step(source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
