@@ -75,7 +75,7 @@ def load_sentences(args: argparse.Namespace) -> tuple[str, Sentences]:
     """The name of the data and all of them."""
     folder = find_data_or(args.data, "rt_polarity", "made-up sentences")
     if folder is None:
-        return "made-up sentences", made_up_sentences(4000)
+        return "made-up sentences", made_up_sentences(8000)
     sentences = Sentences([], [])
     for label, name in enumerate(("rt-polarity.neg", "rt-polarity.pos")):
         try:

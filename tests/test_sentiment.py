@@ -139,10 +139,10 @@ def test_all_ways_give_the_same_scores_and_gradients() -> None:
 
 
 def test_learns_made_up_sentences(capsys: pytest.CaptureFixture[str]) -> None:
-    results = example()
+    results = example("--limit", "4000", "--epochs", "5", "--learning-rate", "0.003")
     assert results.data == "made-up sentences"
     assert results.accuracies[0] > 95
-    assert results.bag_of_words < results.accuracies[0] - 15  # order matters
+    assert results.bag_of_words < 65  # of 400, guessing gives 50 with a deviation of 2.5
     assert results.packed_difference < 1e-4  # scores of up to about 10, in float32
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
@@ -156,7 +156,7 @@ def test_keeps_the_best_epoch() -> None:
     """The validation accuracy of the weights that are kept is the best of all epochs."""
     results = example(*SMALL, "--epochs", "5", "--learning-rate", "0.03")
     (run,) = results.runs
-    sentences = sentiment.made_up_sentences(4000)
+    sentences = sentiment.made_up_sentences(8000)
     learn, choose, _ = sentiment.split(sentences, 600)
     numbers = sentiment.number_words(learn)
     data = sentiment.to_tensors(choose, numbers, torch.device("cpu"))
