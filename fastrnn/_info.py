@@ -43,7 +43,7 @@ def info(
         "cpu_kernels": _C.cpu_kernels(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "cuda_kernels": _C.cuda_kernels() if "cuda" in _ops.KERNEL_DEVICES else "not built",
+        "cuda_kernels": _C.cuda_kernels() if _ops.WITH_CUDA else "not built",
         "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
     if module is not None:
@@ -61,22 +61,29 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
         return f"reference ({why})"
     like = next(x for x in tensors if x is not None)
     kernels = _C.cpu_kernels() if like.device.type == "cpu" else "shapes only"
+    if kernels == "baseline" and input is not None:
+        batch, hidden_size = _batch(module, input), module.hidden_size
+        kernels = "aten" if _C.cpu_prefers_aten(batch, hidden_size) else kernels  # type: ignore[arg-type]
     if like.device.type == "cuda":
-        seq_len, batch, bidirectional = _sizes(module, input)
-        kernels = _C.cuda_kernels_for(like, seq_len, batch, module.hidden_size, bidirectional)
+        steps, batch = (1, 1) if input is None else (_steps(module, input), _batch(module, input))
+        bidirectional = bool(getattr(module, "bidirectional", False))
+        hidden_size: int = module.hidden_size  # type: ignore[assignment]
+        kernels = _C.cuda_kernels_for(like, steps, batch, hidden_size, bidirectional)
     return f"{like.device.type} {kernels} {str(like.dtype).removeprefix('torch.')}"
 
 
-def _sizes(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> tuple[int, int, bool]:
-    """Steps, rows and whether there are two directions; one step of one row where unknown."""
-    bidirectional = bool(getattr(module, "bidirectional", False))
+def _batch(module: torch.nn.Module, input: Tensor | PackedSequence) -> int:
     if isinstance(input, PackedSequence):
-        return len(input.batch_sizes), int(input.batch_sizes[0]), bidirectional
-    if input is None or input.dim() == 1:
-        return 1, 1, bidirectional
-    if not isinstance(module, torch.nn.RNNBase):
-        return 1, input.size(0), bidirectional
-    if input.dim() == 2:
-        return input.size(0), 1, bidirectional
-    sizes = input.shape[:2]
-    return (*(sizes[::-1] if module.batch_first else sizes), bidirectional)
+        return int(input.batch_sizes[0])
+    is_cell = not hasattr(module, "num_layers")
+    if input.dim() == (1 if is_cell else 2):
+        return 1
+    return input.size(0 if is_cell or module.batch_first else 1)
+
+
+def _steps(module: torch.nn.Module, input: Tensor | PackedSequence) -> int:
+    if isinstance(input, PackedSequence):
+        return len(input.batch_sizes)
+    if not hasattr(module, "num_layers"):
+        return 1
+    return input.size(1 if input.dim() == 3 and module.batch_first else 0)

@@ -5,7 +5,6 @@ What only a GPU can show (see tests/test_cuda.py) is left: real memory, real ten
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def results(arguments: Sequence[Any], grads: tuple[Tensor, Tensor]) -> dict[str,
 
 
 def ours(cuda: Any, kernel: str, arguments: Any, grads: tuple[Tensor, Tensor], tf32: bool) -> Any:
-    x, hx, weights, *_ = arguments
+    hx, weights = arguments[1:3]
     output, hn, saved = cuda.forward(kernel, tf32, tuple(arguments), True)
     alone, alone_hn, nothing = cuda.forward(kernel, tf32, tuple(arguments), False)
     assert nothing.numel() == 0
