@@ -67,8 +67,13 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
     if like.device.type == "cuda":
         steps, batch = (1, 1) if input is None else (_steps(module, input), _batch(module, input))
         bidirectional = bool(getattr(module, "bidirectional", False))
-        hidden_size: int = module.hidden_size  # type: ignore[assignment]
-        kernels = _C.cuda_kernels_for(like, steps, batch, hidden_size, bidirectional)
+        kernels = _C.cuda_kernels_for(
+            like,
+            steps,
+            batch,
+            module.hidden_size,  # type: ignore[arg-type]
+            bidirectional,
+        )
     return f"{like.device.type} {kernels} {str(like.dtype).removeprefix('torch.')}"
 
 

@@ -33,11 +33,24 @@ auto run_backward(const std::string& forced, bool tf32, const OptionalTensor& gr
       arguments);
 }
 
+// name, rows, threads, registers, shared bytes, and whether it can be launched
+auto run_choose(int dtype, bool backward, bool tf32, int64_t seq_len, int64_t batch,
+                int64_t hidden_size, int num_directions, const std::vector<int>& device,
+                const std::string& forced) {
+  const Device d{device[0], device[1], device[2], device[3], device[4], true};
+  const Choice c = choose(
+      {static_cast<Dtype>(dtype), backward, tf32, seq_len, batch, hidden_size, num_directions}, d,
+      forced);
+  return std::tuple(std::string(name_of(c.kernel)), c.rows, c.threads, c.registers, c.shared_bytes,
+                    can_launch(c, d));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("forward", run_forward);
   m.def("backward", run_backward);
+  m.def("choose", run_choose);
 }
 
 }  // namespace fastrnn::cuda
