@@ -1,4 +1,4 @@
-"""Builds the extension `fastrnn._C`; everything else about the package is in pyproject.toml."""
+"""Builds the operators' library and the extension `fastrnn._C`; all else is in pyproject.toml."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 
 import torch
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
 CXX_FLAGS = [
@@ -41,14 +41,39 @@ def with_cuda() -> bool:
     return have_sources and choice != "0" and (choice == "1" or torch.version.cuda is not None)
 
 
+PYTHON_MODULE = "csrc/python.cpp"
+
+
 def sources() -> list[str]:
     patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp"]
     if with_cuda():
         patterns += ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
-    return sorted(path for pattern in patterns for path in glob(pattern))
+    found = {path for pattern in patterns for path in glob(pattern)}
+    return sorted(found - {PYTHON_MODULE})
+
+
+OPERATORS = "fastrnn.libfastrnn"  # needs libtorch but no Python, so that C++ programs can load it
+OPERATORS_FILE = "libfastrnn.so"
+# Each library is found beside the one that needs it.
+if sys.platform == "darwin":
+    OPERATORS_LINK = [f"-Wl,-install_name,@rpath/{OPERATORS_FILE}"]
+    BESIDE = ["-Wl,-rpath,@loader_path"]
+else:
+    OPERATORS_LINK = [f"-Wl,-soname,{OPERATORS_FILE}", "-Wl,-z,defs"]
+    BESIDE = ["-Wl,-rpath,$ORIGIN"]
 
 
 class build_ext(BuildExtension):  # distutils finds the options below by this name
+    def get_ext_filename(self, name: str) -> str:
+        if name.split(".")[-1] == OPERATORS.split(".")[-1]:
+            return os.path.join(*name.split(".")[:-1], OPERATORS_FILE)
+        return str(super().get_ext_filename(name))
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name != OPERATORS:
+            ext.extra_objects = [self.get_ext_fullpath(OPERATORS)]
+        super().build_extension(ext)
+
     def run(self) -> None:
         compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
         found = [name for name in compilers if shutil.which(shlex.split(name)[0])]
@@ -73,17 +98,23 @@ class build_ext(BuildExtension):  # distutils finds the options below by this na
 # The environment's ninja is not on the PATH where the environment is not activated.
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
 
+
+def extension(name: str, sources: list[str], link_args: list[str]) -> Extension:
+    return CppExtension(
+        name,
+        sources,
+        include_dirs=[os.path.abspath("csrc")],
+        depends=sorted(glob("csrc/**/*.h", recursive=True)),
+        extra_compile_args={"cxx": CXX_FLAGS + OPENMP_FLAGS},
+        extra_link_args=OPENMP_FLAGS + link_args,
+    )
+
+
+operators = extension(OPERATORS, sources(), OPERATORS_LINK)
+operators.libraries.remove("torch_python")
+
 setup(
-    ext_modules=[
-        CppExtension(
-            "fastrnn._C",
-            sources(),
-            include_dirs=[os.path.abspath("csrc")],
-            depends=sorted(glob("csrc/**/*.h", recursive=True)),
-            extra_compile_args={"cxx": CXX_FLAGS + OPENMP_FLAGS},
-            extra_link_args=OPENMP_FLAGS,
-        )
-    ],
+    ext_modules=[operators, extension("fastrnn._C", [PYTHON_MODULE], BESIDE)],
     cmdclass={"build_ext": build_ext},
     # One place for the objects, so that `pip install -e .` and `build_ext --inplace` share them.
     options={"build_ext": {"build_temp": "build/temp"}},

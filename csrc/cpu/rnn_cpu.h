@@ -3,6 +3,6 @@
 namespace fastrnn::cpu {
 
 // The instruction set whose kernels serve calls on the CPU.
-const char* kernels_name();
+__attribute__((visibility("default"))) const char* kernels_name();
 
 }  // namespace fastrnn::cpu
