@@ -192,7 +192,7 @@ class RNN(RNNBase):
         """
         if self.bidirectional:
             raise RuntimeError(
-                "RNN.step: expected a module of one direction, got bidirectional=True, whose second "
+                "RNN.step: expected a module of one direction, got bidirectional=True. Its second "
                 "direction begins at the end of the input: call the module on the whole sequence"
             )
         parameters: Any = self._parameters

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CASES, Case
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
-from cases import CASES, Case
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
