@@ -82,6 +82,8 @@ DEFAULTS = {
     },
 }
 
+WARM_UP = {"dates": 0.3, "Multi30k": 0.1}  # the part of the steps over which the rate rises
+
 
 # The network
 
@@ -247,9 +249,9 @@ def make_run(impl: str, args: argparse.Namespace, task: Task) -> Run:
     ).to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     steps = args.epochs * math.ceil(len(task.train) / args.batch_size)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.learning_rate, max(steps, 20), pct_start=0.1
-    )  # the rate rises over a tenth of the steps, which must be more than one, and falls to 0
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(  # Smith 2018; it cannot warm up in one step
+        optimizer, args.learning_rate, max(steps, 20), pct_start=WARM_UP[task.name]
+    )
     seeds = itertools.count(args.seed)
 
     def step(source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
