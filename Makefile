@@ -27,16 +27,20 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test build bench bench-full bench-peers bench-report compare-peers cuda-check lint format clean always
+.PHONY: help mnist test test-slow build bench bench-full bench-peers bench-report compare-peers cuda-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@sed -nE 's/^#   /  /p' $(firstword $(MAKEFILE_LIST))
 
 mnist: build ## train the MNIST example, downloading the data where it is missing
 	$(PY) examples/mnist_rows.py --download $(if $(DATA),--data $(DATA)/mnist) $(ARGS)
 
 test: build ## run the tests and the doctests
 	$(PY) -m pytest -m "not slow" --doctest-modules tests fastrnn $(ARGS)
+
+test-slow: build ## run the tests that take minutes: examples at full size
+	$(PY) -m pytest -m slow tests $(ARGS)
 
 build: $(BUILT) $(EDITABLE) ## build the extension in place
 

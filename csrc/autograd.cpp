@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "cpu/rnn_cpu.h"
 #include "ops.h"
 
 namespace fastrnn {
@@ -102,6 +103,7 @@ std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS) {
   TORCH_CHECK(!dropout_mask || !dropout_mask->requires_grad(),
               "rnn: expected a dropout_mask that requires no grad");
   if (wants_grad(input, hx, weights)) {
+    if (auto results = cpu::rnn_by_aten(FASTRNN_PASS)) return *results;
     variable_list results = RnnFunction::apply(FASTRNN_PASS);
     return {results[0], results[1]};
   }

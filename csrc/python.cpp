@@ -216,6 +216,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn_cell", rnn_cell_eager);
   m.def("set_reference_backward", set_reference_backward_from_python);
   m.def("cpu_kernels", cpu::kernels_name);
+  m.def("cpu_prefers_aten", cpu::prefers_aten);
 }
 
 }  // namespace fastrnn

@@ -95,7 +95,7 @@ def make_parser(
 def add_common_options(parser: argparse.ArgumentParser, data: bool = True) -> None:
     """The options that mean the same in every example."""
     parser.add_argument(
-        "--impl", choices=("fastrnn", "torch"), default="fastrnn", help="whose RNN (%(default)s)"
+        "--impl", choices=RNN_CLASSES, default="fastrnn", help="whose RNN (%(default)s)"
     )
     parser.add_argument(
         "--compare", action="store_true", help="train both, on the same weights and batches"
@@ -223,6 +223,7 @@ class Run:
     losses: list[float] = field(default_factory=list)  # the mean of each part
     step_losses: list[float] = field(default_factory=list)
     turn_seconds: list[float] = field(default_factory=list)
+    part: str = "an epoch"
 
     @property
     def seconds(self) -> float:
@@ -273,6 +274,8 @@ def train_steps(runs: Sequence[Run], batches: Iterable[Sequence[object]], steps:
 
     Each batch is what `step` takes: `step(*batch)`.
     """
+    for run in runs:
+        run.part = "a tenth of the steps"
     batches = iter(batches)
     ends = [steps * (tenth + 1) // 10 for tenth in range(10)]
     for start, end in itertools.pairwise([0, *ends]):
@@ -334,14 +337,15 @@ class Comparison:
 
     names: tuple[str, str]
     step_difference: float  # the largest between the two losses of a step of the first turn
-    epoch_difference: float  # the largest between the two mean losses of a part (an epoch)
+    epoch_difference: float  # the largest between the two mean losses of a part
     speed_ratio: float  # seconds of the second run per second of the first: the median turn's
-    part: str = "an epoch"
+    part: str
 
     @classmethod
-    def of(cls, run: Run, other: Run, part: str = "an epoch") -> Comparison:
+    def of(cls, run: Run, other: Run) -> Comparison:
         def largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
-            return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+            both = torch.tensor([ours, theirs], dtype=torch.float64)
+            return (both[0] - both[1]).abs().max().item()  # nan where one of them is
 
         first = slice(STEPS_PER_TURN)
         pairs = zip(run.turn_seconds, other.turn_seconds, strict=True)
@@ -350,7 +354,7 @@ class Comparison:
             step_difference=largest(run.step_losses[first], other.step_losses[first]),
             epoch_difference=largest(run.losses, other.losses),
             speed_ratio=statistics.median(theirs / ours for ours, theirs in pairs),
-            part=part,
+            part=run.part,
         )
 
     def __str__(self) -> str:
@@ -406,8 +410,9 @@ def plot_losses(axes: Axes, runs: Sequence[Run], unit: str = "epoch", log: bool 
         ends = [(k + 1) * window / steps * scale for k in range(len(tenths))]
         axes.plot(ends, tenths, color=color, alpha=0.35, linewidth=1, linestyle=dashes)
         middles = [(part + 0.5) * scale for part in range(len(run.losses))]
-        marker = "o" if len(middles) <= 30 else ""
-        axes.plot(middles, run.losses, marker, color=color, linestyle=dashes, label=run.name)
+        marker = "o" if len(middles) <= 30 else None
+        style = {"color": color, "linestyle": dashes, "marker": marker}
+        axes.plot(middles, run.losses, **style, label=run.name)
     axes.set(xlabel=unit, ylabel="training loss")
     axes.set_yscale("log") if log else axes.set_ylim(0, None)
     axes.set_xlim(0, len(runs[0].losses) * scale)

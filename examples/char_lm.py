@@ -16,7 +16,7 @@ with clipped gradients, measured by perplexity; and text that the network writes
 
 On several nodes the same command runs on each: torchrun --nnodes 2 --nproc-per-node 8
 --rdzv-backend c10d --rdzv-endpoint HOST:29400 examples/char_lm.py. With --checkpoint DIR (a folder
-that all nodes see) every epoch is kept there, and --resume goes on from the last one, with any
+that all nodes see) the last finished epoch is kept there, and --resume goes on from it, with any
 number of processes.
 
 It reads tinyshakespeare.txt from --data, $FASTRNN_DATA or data, else the help texts that come with
@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -89,14 +90,16 @@ def load_text(args: argparse.Namespace) -> Text:
         path = path / "tinyshakespeare.txt" if path.is_dir() else path
         try:
             name, characters = path.name, path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            fail(f"{path}: {error.strerror}")
+        except UnicodeDecodeError as error:
             fail(f"{path}: {error}")
     characters = characters[: args.limit]
     vocabulary = "".join(sorted(set(characters)))
     index = {character: i for i, character in enumerate(vocabulary)}
     codes = torch.tensor([index[character] for character in characters])
     train, held_out = codes.split([len(codes) - len(codes) // 20, len(codes) // 20])
-    if len(train) <= args.num_steps * (args.batch_size + 1):
+    if len(held_out) < 2 or len(train) <= args.num_steps * (args.batch_size + 1):
         fail(
             f"{name}: {len(train):,} characters to learn from are too few for a batch of "
             f"{args.batch_size} rows of {args.num_steps} characters"
@@ -160,7 +163,8 @@ class CharModel(nn.Module):
         self.linear.load_state_dict({"weight": W_hq.T, "bias": b_q})
 
     def forward(self, codes: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output, hn = self.rnn(one_hot(codes, self.vocabulary_size), state)
+        X = one_hot(codes, self.vocabulary_size).type_as(self.linear.weight)
+        output, hn = self.rnn(X, state)
         return self.linear(output), hn
 
 
@@ -210,11 +214,12 @@ def check_from_scratch(args: argparse.Namespace, text: Text, start: Parameters) 
         name: lambda model=model: op(model) for name, model in models.items()
     }
     seconds = time_in_turns(steps, args.device)
+    scratch = seconds["from scratch"]
     times = [
-        f"{name} {1e3 * value:.1f} ms ({seconds['from scratch'] / value:.1f} times as fast)"
-        for name, value in seconds.items()
+        f"{name} {1e3 * seconds[name]:.1f} ms, {scratch / seconds[name]:.1f} times as fast"
+        for name in models
     ]
-    print(f"forward and backward: {', '.join(times)}")
+    print(f"forward and backward: from scratch {1e3 * scratch:.1f} ms; {'; '.join(times)}")
     return {name: 1e3 * value for name, value in seconds.items()}
 
 
@@ -373,7 +378,11 @@ def write(model: CharModel, text: Text, prefix: str, length: int, seed: int) -> 
 
 
 def draw(
-    path: Path, runs: dict[str, list[LanguageRun]], milliseconds: dict[str, float], sample: str
+    path: Path,
+    title: str,
+    runs: dict[str, list[LanguageRun]],
+    milliseconds: dict[str, float],
+    sample: str,
 ) -> None:
     """Perplexity over the epochs, a training step from scratch and fused, and what was written."""
     figure = Figure(figsize=(10, 6.4), layout="constrained")
@@ -398,10 +407,14 @@ def draw(
     bars.margins(x=0.15)
     for axes in (curves, bars):
         tidy(axes)
+    bars.grid(visible=False)
     page = lower.subplots()
     page.set_axis_off()
-    lines = "\n".join(line[:100] for line in sample.splitlines()[:12])
-    page.text(0, 1, lines, family="monospace", fontsize=9, va="top", parse_math=False)
+    lines = [part for line in sample.splitlines() for part in textwrap.wrap(line, 120) or [""]]
+    page.text(
+        0, 1, "\n".join(lines[:15]), family="monospace", fontsize=9, va="top", parse_math=False
+    )
+    figure.suptitle(f"{title}: what comes after each character?", fontsize=13)
     figure.savefig(path, dpi=90)
 
 
@@ -416,8 +429,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--learning-rate", type=positive_float, default=2e-3, help="of Adam (%(default)s)")
     add("--clip-norm", type=positive_float, default=1.0, help="of all gradients (%(default)s)")
     add("--prefix", default="the ", help="what the generated text begins with (%(default)r)")
-    add("--checkpoint", type=Path, metavar="DIR", help="keep every epoch there")
-    add("--resume", action="store_true", help="go on from the last epoch in --checkpoint, if any")
+    add("--checkpoint", type=Path, metavar="DIR", help="keep the last epoch there")
+    add("--resume", action="store_true", help="go on from what --checkpoint holds, if any")
     args = parser.parse_args(argv)
     if not args.prefix:
         parser.error("argument --prefix: expected at least one character")
@@ -468,7 +481,7 @@ def learn(args: argparse.Namespace) -> Results:
 
     picture = args.out / "char_lm.png"
     if is_first():
-        draw(picture, runs, milliseconds, sample)
+        draw(picture, text.name, runs, milliseconds, sample)
         print(f"wrote {picture}")
     comparisons = {}
     for sampling in samplings:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,6 @@ from _common import (
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 from torch import Tensor, nn
 
 BASES = "ACGT"
@@ -234,6 +234,10 @@ def predict(model: nn.Module, bases: Tensor, device: torch.device) -> Tensor:
 # What came of it
 
 
+def percent(these: Tensor) -> float:
+    return 100 * these.double().mean().item()
+
+
 @dataclass
 class Reading:
     """Labels that a reader gives to the bases of the test sequences, (rows, length)."""
@@ -243,9 +247,10 @@ class Reading:
     labels: Tensor
     log_probabilities: Tensor | None = None  # (rows, length, labels)
 
-    def right(self, truth: Tensor) -> float:
-        """Of the bases, in percent."""
-        return 100 * (self.labels == truth).double().mean().item()
+    def right(self, truth: Tensor, label: int | None = None) -> float:
+        """Of all bases, or of those with `label`, in percent; NaN where there is none."""
+        right = self.labels == truth
+        return percent(right if label is None else right[truth == label])
 
     def loss(self, truth: Tensor) -> float | None:
         """The mean cross-entropy of a base, in nats."""
@@ -275,9 +280,8 @@ def print_table(readings: list[Reading], truth: Tensor) -> None:
 
     line("test bases right, %", "of all bases", *(reading.name for reading in readings))
     for i, name in enumerate(LABELS):
-        here = truth == i
-        cells = [f"{100 * (reading.labels[here] == i).double().mean():.2f}" for reading in readings]
-        line(f"  {name}", f"{100 * here.double().mean():.2f}", *cells)
+        cells = [percent(truth == i), *(reading.right(truth, i) for reading in readings)]
+        line(f"  {name}", *("-" if math.isnan(cell) else f"{cell:.2f}" for cell in cells))
     line("  all", "100.00", *(f"{reading.right(truth):.2f}" for reading in readings))
     losses = [reading.loss(truth) for reading in readings]
     line("loss of a base, nats", "", *("-" if loss is None else f"{loss:.4f}" for loss in losses))
@@ -288,7 +292,7 @@ def print_table(readings: list[Reading], truth: Tensor) -> None:
 
 
 def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) -> None:
-    """The loss and its bound, the accuracy per label, and one sequence, read by all."""
+    """The loss and its bound, the errors per label, and one sequence, read by all."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
     loss_axes, label_axes = top.subplots(1, 2)
@@ -302,22 +306,18 @@ def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) ->
     bound = readings[-1].loss(truth)
     loss_axes.axhline(bound, color="0.2", linewidth=1, linestyle=":", label="the optimum")
     loss_axes.set(xlabel="step", ylabel="training loss, nats a base", yscale="log")
-    loss_axes.yaxis.set_major_formatter("{x:g}")
-    loss_axes.yaxis.set_minor_formatter(
-        LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5))
-    )
+    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2) if tick > 0.8 * bound]
+    loss_axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    loss_axes.minorticks_off()
     loss_axes.legend(frameon=False)
     tidy(loss_axes)
 
     for i, reading in enumerate(readings):
-        percents = [
-            100 * (reading.labels[truth == k] == k).double().mean().item()
-            for k in range(len(LABELS))
-        ]
+        percents = [100 - reading.right(truth, k) for k in range(len(LABELS))]
         places = [k + 0.27 * (i - 1) for k in range(len(LABELS))]
         label_axes.bar(places, percents, width=0.25, color=reading.color, label=reading.name)
     label_axes.set_xticks(range(len(LABELS)), LABELS)
-    label_axes.set(ylabel="test bases right, %", ylim=(0, 100))
+    label_axes.set(ylabel="test bases wrong, %")
     label_axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
     tidy(label_axes)
 
@@ -325,7 +325,7 @@ def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) ->
     starts = [row.count(LABELS.index("start")) for row in truth.tolist()]
     draw_sequence(bottom.subplots(2, 1, sharex=True), starts.index(max(starts)), readings, truth)
     figure.suptitle("Genes in DNA, base by base", fontsize=13)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def draw_sequence(axes: list[Axes], row: int, readings: list[Reading], truth: Tensor) -> None:
@@ -351,7 +351,7 @@ def draw_sequence(axes: list[Axes], row: int, readings: list[Reading], truth: Te
         inside = 1 - reading.log_probabilities[row, :, OUTSIDE].exp()
         lines.plot(inside.numpy(), color=reading.color, label=reading.name)
     lines.set(xlabel="base of one test sequence", ylabel="P(in a gene)", ylim=(-0.03, 1.03))
-    lines.legend(frameon=False)
+    lines.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95))
     tidy(lines)
 
 

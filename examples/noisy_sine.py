@@ -117,7 +117,7 @@ def errors_ahead(predictions: Tensor, series: Tensor) -> dict[int, float]:
 
 def draw(path: Path, series: Tensor, runs: list[Run], predictions: list[Tensor]) -> None:
     """The data with what `runs`, an MLP and an RNN, predict, 1 and 16 and 64 steps ahead."""
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(9.5, 5.5), layout="constrained")
     panels = figure.subplot_mosaic("AAA;BCD", height_ratios=(1, 1))
     colors = [MLP_COLOR, COLORS[runs[1].name]]
     names = ["MLP", f"RNN ({runs[1].name})"]

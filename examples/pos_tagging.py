@@ -4,7 +4,7 @@ A sequence of words comes in, a sequence of tags of the same length goes out. Wh
 on its neighbours ("can" in "the can" and "can see") and, for a word never seen before, on how it is
 spelt. So one RNN reads the letters of each word from both ends, another the words of the sentence:
 
-    s = [h, g],  h the RNN's state after the last letter of the word, g, from the right, at the first
+    s = [h, g]: the letter RNN's state after the last letter, and, from the right, at the first
     x[t] = [embedding of word t, s of word t]
     h[t] = tanh(W x[t] + b + U h[t-1]),   g[t] = tanh(W' x[t] + b' + U' g[t+1])
     scores of the tags of word t = A h[t] + B g[t] + c
@@ -24,11 +24,9 @@ pos_tagging.png to --out.
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 import math
 import random
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +53,7 @@ from _common import (
     tidy,
     train,
 )
+from _sentences import Sentence, generated_sentences, read_conllu
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -62,87 +61,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastrnn import RNN
 
-Sentence = list[tuple[str, str]]  # words and their tags
-
 PADDING, UNKNOWN = 0, 1  # of words and of letters
 NO_TAG = -100  # of padding, and of a tag that the training sentences do not have
 LETTERS = 16  # of a word that are read; of a longer one, its first and last eight
 
 
 # Sentences
-
-# A line is a phrase and, between bars, what it may consist of: other phrases and word/TAG, where
-# the star is an invented stem. "*s" may be a noun or a verb, "*ed" a verb or an adjective.
-GRAMMAR = """
-SENTENCE  CLAUSE ./PUNCT | CLAUSE ,/PUNCT and/CCONJ CLAUSE ./PUNCT | *ly/ADV ,/PUNCT CLAUSE ./PUNCT
-CLAUSE    ONE DOES | MANY DO | THING DID | ONE AUX DO | MANY AUX DO
-THING     ONE | MANY
-ONE       the/DET NOUN | that/DET NOUN | that/PRON | it/PRON | the/DET can/NOUN | the/DET will/NOUN
-MANY      the/DET NOUNS | NOUNS | those/DET NOUNS | those/PRON
-NOUN      */NOUN | ADJ */NOUN | */NOUN WHERE
-NOUNS     *s/NOUN | ADJ *s/NOUN | *s/NOUN WHERE
-ADJ       *y/ADJ | *ed/ADJ | */ADJ
-AUX       can/AUX | will/AUX
-DOES      *s/VERB HOW | *s/VERB THING | *s/VERB to/PART DO | *s/VERB that/SCONJ CLAUSE
-DO        */VERB HOW | */VERB THING
-DID       *ed/VERB HOW | *ed/VERB THING | *ed/VERB to/PART DO
-HOW       *ly/ADV | WHERE | up/ADV
-WHERE     to/ADP THING | in/ADP THING
-"""
-
-
-def generated_sentences(count: int, seed: int) -> list[Sentence]:
-    """Sentences of `GRAMMAR`. Of the stems, a few are frequent and many are rare."""
-    rules = {
-        phrase: [choice.split() for choice in choices.split("|")]
-        for phrase, choices in (line.split(maxsplit=1) for line in GRAMMAR.strip().splitlines())
-    }
-    syllables = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "lk")]
-    generator = random.Random(0)
-    stems = ["".join(generator.choices(syllables, k=2)) for _ in range(5000)]
-    weights = list(itertools.accumulate(1 / rank for rank in range(1, len(stems) + 1)))
-    generator.seed(seed)
-
-    def expand(symbol: str) -> Sentence:
-        if symbol in rules:
-            return [pair for part in generator.choice(rules[symbol]) for pair in expand(part)]
-        word, tag = symbol.rsplit("/", 1)
-        stem = generator.choices(stems, cum_weights=weights)[0]
-        return [(word.replace("*", stem), tag)]
-
-    return [expand("SENTENCE") for _ in range(count)]
-
-
-def read_conllu(folder: Path, name: str) -> list[Sentence]:
-    """The words and universal tags (columns 2 and 4) of the CoNLL-U file `name`, or `name`.gz."""
-    paths = (folder / f"{name}.gz", folder / name)
-    path = next((path for path in paths if path.exists()), None)
-    if path is None:
-        fail(f"{folder}: no file {name} or {name}.gz")
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        fail(f"{path}: damaged gzip file: {error}")
-    except UnicodeDecodeError as error:
-        fail(f"{path}: not UTF-8: {error}")
-    except OSError as error:
-        fail(f"{path}: {error.strerror}")
-    sentences: list[Sentence] = [[]]
-    for number, line in enumerate(text.splitlines(), start=1):
-        columns = line.split("\t")
-        if not line.strip():
-            sentences.append([])
-        elif line.startswith("#"):
-            continue
-        elif len(columns) != 10:
-            fail(f"{path}, line {number}: expected 10 columns, got {len(columns)}")
-        elif columns[0].isdecimal():  # not 3-4, a contraction of words, nor 3.1, an omitted word
-            sentences[-1].append((columns[1], columns[3]))
-    sentences = [sentence for sentence in sentences if sentence]
-    if not sentences:
-        fail(f"{path}: no sentences")
-    return sentences
 
 
 def load_sentences(args: argparse.Namespace) -> tuple[str, list[Sentence], list[Sentence]]:
@@ -153,6 +77,8 @@ def load_sentences(args: argparse.Namespace) -> tuple[str, list[Sentence], list[
     else:
         name, sentences = "UD English EWT", read_conllu(folder, "en_ewt-ud-dev.conllu")
     if args.validate:
+        if len(sentences) < 2:
+            fail(f"--validate needs at least 2 training sentences, got {len(sentences)}")
         random.Random(0).shuffle(sentences)
         tenth = max(1, len(sentences) // 10)
         sentences, test = sentences[tenth:], sentences[:tenth]
@@ -197,15 +123,13 @@ def number(items: Sequence[str] | Counter[str]) -> dict[str, int]:
 
 
 def most_frequent_tags(sentences: Sequence[Sentence], test: Sequence[Sentence]) -> list[list[str]]:
-    """For each word the tag that it mostly has in `sentences`; for a new one, the commonest tag."""
+    """The baseline: for each word its commonest tag in `sentences`; for a new one, that of all."""
     counts: dict[str, Counter[str]] = {}
     for word, tag in itertools.chain.from_iterable(sentences):
-        counts.setdefault(word, Counter())[tag] += 1
-    commonest = sum(counts.values(), Counter()).most_common(1)
-    return [
-        [counts.get(word, Counter(dict(commonest))).most_common(1)[0][0] for word, _ in sentence]
-        for sentence in test
-    ]
+        counts.setdefault(word.lower(), Counter())[tag] += 1
+    commonest = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
+    of_all = sum(counts.values(), Counter()).most_common(1)[0][0]
+    return [[commonest.get(word.lower(), of_all) for word, _ in sentence] for sentence in test]
 
 
 # The model
@@ -245,6 +169,7 @@ class WordTagger(nn.Module):
         x = torch.cat([self.word_embedding(words), self.spell(letters)], dim=2)
         lengths = (words != PADDING).sum(1)
         output, _ = run_padded(self.rnn, self.dropout(x), lengths)
+        output = output.contiguous()  # dropout draws in the order of memory
         return self.linear(self.dropout(output))
 
     def spell(self, letters: Tensor) -> Tensor:
@@ -385,7 +310,7 @@ def draw(
     fitting = [
         (sentence, tags)
         for sentence, tags in zip(test, found, strict=True)
-        if 6 <= len(sentence) and sum(map(cell_width, sentence)) <= 105
+        if len(sentence) >= 6 and sum(map(cell_width, sentence)) <= 105
     ]
     draw_sentences(bottom.subplots(), fitting[:4])
     figure.suptitle(f"{name}: parts of speech", fontsize=13)
@@ -423,7 +348,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--hidden-size", type=positive_int, default=128, help="(%(default)s)")
     add("--embedding-size", type=positive_int, default=64, help="of a word (%(default)s)")
     add("--letter-size", type=positive_int, default=32, help="of a letter (%(default)s)")
-    add("--letter-hidden-size", type=positive_int, default=128, help="(%(default)s)")
+    add("--letter-hidden-size", type=positive_int, default=64, help="(%(default)s)")
     add("--dropout", type=probability, default=0.3, help="(%(default)s)")
     add("--learning-rate", type=positive_float, default=4e-3, help="the highest (%(default)s)")
     return parser.parse_args(argv)

@@ -130,7 +130,7 @@ def final_loss(run: Run) -> float:
 
 def draw(path: Path, runs: dict[str, list[CosineRun]]) -> None:
     """For each network: its first and last predictions against the cosine, and its losses."""
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     rows = figure.subplots(len(runs), 3, width_ratios=(3, 3, 2), squeeze=False)
     for (first_axes, last_axes, loss_axes), (network, both) in zip(rows, runs.items(), strict=True):
         run = both[0]
@@ -149,14 +149,14 @@ def draw(path: Path, runs: dict[str, list[CosineRun]]) -> None:
                     linewidth=1,
                     label="predicted" if k == start else None,
                 )
-            axes.set(xlabel="t / π", xlim=(start, start + shown), ylim=(-1.6, 1.6))
+            axes.set(xlabel="t / π", xlim=(start, start + shown), ylim=(-2.3, 1.7))
             tidy(axes)
         first_axes.set_ylabel(network)
         first_axes.set_title(f"the first {shown} steps")
         last_axes.set_title(f"the last {shown} of {steps}")
         first_axes.legend(frameon=False, ncols=2, loc="lower right")
         plot_losses(loss_axes, both, unit="step", log=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=75)
 
 
 @dataclass
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> Results:
         difference = loop_against_reshape(both[0].model, args.device)
         print(f"linear layer in a loop over time against one reshape: differ by {difference:.1e}")
         if args.compare:
-            comparisons[network] = Comparison.of(*both, part="a tenth of the steps")
+            comparisons[network] = Comparison.of(*both)
             print(comparisons[network])
             for run in both:
                 print(f"{run.name}: loss of the last {LAST} steps {final_loss(run):.5f}")

@@ -63,4 +63,16 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
         return f"reference ({why})"
     like = next(x for x in tensors if x is not None)
     kernels = _C.cpu_kernels() if like.device.type == "cpu" else "shapes only"
+    if kernels == "baseline" and input is not None:
+        batch, hidden_size = _batch(module, input), module.hidden_size
+        kernels = "aten" if _C.cpu_prefers_aten(batch, hidden_size) else kernels  # type: ignore[arg-type]
     return f"{like.device.type} {kernels} {str(like.dtype).removeprefix('torch.')}"
+
+
+def _batch(module: torch.nn.Module, input: Tensor | PackedSequence) -> int:
+    if isinstance(input, PackedSequence):
+        return int(input.batch_sizes[0])
+    is_cell = not hasattr(module, "num_layers")
+    if input.dim() == (1 if is_cell else 2):
+        return 1
+    return input.size(0 if is_cell or module.batch_first else 1)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from fastrnn import _C, reference
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others stay as they are
 KERNEL_DEVICES = ("cpu", "meta")  # on meta the operators have shapes only
 
 
@@ -35,11 +36,15 @@ def why_reference(tensors: Iterable[Tensor | None]) -> str | None:
     device = given[0].device.type
     if device not in KERNEL_DEVICES:
         return f"no kernel for {device} in this build"
-    if len(dtypes) > 1:
-        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if torch.float64 in dtypes or not casts:  # autocast leaves float64 as it is
-            return "the dtypes differ"  # an error, for which torch's own operators have the words
+    # Autocast leaves float64 as it is.
+    if len(dtypes) > 1 and (torch.float64 in dtypes or not autocast_is_on(device)):
+        return "the dtypes differ"  # an error, for which torch's own operators have the words
     return None
+
+
+def autocast_is_on(device: str) -> bool:
+    """Whether autocast is on for a type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_rank(input: Tensor, hx: Tensor | None) -> None:
@@ -84,6 +89,11 @@ def check_args(
             f"Expected {w_ih.size(-1)}, got {input.size(-1)}"
         )
     if batch_sizes is not None:
+        if torch._C._functorch.is_batchedtensor(batch_sizes):
+            raise RuntimeError(
+                "rnn: vmap over the lengths of packed sequences is not supported: "
+                "give padded input with lengths= instead"
+            )
         if hx is not None and not torch.compiler.is_compiling():  # a compiler has no values
             check_state(hx, int(batch_sizes[0]), w_hh, num_layers, bidirectional)
     else:
@@ -122,6 +132,19 @@ def check_marks(
         )
     if marks.device != input.device:
         raise ValueError(f"rnn: expected {name} on {input.device}, got {marks.device}")
+
+
+def check_lengths(lengths: Tensor, seq_len: int) -> None:
+    """Check values on the CPU as the kernels do, also those that a transform has wrapped."""
+    if torch.compiler.is_compiling() or lengths.device.type != "cpu":
+        return
+    while torch._C._functorch.is_functorch_wrapped_tensor(lengths):
+        lengths = torch._C._functorch.get_unwrapped(lengths)
+    if isinstance(lengths, FakeTensor):
+        return
+    for length in lengths.flatten().tolist():
+        if not 0 <= length <= seq_len:
+            raise ValueError(f"rnn: expected lengths between 0 and {seq_len}, got {length}")
 
 
 def check_cell_rank(input: Tensor, hx: Tensor | None) -> None:

@@ -305,9 +305,22 @@ def _rnn_batched(
 
 def _run(input: Tensor, hx: Tensor | None, weights: list[Tensor], *args: Any) -> tuple[Any, Any]:
     """Call the operator, or the reference where the operator cannot serve."""
-    if _ops.why_reference((input, hx, *weights)) is not None:
+    if _ops.why_reference((input, hx, *weights)) is None:
+        return torch.ops.fastrnn.rnn(input, hx, weights, *args)  # type: ignore[no-any-return]
+    batch_sizes, lengths, reset, mask, *config = args
+    batch_first: bool = config[-1]
+    if lengths is not None:
+        _ops.check_lengths(lengths, input.size(1 if batch_first else 0))
+    device, given = input.device.type, (input, hx, mask, *weights)
+    if not _ops.autocast_is_on(device) or any(
+        x is not None and x.dtype not in _ops.AUTOCAST_DTYPES for x in given
+    ):
         return reference.rnn(input, hx, weights, *args)
-    return torch.ops.fastrnn.rnn(input, hx, weights, *args)  # type: ignore[no-any-return]
+    # As the operator does it: cast all once, and no operator inside casts again.
+    dtype = torch.get_autocast_dtype(device)
+    input, hx, mask, *weights = (None if x is None else x.to(dtype) for x in given)  # type: ignore[assignment]
+    with torch.autocast(device, enabled=False):
+        return reference.rnn(input, hx, weights, batch_sizes, lengths, reset, mask, *config)
 
 
 def _dropout_masks(count: int, shape: Sequence[int], p: float, like: Tensor) -> Tensor:

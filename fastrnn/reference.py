@@ -7,6 +7,7 @@ gradients.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -198,7 +199,14 @@ def rnn_backward(
     """
     create_graph = torch.is_grad_enabled()
     arguments = [input, hx, *weights]
-    with torch.enable_grad():
+    device = input.device.type
+    # What autocast was to cast was cast before the call; its state now is another call's.
+    as_called = (
+        torch.autocast(device, enabled=False)
+        if torch.amp.is_autocast_available(device)
+        else contextlib.nullcontext()
+    )
+    with torch.enable_grad(), as_called:
         # An argument may be computed from another, or be given twice: each has a name of its own.
         own = [x if x is None else x.view_as(x) for x in arguments]
         results = rnn(own[0], own[1], own[2:], *args)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -52,6 +53,47 @@ def test_a_device_without_kernels_takes_the_reference(monkeypatch: pytest.Monkey
     rnn, x = fastrnn.RNN(3, 4), torch.randn(5, 2, 3)
     monkeypatch.setattr(_ops, "KERNEL_DEVICES", ())
     assert fastrnn.info(rnn, x)["kernel"] == "reference (no kernel for cpu in this build)"
+
+
+LARGE_STEPS = """
+import torch, fastrnn
+from torch.nn.utils.rnn import pack_padded_sequence
+x, lengths = torch.randn(9, 64, 28), torch.arange(64) % 9 + 1
+packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+torch.manual_seed(0)
+for kind in ("tanh", "relu"):
+    theirs = torch.nn.RNN(28, 128, 2, kind, bidirectional=True)
+    ours = fastrnn.RNN(28, 128, 2, kind, bidirectional=True)
+    ours.load_state_dict(theirs.state_dict())
+    for given in (x, packed):
+        kernel = fastrnn.info(ours, given)["kernel"]
+        assert kernel == "cpu aten float32", kernel
+        for enabled in (False, True):
+            with torch.set_grad_enabled(enabled):
+                results = [rnn(given) for rnn in (ours, theirs)]
+            pairs = [(y.data if given is packed else y, h) for y, h in results]
+            torch.testing.assert_close(*pairs)
+        for rnn, (y, h) in zip((ours, theirs), pairs):
+            rnn.zero_grad()
+            (y.square().sum() + h.sum()).backward()
+        for a, b in zip(ours.parameters(), theirs.parameters()):
+            torch.testing.assert_close(a.grad, b.grad)
+assert fastrnn.info(ours, x[:, :3])["kernel"] == "cpu baseline float32"
+print("compared")
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ATEN_CPU_CAPABILITY is of x86-64")
+def test_large_steps_without_long_vectors_are_left_to_torch() -> None:
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    run = subprocess.run(
+        [sys.executable, "-c", LARGE_STEPS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout == "compared\n", run.stderr
 
 
 def test_python_m_fastrnn() -> None:

@@ -83,7 +83,7 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
   Arena<C> arena{static_cast<C*>(scratch)};
   C* states = arena.take(kNarrow<S> && !kPairs ? kDepthBlock * H : 0);
   C* inputs = arena.take((kNarrow<S> && !kPairs) || task.input_mask.data ? kDepthBlock * I : 0);
-  [[maybe_unused]] C* grads = arena.take(kPairs ? kDepthBlock / 2 * padded(units) : 0);
+  const Columns<C> grads(arena.take(Columns<C>::room(units)), units);
   C* panel = arena.take(kDepthBlock * kMaxVectors * kLanes<C>);
   C* bias = arena.take(units);
   C* zeros = arena.take(H);
@@ -106,8 +106,9 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
     const X* input_rows[kDepthBlock];
     int64_t depth = 0;
     for (; depth < kDepthBlock && t < steps.seq_len; ++depth, ++i, skip_empty()) {
-      const X* grad = grad_rows[depth] = row_of<const X>(task.grad_pre, steps, t, i);
-      add_row(bias, grad + begin, units);
+      const X* grad = row_of<const X>(task.grad_pre, steps, t, i) + begin;
+      add_row(bias, grad, units);
+      grad_rows[depth] = grad;
       const S* h = nullptr;
       if (walk.continues(t, i)) {
         h = row_of<const S>(task.state, steps, walk.before(t), i);
@@ -121,25 +122,27 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
       input_rows[depth] =
           static_cast<const X*>(operand<S, C>(layout, x, mask, inputs + depth * I, I));
     }
-    if constexpr (kPairs) {
+    for (int64_t chunk = 0, first = 0; chunk < grads.chunks(); first += grads.size(chunk++)) {
+      const int64_t size = grads.size(chunk);
+      if constexpr (kPairs) {
 #if defined(FASTRNN_AVX512_BF16)
-      const C* pair_rows[kDepthBlock / 2];
-      for (int64_t k = 0; k < depth; k += 2) {
-        C* to = grads + k / 2 * padded(units);
-        pair_rows[k / 2] = to;
-        for (int64_t j = 0; j < units; j += kLanes<C>) {
-          const BFloat16* low = grad_rows[k] + begin + j;
-          const int64_t n = units - j < kLanes<C> ? units - j : kLanes<C>;
-          store(to + j, interleave(low, k + 1 < depth ? grad_rows[k + 1] + begin + j : nullptr, n));
+        for (int64_t k = 0; k < depth; k += 2) {
+          const BFloat16* low = grad_rows[k] + first;
+          const BFloat16* high = k + 1 < depth ? grad_rows[k + 1] + first : nullptr;
+          for (int64_t j = 0; j < size; j += kLanes<C>) {
+            const int64_t n = size - j < kLanes<C> ? size - j : kLanes<C>;
+            store(grads.row(chunk, k / 2) + j, interleave(low + j, high ? high + j : nullptr, n));
+          }
+        }
+#endif
+      } else {
+        for (int64_t k = 0; k < depth; ++k) {
+          std::memcpy(grads.row(chunk, k), grad_rows[k] + first, size * sizeof(C));
         }
       }
-      run_outer(pair_rows, 0, units, state_rows, H, depth, panel, w_hh, H, add);
-      run_outer(pair_rows, 0, units, input_rows, I, depth, panel, w_ih, I, add);
-#endif
-    } else {
-      run_outer(grad_rows, begin, end, state_rows, H, depth, panel, w_hh, H, add);
-      run_outer(grad_rows, begin, end, input_rows, I, depth, panel, w_ih, I, add);
     }
+    run_outer(grads, state_rows, H, depth, panel, w_hh, add);
+    run_outer(grads, input_rows, I, depth, panel, w_ih, add);
   }
   if constexpr (kNarrow<S>) {
     narrow(static_cast<S*>(task.grad_w_hh) + begin * H, w_hh, units * H);

@@ -130,7 +130,7 @@ constexpr int64_t kDepthBlock = 256;  // rows of a block of the weight gradients
 inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size) {
   const int64_t in = padded(input_size), hidden = padded(hidden_size);
   const int64_t rows = kBlockRows * (in + 4 * hidden) + 2 * hidden;
-  const int64_t grads = kDepthBlock * (in + 2 * hidden + 64) + 2 * hidden;
+  const int64_t grads = kDepthBlock * (in + 2 * hidden + hidden / 16 + 32 + 64) + 2 * hidden;
   return ((rows > grads ? rows : grads) + 256) * accumulator_bytes(dtype);
 }
 

@@ -112,6 +112,14 @@ FASTRNN_INLINE void wait(const Share& share) {
   if (share.parts > 1) share.wait(share.team);
 }
 
+// Whether a step that walks panels backwards walks k forwards. What it multiplies first is then
+// what the step before finished first, so that the activations of the rest overlap with products.
+// Where a panel is larger than the nearest cache, reusing its last part is worth more.
+template <typename C>
+bool opposed(int64_t depth) {
+  return depth * kMaxVectors * kVectorBytes <= (32 << 10);
+}
+
 // Where the input projection joins a step's product: with enough rows to fill the tiles, and w_ih
 // small enough to stay in cache beside w_hh.
 constexpr int64_t kFusedRows = 12;
@@ -218,6 +226,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
       step.terms[1] = {h_rows, from_zero ? 0 : H, task.w_hh};
       step.start = fused ? nullptr : gate_rows + done;
       step.back = t & 1;  // by time, not by the walk: the same for padded and packed sequences
+      step.k_back = step.back != opposed<C>(H);
       run<S>(step, n, share);
       done += n;
       wait(share);
@@ -283,6 +292,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   const C* grad_rows[kBlockRows];
   const C* state_rows[kBlockRows];
   C* out_rows[kBlockRows];
+  const void *ahead_grads[kBlockRows], *ahead_states[kBlockRows], *ahead_out[kBlockRows];
   Product<C> step{.layout = layout,
                   .split = steps.batch <= 2,
                   .start = grad_rows,
@@ -315,6 +325,22 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     }
     step.terms[0] = {carry_rows, s < T - 1 ? H : 0, task.w_hh};
     step.back = t & 1;
+    step.k_back = step.back != opposed<C>(H);
+    if (!kNarrow<S> && s > 0) {
+      const int64_t next = walk.time(s - 1), m = clamp(active_rows(steps, next) - begin, 0, rows);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t j = begin + (i < m ? i : 0);
+        ahead_grads[i] =
+            task.grad_output.data ? row_of<const S>(task.grad_output, steps, next, j) : nullptr;
+        ahead_states[i] = row_of<const S>(task.state, steps, next, j);
+        ahead_out[i] = grad_pre_row(next, j - begin);
+      }
+      step.ahead[0] = task.grad_output.data ? ahead_grads : nullptr;
+      step.ahead[1] = ahead_states;
+      step.ahead[2] = ahead_out;
+    } else {
+      step.ahead[0] = step.ahead[1] = step.ahead[2] = nullptr;
+    }
     run<S>(step, n, share);
     wait(share);
     for (int64_t i = 0; i < n; ++i) {

@@ -6,15 +6,40 @@
 namespace fastrnn::cpu {
 namespace {
 
-// A tile of the weight gradients: out[r][column] (+)= sum over k of rows[k][unit + r] *
-// panel[k][column]. With kPairs an element of rows and of panel is a pair of bfloat16.
+// The factor that a tile reads by columns, [depth, units]: cut into chunks of up to kUnitChunk
+// units, so that the rows of a chunk lie on few pages, and at an odd number of cache lines from
+// each other: at a power of two they would fall into a few sets of the nearest cache.
+template <typename C>
+struct Columns {
+  static constexpr int64_t kUnitChunk = 256;
+  C* data;
+  int64_t units, ld;
+  Columns(C* memory, int64_t units)
+      : data(memory),
+        units(units),
+        ld(units < kUnitChunk ? (padded(units) / 16 | 1) * 16 : kUnitChunk + 16) {}
+
+  int64_t chunks() const { return (units + kUnitChunk - 1) / kUnitChunk; }
+  int64_t size(int64_t chunk) const {
+    const int64_t left = units - chunk * kUnitChunk;
+    return left < kUnitChunk ? left : kUnitChunk;
+  }
+  C* row(int64_t chunk, int64_t k) const { return data + (chunk * kDepthBlock + k) * ld; }
+  // The number of elements that `units` units take.
+  static int64_t room(int64_t units) {
+    const Columns columns(nullptr, units);
+    return columns.chunks() * kDepthBlock * columns.ld;
+  }
+};
+
+// A tile of the weight gradients: out[r][column] (+)= sum over k of units[k * units_ld + r] *
+// panel[k][column]. With kPairs an element of units and of panel is a pair of bfloat16.
 template <typename C, bool kPairs, int kRows, int kVectors>
-__attribute__((noinline)) void outer_tile(const C* const* rows, int64_t unit, const C* panel,
+__attribute__((noinline)) void outer_tile(const C* units, int64_t units_ld, const C* panel,
                                           int64_t depth, C* out, int64_t ld, int last, bool add) {
   constexpr int L = kLanes<C>;
   Vec<C> acc[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    const C* a = rows[k] + unit;
     Vec<C> b[kVectors];
     FASTRNN_UNROLL
     for (int v = 0; v < kVectors; ++v) b[v] = load(panel + v * L);
@@ -25,13 +50,14 @@ __attribute__((noinline)) void outer_tile(const C* const* rows, int64_t unit, co
       for (int v = 0; v < kVectors; ++v) {
         if constexpr (kPairs) {
 #if defined(FASTRNN_AVX512_BF16)
-          acc[r][v] = add_pair(acc[r][v], b[v], bits_of(a[r]));
+          acc[r][v] = add_pair(acc[r][v], b[v], bits_of(units[r]));
 #endif
         } else {
-          acc[r][v] += b[v] * a[r];
+          acc[r][v] += b[v] * units[r];
         }
       }
     }
+    units += units_ld;
   }
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -46,12 +72,15 @@ __attribute__((noinline)) void outer_tile(const C* const* rows, int64_t unit, co
 }
 
 template <typename C, bool kPairs, int kVectors, int kRows = max_rows(kVectors)>
-FASTRNN_INLINE void outer_tile_of(int n, const C* const* rows, int64_t unit, const C* panel,
+FASTRNN_INLINE void outer_tile_of(int n, const C* units, int64_t units_ld, const C* panel,
                                   int64_t depth, C* out, int64_t ld, int last, bool add) {
-  if (n == kRows)
-    return outer_tile<C, kPairs, kRows, kVectors>(rows, unit, panel, depth, out, ld, last, add);
+  if (n == kRows) {
+    return outer_tile<C, kPairs, kRows, kVectors>(units, units_ld, panel, depth, out, ld, last,
+                                                  add);
+  }
   if constexpr (kRows > 1) {
-    outer_tile_of<C, kPairs, kVectors, kRows - 1>(n, rows, unit, panel, depth, out, ld, last, add);
+    outer_tile_of<C, kPairs, kVectors, kRows - 1>(n, units, units_ld, panel, depth, out, ld, last,
+                                                  add);
   }
 }
 
@@ -86,29 +115,32 @@ constexpr int64_t kFewRows = 8;
 // As run_outer, for the sum of a few rows, which is bound by what it writes: a row of out at a
 // time, from end to end.
 template <typename C>
-void run_outer_few(const C* const* rows, int64_t begin, int64_t end, const C* const* x,
-                   int64_t columns, int64_t depth, C* out, int64_t ld, bool add) {
+void run_outer_few(const Columns<C>& units, const C* const* x, int64_t columns, int64_t depth,
+                   C* out, bool add) {
   constexpr int L = kLanes<C>;
-  for (int64_t unit = begin; unit < end; ++unit, out += ld) {
-    for (int64_t c = 0; c < columns; c += L) {
-      const int n = static_cast<int>(columns - c < L ? columns - c : L);
-      Vec<C> sum = add ? load_widened<C>(out + c, n) : Vec<C>{};
-      for (int64_t k = 0; k < depth; ++k) sum += load_widened<C>(x[k] + c, n) * rows[k][unit];
-      n < L ? store_first(out + c, sum, n) : store(out + c, sum);
+  for (int64_t chunk = 0; chunk < units.chunks(); ++chunk) {
+    for (int64_t unit = 0; unit < units.size(chunk); ++unit, out += columns) {
+      for (int64_t c = 0; c < columns; c += L) {
+        const int n = static_cast<int>(columns - c < L ? columns - c : L);
+        Vec<C> sum = add ? load_widened<C>(out + c, n) : Vec<C>{};
+        for (int64_t k = 0; k < depth; ++k) {
+          sum += load_widened<C>(x[k] + c, n) * units.row(chunk, k)[unit];
+        }
+        n < L ? store_first(out + c, sum, n) : store(out + c, sum);
+      }
     }
   }
 }
 
-// out[unit - begin][column] (+)= sum over k of rows[k][unit] * x[k][column], for units begin ..
-// end-1. x is packed, a panel of columns at a time, into `panel`. Where x is of bfloat16, rows are
-// of pairs: half as many as x has.
+// out[unit][column] (+)= sum over k of units[k][unit] * x[k][column]. x is packed, a panel of
+// columns at a time, into `panel`. Where x is of bfloat16, units are of pairs: half as deep as x.
 template <typename C, typename X>
-void run_outer(const C* const* rows, int64_t begin, int64_t end, const X* const* x, int64_t columns,
-               int64_t depth, C* panel, C* out, int64_t ld, bool add) {
+void run_outer(const Columns<C>& units, const X* const* x, int64_t columns, int64_t depth, C* panel,
+               C* out, bool add) {
   constexpr bool kPairs = sizeof(X) < sizeof(C);
   constexpr int L = kLanes<C>;
   if constexpr (!kPairs) {
-    if (depth <= kFewRows) return run_outer_few(rows, begin, end, x, columns, depth, out, ld, add);
+    if (depth <= kFewRows) return run_outer_few(units, x, columns, depth, out, add);
   }
   const Panels<C> panels(columns);
   const int64_t steps = kPairs ? (depth + 1) / 2 : depth;
@@ -118,26 +150,31 @@ void run_outer(const C* const* rows, int64_t begin, int64_t end, const X* const*
     const int64_t inside = columns - column - (width - 1) * L;
     const int last = static_cast<int>(inside < L ? inside : L);
     pack_rows(panel, x, depth, column, width, last);
-    const int tiles = ceil_div(static_cast<int>(end - begin), max_rows(width));
-    int64_t unit = begin;
-    for (int j = tiles; j > 0; --j) {
-      const int n = ceil_div(static_cast<int>(end - unit), j);
-      C* to = out + (unit - begin) * ld + column;
-      switch (width) {
-        case 1:
-          outer_tile_of<C, kPairs, 1>(n, rows, unit, panel, steps, to, ld, last, add);
-          break;
-        case 2:
-          outer_tile_of<C, kPairs, 2>(n, rows, unit, panel, steps, to, ld, last, add);
-          break;
-        default:
-          if constexpr (kMaxVectors > 2) {
-            width == 3
-                ? outer_tile_of<C, kPairs, 3>(n, rows, unit, panel, steps, to, ld, last, add)
-                : outer_tile_of<C, kPairs, 4>(n, rows, unit, panel, steps, to, ld, last, add);
-          }
+    C* to = out + column;
+    for (int64_t chunk = 0; chunk < units.chunks(); ++chunk) {
+      const C* from = units.row(chunk, 0);
+      int left = static_cast<int>(units.size(chunk));
+      for (int tiles = ceil_div(left, max_rows(width)); tiles > 0; --tiles) {
+        const int n = ceil_div(left, tiles);
+        switch (width) {
+          case 1:
+            outer_tile_of<C, kPairs, 1>(n, from, units.ld, panel, steps, to, columns, last, add);
+            break;
+          case 2:
+            outer_tile_of<C, kPairs, 2>(n, from, units.ld, panel, steps, to, columns, last, add);
+            break;
+          default:
+            if constexpr (kMaxVectors > 2) {
+              width == 3 ? outer_tile_of<C, kPairs, 3>(n, from, units.ld, panel, steps, to, columns,
+                                                       last, add)
+                         : outer_tile_of<C, kPairs, 4>(n, from, units.ld, panel, steps, to, columns,
+                                                       last, add);
+            }
+        }
+        from += n;
+        to += n * columns;
+        left -= n;
       }
-      unit += n;
     }
   }
 }

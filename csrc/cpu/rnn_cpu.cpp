@@ -6,11 +6,15 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/rnn_relu_ops.h>
+#include <ATen/ops/rnn_tanh_ops.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/MaybeOwned.h>
 #include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "checks.h"
@@ -22,6 +26,11 @@ namespace {
 const Kernels& chosen_kernels() {
   static const Kernels& kernels = select_kernels(at::get_cpu_capability().c_str());
   return kernels;
+}
+
+bool has_short_vectors() {
+  static const bool is_baseline = std::strcmp(chosen_kernels().name, "baseline") == 0;
+  return is_baseline;
 }
 
 int threads_for(const Stack& stack) {
@@ -162,6 +171,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved) {
 }
 
 std::tuple<Tensor, Tensor> rnn_cpu(FASTRNN_ARGUMENTS) {
+  if (auto results = rnn_by_aten(FASTRNN_PASS)) return *results;
   return forward(Call(FASTRNN_PASS), Tensor());
 }
 
@@ -233,6 +243,30 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
 }  // namespace
 
 const char* kernels_name() { return chosen_kernels().name; }
+
+bool prefers_aten(int64_t batch, int64_t hidden_size) {
+  constexpr int64_t kLargeStep = 400'000;  // multiply-adds
+  return has_short_vectors() && batch * hidden_size * hidden_size >= kLargeStep;
+}
+
+std::optional<std::tuple<Tensor, Tensor>> rnn_by_aten(FASTRNN_ARGUMENTS) {
+  if (!has_short_vectors() || !input.is_cpu() || lengths || reset || dropout_mask ||
+      input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
+    return std::nullopt;
+  }
+  const Shape s = check(FASTRNN_PASS);
+  if (!prefers_aten(s.batch, s.hidden_size)) return std::nullopt;
+  const Tensor state =
+      hx ? *hx
+         : at::zeros({s.num_layers * s.num_directions, s.batch, s.hidden_size}, input.options());
+  if (batch_sizes) {
+    const auto run = relu ? at::_ops::rnn_relu_data::call : at::_ops::rnn_tanh_data::call;
+    return run(input, *batch_sizes, state, weights, has_biases, num_layers, 0.0, false,
+               bidirectional);
+  }
+  const auto run = relu ? at::_ops::rnn_relu_input::call : at::_ops::rnn_tanh_input::call;
+  return run(input, state, weights, has_biases, num_layers, 0.0, false, bidirectional, batch_first);
+}
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("rnn", rnn_cpu);

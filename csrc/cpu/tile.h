@@ -53,13 +53,15 @@ struct Product {
     const void* matrix;       // packed: of C, else of the storage type
   };
   Layout layout = Layout::kPacked;
-  bool split = false;  // sum even and odd k apart: for a row or two, one chain of sums is too slow
-  bool back = false;   // walk panels, and k if split, from the end: what was read last is in cache
+  bool split = false;   // sum even and odd k apart: for a row or two, one chain of sums is too slow
+  bool back = false;    // walk panels from the end: what was read last is in cache
+  bool k_back = false;  // if split, sum from the last k to the first
   Term terms[2] = {};
   const C* bias = nullptr;          // start of every row, padded; or null
   const C* const* start = nullptr;  // start of each row; or null
   const C* const* state = nullptr;  // h, for the derivatives
   C* const* out = nullptr;
+  const void* const* ahead[3] = {};  // rows of C to fetch into cache meanwhile; or null
   int64_t columns = 0;
   Epilogue epilogue = Epilogue::kStore;
 };
@@ -243,6 +245,16 @@ template <typename C, typename M, int kRows, int kVectors, int kSplit>
 __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t begin, int last) {
   constexpr int L = kLanes<C>;
   const int64_t column = begin * L;
+  for (const void* const* rows : p.ahead) {
+    if (!rows) continue;
+    FASTRNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      FASTRNN_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        __builtin_prefetch(static_cast<const C*>(rows[row + r]) + column + v * L, 0, 2);
+      }
+    }
+  }
   Vec<C> acc[kRows][kVectors];
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -260,7 +272,7 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
     if (term.depth == 0) continue;
     if constexpr (kIsSame<M, Packed>) {
       const C* panel = static_cast<const C*>(term.matrix) + column * term.depth;
-      multiply<C, true, kSplit>(acc, term.rows + row, term.depth, panel, kVectors * L, L, p.back);
+      multiply<C, true, kSplit>(acc, term.rows + row, term.depth, panel, kVectors * L, L, p.k_back);
     } else if constexpr (kIsSame<M, Pairs>) {
 #if defined(FASTRNN_AVX512_BF16)
       const C* panel = static_cast<const C*>(term.matrix) + column * ((term.depth + 1) / 2);
@@ -268,7 +280,8 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
 #endif
     } else {
       const M* panel = static_cast<const M*>(term.matrix) + column;
-      multiply<C, false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns, last, p.back);
+      multiply<C, false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns, last,
+                                 p.k_back);
     }
   }
   if (p.epilogue == Epilogue::kStore && last == L) {

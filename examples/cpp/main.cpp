@@ -50,6 +50,9 @@ int main(int argc, char** argv) {
     for (const auto& x : outputs) std::cout << x.sizes() << ' ' << x.dtype() << '\n';
     std::cout << time.count() << " microseconds\n";
     write(argv[3], outputs);
+  } catch (const c10::Error& error) {
+    std::cerr << error.what_without_backtrace() << '\n';
+    return 1;
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;
