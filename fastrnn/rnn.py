@@ -206,7 +206,7 @@ class RNN(RNNBase):
         dropout = self.dropout if self.training else 0.0
         return rnn_step(input, hx, weights, self.bias, self.num_layers, relu, dropout)
 
-    def _computed_weights(self) -> list[Tensor]:
+    def _computed_weights(self) -> list[Any]:
         """Parametrised, pruned or otherwise computed weights, which are attributes."""
         return [
             getattr(self, name, stale)
