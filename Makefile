@@ -46,7 +46,6 @@ test-slow: build ## run the tests that take minutes: examples at full size
 
 # The same torch as in $(VENV), so that what was built for it serves.
 test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tests of Lightning, skorch, Captum and torchao
-	$(if $(VENV),$(CLIENTS)/bin/python -W ignore -c 'import captum, lightning, skorch, torchao')
 	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) \
 	  $(if $(VENV),$(CLIENTS)/bin/python,$(PY)) -m pytest tests/test_clients.py -rs $(ARGS)
 
@@ -111,6 +110,7 @@ $(VENV)/.installed-peers: benchmarks/requirements-peers.txt $(INSTALLED)
 $(CLIENTS)/.installed: tests/requirements-clients.txt requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install -r tests/requirements-clients.txt
+	$(CLIENTS)/bin/python -W ignore -c 'import captum, lightning, skorch, torchao'
 	@touch $@
 
 $(BUILT): setup.py pyproject.toml $(CPP) $(INSTALLED) $(if $(VENV),,always)
