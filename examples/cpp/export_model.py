@@ -1,6 +1,6 @@
 """Write model.pt2 and input.pt for the C++ program beside this file.
 
-python examples/cpp/export_model.py --out runs/cpp
+python examples/cpp/export_model.py --out out/cpp
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Tagger(nn.Module):
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/cpp"), help="folder to write")
+    parser.add_argument("--out", type=Path, default=Path("out/cpp"), help="folder to write")
     out = parser.parse_args(argv).out
     out.mkdir(parents=True, exist_ok=True)
 
