@@ -323,7 +323,7 @@ def draw(path: Path, task: Task, runs: list[Run], choices: list[Choice], test: P
         color, label = COLORS[run.name], f"{run.name}, best in epoch {choice.epoch}"
         epochs = range(1, len(choice.scores) + 1)
         score_axes.plot(epochs, choice.scores, "o-", color=color, label=label)
-    label = f"validation {task.measure}{task.unit}"
+    label = f"validation {task.measure}" + ("," + task.unit if task.unit else "")
     score_axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
     score_axes.xaxis.get_major_locator().set_params(integer=True)
     score_axes.legend(frameon=False)
