@@ -21,9 +21,9 @@ few sentences so far (beam search).
     python examples/translation.py --compare        against torch.nn.RNN, loss and speed
 
 Multi30k is train, val and test_2016_flickr, each .de and .en, .gz or not: in --data,
-$FASTRNN_DATA/multi30k or data/multi30k. Without it, or with --dates, the program learns to read
-dates. The epoch with the best validation score is the one that is tested. It writes
-translation.png to --out.
+$FASTRNN_DATA/multi30k or data/multi30k; sacrebleu marks the translations, and must be installed.
+Without the data, or with --dates, the program learns to read dates. The epoch with the best
+validation score is the one that is tested. It writes translation.png to --out.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Translator(nn.Module):
         states, hx = self.encode(source, lengths)
         vectors, _, _ = self.decode(target[:, :-1], hx, states, source != PADDING)
         following = target[:, 1:]
-        there = following != PADDING  # the softmax over all words is most of the work
+        there = following != PADDING  # what is padding costs no softmax over all words
         return F.cross_entropy(self.output(vectors[there]), following[there])
 
 
