@@ -60,6 +60,26 @@ def export(rnn: Callable[..., Any]) -> None:
     torch.testing.assert_close(exported(x(11, 3, I))[0].shape, torch.Size([11, 3, H]))
 
 
+def onnx(rnn: Callable[..., Any]) -> None:
+    import onnxruntime
+
+    module, auto = rnn(I, H, 2).eval(), torch.export.Dim.AUTO
+    program = torch.onnx.export(
+        module,
+        (x(7, 6, I),),
+        dynamo=True,
+        dynamic_shapes=({0: auto, 1: auto},),
+        custom_translation_table=fastrnn.onnx_translation(),
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    for input in (x(7, 6, I), x(11, 3, I)):
+        outputs = session.run(None, {session.get_inputs()[0].name: input.cpu().numpy()})
+        steps, expected = len(outputs[0]), module(input)[0]
+        assert steps == len(input), f"{len(input)} steps give {steps}"
+        torch.testing.assert_close(torch.from_numpy(outputs[0]), expected.detach().cpu())
+
+
 def double_backward(rnn: Callable[..., Any]) -> None:
     module, input = rnn(I, H, 2), x().requires_grad_()
     (g,) = torch.autograd.grad(module(input)[0].square().sum(), input, create_graph=True)
@@ -167,6 +187,10 @@ def quantize_dynamic(rnn: Callable[..., Any]) -> None:
     torch.testing.assert_close(quantized(input), model(input))
 
 
+def step(rnn: Callable[..., Any]) -> None:
+    rnn(I, H, 2).step(x(B, I))
+
+
 def lengths(rnn: Callable[..., Any]) -> None:
     rnn(I, H)(x(), lengths=torch.tensor([3, 5]))
 
@@ -179,6 +203,7 @@ LINES: list[tuple[str, str, Line]] = [
     ("`torch.compile`", "one graph for every batch and length", compile_whole),
     ("", "packed sequences", compile_packed),
     ("`torch.export`", "dynamic batch and length", export),
+    ("ONNX", "dynamic batch and length, in ONNX Runtime", onnx),
     ("derivatives", "double backward", double_backward),
     ("", "forward mode", forward_mode),
     ("", "Hessian", hessian_of_input),
@@ -197,6 +222,7 @@ LINES: list[tuple[str, str, Line]] = [
     ("", "a parametrisation is computed once a call", computed_once),
     ("", "`deepcopy` after a call with a parametrisation", copy_of_parametrized),
     ("quantisation", "`quantize_dynamic` leaves it as it is", quantize_dynamic),
+    ("streams", "`step`: one time step", step),
     ("lengths", "`lengths=` of padded rows", lengths),
     ("boundaries", "`reset=` inside a row", reset),
 ]
