@@ -12,6 +12,7 @@ BIN :=
 INSTALLED :=
 INSTALLED_DEV :=
 EDITABLE :=
+CLIENTS :=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
 BIN := $(VENV)/bin/
@@ -19,6 +20,7 @@ PY := $(BIN)python
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 EDITABLE := $(VENV)/.editable
+CLIENTS := $(VENV)-clients
 export PATH := $(abspath $(BIN)):$(PATH)
 endif
 
@@ -41,6 +43,11 @@ test: build ## run the tests and the doctests
 
 test-slow: build ## run the tests that take minutes: examples at full size
 	$(PY) -m pytest -m slow tests $(ARGS)
+
+# The same torch as in $(VENV), so that what was built for it serves.
+test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tests of Lightning, skorch, Captum and torchao
+	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) \
+	  $(if $(VENV),$(CLIENTS)/bin/python,$(PY)) -m pytest tests/test_clients.py -rs $(ARGS)
 
 build: $(BUILT) $(EDITABLE) ## build the extension in place
 
@@ -98,6 +105,12 @@ $(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
 
 $(VENV)/.installed-peers: benchmarks/requirements-peers.txt $(INSTALLED)
 	$(PY) -m pip install -r benchmarks/requirements-peers.txt
+	@touch $@
+
+$(CLIENTS)/.installed: tests/requirements-clients.txt requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -r tests/requirements-clients.txt
+	$(CLIENTS)/bin/python -W ignore -c 'import captum, lightning, skorch, torchao'
 	@touch $@
 
 $(BUILT): setup.py pyproject.toml $(CPP) $(INSTALLED) $(if $(VENV),,always)

@@ -1,4 +1,4 @@
-"""Builds the extension `fastrnn._C`; everything else about the package is in pyproject.toml."""
+"""Builds the operators' library and the extension `fastrnn._C`; all else is in pyproject.toml."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 
 import torch
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
@@ -44,45 +44,39 @@ def with_cuda() -> bool:
     return choice == "1" or (choice != "0" and torch.version.cuda is not None)
 
 
-def extension() -> CppExtension:
+PYTHON_MODULE = "csrc/python.cpp"
+
+
+def sources() -> list[str]:
     patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp"]
-    options: dict = {"include_dirs": [os.path.abspath("csrc")]}
-    cxx_flags, link_flags = CXX_FLAGS + OPENMP_FLAGS, list(OPENMP_FLAGS)
-    compile_args = {"cxx": cxx_flags}
     if with_cuda():
-        nvcc = cuda_build.find_nvcc()
-        if nvcc is None:
-            sys.exit(
-                "fastrnn: no nvcc found for the CUDA kernels. Put it on the PATH, set CUDA_HOME,\n"
-                "or set FASTRNN_CUDA=0 to build for the CPU alone."
-            )
-        home = cuda_build.toolkit(nvcc)
-        # torch's own searches know only what torch was built for.
-        cpp_extension.CUDA_HOME = str(home)
-        names = " ".join(f"sm_{a}" for a in cuda_build.archs(nvcc))
         patterns += ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
-        cxx_flags += [
-            "-DFASTRNN_WITH_CUDA",
-            f'-DFASTRNN_CUDA_ARCHS="{names}"',
-            f"-isystem{home / 'include'}",
-        ]
-        compile_args["nvcc"] = [*cuda_build.compile_flags(nvcc), "-Xcompiler=-fvisibility=hidden"]
-        # The runtime goes in whole: torch brings one too, of its own version.
-        options["library_dirs"] = [str(cuda_build.library_folder(home))]
-        options["libraries"] = ["cudart_static", "dl", "rt", "pthread"]
-        if torch.version.cuda is not None:  # where the weak symbols are
-            options["libraries"] += ["torch_cuda", "c10_cuda"]
-    return CppExtension(
-        "fastrnn._C",
-        sorted(path for pattern in patterns for path in glob(pattern)),
-        depends=sorted(glob("csrc/**/*.*h", recursive=True)),
-        extra_compile_args=compile_args,
-        extra_link_args=link_flags,
-        **options,
-    )
+    found = {path for pattern in patterns for path in glob(pattern)}
+    return sorted(found - {PYTHON_MODULE})
+
+
+OPERATORS = "fastrnn.libfastrnn"  # needs libtorch but no Python, so that C++ programs can load it
+OPERATORS_FILE = "libfastrnn.so"
+# Each library is found beside the one that needs it.
+if sys.platform == "darwin":
+    OPERATORS_LINK = [f"-Wl,-install_name,@rpath/{OPERATORS_FILE}"]
+    BESIDE = ["-Wl,-rpath,@loader_path"]
+else:
+    OPERATORS_LINK = [f"-Wl,-soname,{OPERATORS_FILE}", "-Wl,-z,defs"]
+    BESIDE = ["-Wl,-rpath,$ORIGIN"]
 
 
 class build_ext(BuildExtension):  # distutils finds the options below by this name
+    def get_ext_filename(self, name: str) -> str:
+        if name.split(".")[-1] == OPERATORS.split(".")[-1]:
+            return os.path.join(*name.split(".")[:-1], OPERATORS_FILE)
+        return str(super().get_ext_filename(name))
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name != OPERATORS:
+            ext.extra_objects = [self.get_ext_fullpath(OPERATORS)]
+        super().build_extension(ext)
+
     def run(self) -> None:
         compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
         found = [name for name in compilers if shutil.which(shlex.split(name)[0])]
@@ -107,8 +101,52 @@ class build_ext(BuildExtension):  # distutils finds the options below by this na
 # The environment's ninja is not on the PATH where the environment is not activated.
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
 
+
+def extension(name: str, sources: list[str], link_args: list[str]) -> Extension:
+    return CppExtension(
+        name,
+        sources,
+        include_dirs=[os.path.abspath("csrc")],
+        depends=sorted(glob("csrc/**/*.*h", recursive=True)),
+        extra_compile_args={"cxx": CXX_FLAGS + OPENMP_FLAGS},
+        extra_link_args=OPENMP_FLAGS + link_args,
+    )
+
+
+def add_cuda(operators: Extension, module: Extension) -> None:
+    nvcc = cuda_build.find_nvcc()
+    if nvcc is None:
+        sys.exit(
+            "fastrnn: no nvcc found for the CUDA kernels. Put it on the PATH, set CUDA_HOME,\n"
+            "or set FASTRNN_CUDA=0 to build for the CPU alone."
+        )
+    home = cuda_build.toolkit(nvcc)
+    cpp_extension.CUDA_HOME = str(home)  # a torch without CUDA has not looked for it
+    names = " ".join(f"sm_{a}" for a in cuda_build.archs(nvcc))
+    module.extra_compile_args["cxx"] = [*CXX_FLAGS, "-DFASTRNN_WITH_CUDA"]
+    operators.extra_compile_args["cxx"] += [
+        f'-DFASTRNN_CUDA_ARCHS="{names}"',
+        f"-isystem{home / 'include'}",
+    ]
+    operators.extra_compile_args["nvcc"] = [
+        *cuda_build.compile_flags(nvcc),
+        "-Xcompiler=-fvisibility=hidden",
+    ]
+    # The runtime goes in whole: torch brings one too, of its own version.
+    operators.library_dirs.append(str(cuda_build.library_folder(home)))
+    operators.libraries += ["cudart_static", "dl", "rt", "pthread"]
+    if torch.version.cuda is not None:  # where the weak symbols are
+        operators.libraries += ["torch_cuda", "c10_cuda"]
+
+
+operators = extension(OPERATORS, sources(), OPERATORS_LINK)
+operators.libraries.remove("torch_python")
+module = extension("fastrnn._C", [PYTHON_MODULE], BESIDE)
+if with_cuda():
+    add_cuda(operators, module)
+
 setup(
-    ext_modules=[extension()],
+    ext_modules=[operators, module],
     cmdclass={"build_ext": build_ext},
     # One place for the objects, so that `pip install -e .` and `build_ext --inplace` share them.
     options={"build_ext": {"build_temp": "build/temp"}},

@@ -214,8 +214,23 @@ def microbenchmarks(name: str, document: Record) -> str:
     return "\n".join(parts)
 
 
+def profile(name: str, document: Record) -> str:
+    """The section of a file of `benchmarks.profile`."""
+    rows = document["profile"]
+    names = [part for part in rows[0]["shares"] if any(r["shares"][part] for r in rows)]
+    lines = [
+        [f"{r['id']}, {r['mode']}", *(f"{r['shares'][part]:.0%}" for part in names)] for r in rows
+    ]
+    facts = [f"- {k.replace('_', ' ')}: {v}" for k, v in document["machine"].items()]
+    facts.append(f"- command: `{document['command']}`")
+    title = "Where the time goes: shares of perf's samples, one thread."
+    return "\n".join([f"## {name}\n", *facts, f"\n{title}\n", table(["call", *names], lines)])
+
+
 def section(path: Path, images: Path) -> str:
     document = json.loads(path.read_text())
+    if "profile" in document:
+        return profile(path.stem, document)
     if "benchmarks" in document:
         return microbenchmarks(path.stem, document)
     swept = all(r["kind"].startswith("sweep") for r in document["rows"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -21,7 +22,7 @@ class Goal:
 class Shape:
     """A row. Goals are those of one thread on a CPU with AVX-512."""
 
-    kind: str  # tiny, small, medium, large, long, few-rows, variant, sweep-hidden, ...
+    kind: str  # tiny, small, medium, large, long, few-rows, variant, example, sweep-hidden, ...
     batch: int
     seq_len: int
     input_size: int
@@ -34,17 +35,19 @@ class Shape:
     inference: Goal = Goal(0.95, 1.1)
     training: Goal = Goal(0.95, 1.1)
     quick: bool = False
+    program: str = ""  # of kind example: whose step or call it is
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-T{self.seq_len}-I{self.input_size}-H{self.hidden_size}"
         options = [
+            sizes,
             f"L{self.num_layers}" if self.num_layers > 1 else "",
             self.nonlinearity if self.nonlinearity != "tanh" else "",
             "bidirectional" if self.bidirectional else "",
             self.ragged,
             self.dtype if self.dtype != "float32" else "",
         ]
-        return "-".join([sizes, *filter(None, options)])
+        return "-".join(filter(None, [self.program, *options]))
 
     @property
     def num_directions(self) -> int:
@@ -172,6 +175,28 @@ def _variants() -> Iterator[Shape]:
         yield Shape("variant", 32, 50, 64, 256, ragged=kind, **ragged)
 
 
+def _examples() -> Iterator[Shape]:
+    """The RNNs of the programs in `examples/`: of a training step, and of prediction."""
+
+    def row(program: str, *sizes: int, **options: Any) -> Shape:
+        return Shape("example", *sizes, program=program, **options)
+
+    yield row("sin_to_cos", 1, 10, 1, 32)
+    yield row("sin_to_cos", 1, 10, 2, 32, 2)
+    yield row("noisy_sine", 32, 4, 1, 32)
+    yield row("noisy_sine", 996, 4, 1, 32)
+    yield row("sine_window", 32, 20, 1, 64)
+    yield row("sine_window", 200, 20, 1, 64)
+    yield row("mnist_rows", 8, 28, 28, 64)
+    yield row("mnist_rows", 1000, 28, 28, 64)
+    yield row("vanishing_gradients", 32, 64, 64, 64)
+    yield row("dna_tagging", 32, 240, 4, 128, 2, nonlinearity="relu", bidirectional=True)
+    yield row("dna_tagging", 100, 240, 4, 128, 2, nonlinearity="relu", bidirectional=True)
+    yield row("pos_tagging", 16, 34, 192, 128, bidirectional=True, ragged="lengths")
+    yield row("pos_tagging", 100, 45, 192, 128, bidirectional=True, ragged="lengths")
+    yield row("pos_tagging", 142, 16, 32, 64, bidirectional=True, ragged="lengths")
+
+
 def _sweep(axis: str) -> Iterator[Shape]:
     kind = f"sweep-{axis}"
     match axis:
@@ -188,7 +213,7 @@ def _sweep(axis: str) -> Iterator[Shape]:
                 yield Shape(kind, batch, 28, 28, 128)
 
 
-SHAPES = [*_main(), *_variants()]
+SHAPES = [*_main(), *_variants(), *_examples()]
 SWEEPS = {axis: list(_sweep(axis)) for axis in ("hidden", "length", "batch")}
 
 

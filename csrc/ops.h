@@ -15,6 +15,9 @@ using at::Tensor;
 using at::TensorList;
 using OptionalTensor = std::optional<Tensor>;
 
+// What other libraries, the Python module among them, may call.
+#define FASTRNN_API __attribute__((visibility("default")))
+
 // What every operator takes after its own arguments; shapes in library.cpp.
 #define FASTRNN_ARGUMENTS                                                               \
   const Tensor &input, const OptionalTensor &hx, TensorList weights,                    \
@@ -26,7 +29,7 @@ using OptionalTensor = std::optional<Tensor>;
       bidirectional, batch_first
 
 // output, hn
-std::tuple<Tensor, Tensor> rnn(FASTRNN_ARGUMENTS);
+FASTRNN_API std::tuple<Tensor, Tensor> rnn(FASTRNN_ARGUMENTS);
 // output, hn, saved (empty unless `save`)
 std::tuple<Tensor, Tensor, Tensor> rnn_forward(FASTRNN_ARGUMENTS, bool save);
 // grad_input, grad_hx, grad_weights; each empty unless wanted
@@ -37,12 +40,12 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTenso
                                                              bool want_weights);
 
 // Whether autograd is to see a call with these tensors.
-bool wants_grad(const Tensor& input, const OptionalTensor& hx, TensorList weights);
+FASTRNN_API bool wants_grad(const Tensor& input, const OptionalTensor& hx, TensorList weights);
 
 // The gradients of those of input, hx, weights that require one, differentiable again. The Python
 // package provides it.
 using ReferenceBackward = std::function<std::vector<Tensor>(
     const OptionalTensor& grad_output, const OptionalTensor& grad_hn, FASTRNN_ARGUMENTS)>;
-void set_reference_backward(ReferenceBackward f);
+FASTRNN_API void set_reference_backward(ReferenceBackward f);
 
 }  // namespace fastrnn

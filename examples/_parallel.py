@@ -39,7 +39,9 @@ def processes(device: torch.device) -> Iterator[torch.device]:
                 fail(f"torchrun: expected at most {devices} processes here, one for a CUDA device")
             device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
         stack.callback(dist.destroy_process_group)
         if not is_first():
             nowhere = stack.enter_context(open(os.devnull, "w"))

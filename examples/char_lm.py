@@ -16,7 +16,7 @@ with clipped gradients, measured by perplexity; and text that the network writes
 
 On several nodes the same command runs on each: torchrun --nnodes 2 --nproc-per-node 8
 --rdzv-backend c10d --rdzv-endpoint HOST:29400 examples/char_lm.py. With --checkpoint DIR (a folder
-that all nodes see) every epoch is kept there, and --resume goes on from the last one, with any
+that all nodes see) the last finished epoch is kept there, and --resume goes on from it, with any
 number of processes.
 
 It reads tinyshakespeare.txt from --data, $FASTRNN_DATA or data, else the help texts that come with
@@ -429,8 +429,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--learning-rate", type=positive_float, default=2e-3, help="of Adam (%(default)s)")
     add("--clip-norm", type=positive_float, default=1.0, help="of all gradients (%(default)s)")
     add("--prefix", default="the ", help="what the generated text begins with (%(default)r)")
-    add("--checkpoint", type=Path, metavar="DIR", help="keep every epoch there")
-    add("--resume", action="store_true", help="go on from the last epoch in --checkpoint, if any")
+    add("--checkpoint", type=Path, metavar="DIR", help="keep the last epoch there")
+    add("--resume", action="store_true", help="go on from what --checkpoint holds, if any")
     args = parser.parse_args(argv)
     if not args.prefix:
         parser.error("argument --prefix: expected at least one character")

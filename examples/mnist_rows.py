@@ -9,6 +9,7 @@ a step, and its last state, which has seen the whole image, says which digit it 
     python examples/mnist_rows.py                      10 epochs, batches of 8, Adam
     python examples/mnist_rows.py --recipe best        the same network, trained with more care
     python examples/mnist_rows.py --compare            against torch.nn.RNN, loss and speed
+    python examples/mnist_rows.py --amp bfloat16       mixed precision: weights stay in float32
 
 It reads the four MNIST files from --data, $FASTRNN_DATA/mnist or data/mnist, or fetches them with
 --download. Without them it learns the digits of 8 x 8 pixels that come with scikit-learn. It
@@ -123,13 +124,19 @@ def make_run(impl: str, args: argparse.Namespace, columns: int, steps: int) -> R
             optimizer, args.learning_rate, total_steps=steps
         )
 
+    # Gradients of float16 are scaled, lest they vanish (Micikevicius et al. 2018).
+    scaler = torch.amp.GradScaler(args.device.type, enabled=args.amp == "float16")
+
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        loss = F.cross_entropy(model(images), labels)
+        with mixed_precision(args):
+            loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        scaler.scale(loss).backward()
         if args.clip_norm < math.inf:
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), args.clip_norm)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         if scheduler is not None:
             scheduler.step()
         return loss.detach()
@@ -159,9 +166,16 @@ def make_model(impl: str, args: argparse.Namespace, columns: int) -> RowClassifi
     return model.to(args.device)
 
 
+def mixed_precision(args: argparse.Namespace) -> torch.autocast:
+    """Where the matrix products are those of `args.amp`; weights and gradients stay in float32."""
+    dtype = None if args.amp is None else getattr(torch, args.amp)
+    return torch.autocast(args.device.type, dtype, enabled=args.amp is not None)
+
+
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([model(part).argmax(1) for part in images.split(1000)])
+def predict(model: nn.Module, images: Tensor, args: argparse.Namespace) -> Tensor:
+    with mixed_precision(args):
+        return torch.cat([model(part).argmax(1) for part in images.split(1000)])
 
 
 @dataclass
@@ -327,6 +341,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--hidden-size", type=positive_int, default=64, help="(%(default)s)")
     add("--layers", type=positive_int, default=1, help="(%(default)s)")
     add("--bidirectional", action="store_true", help="read from the last row, too")
+    add("--amp", choices=("float16", "bfloat16"), help="train and predict in mixed precision")
     add("--recipe", choices=RECIPES, default="document", help="sets the next six (%(default)s)")
 
     def by_recipe(option: str) -> str:
@@ -370,6 +385,7 @@ def main(argv: list[str] | None = None) -> Results:
     print(
         f"{digits.name}: {len(images):,} images of {rows} rows of {columns} pixels; "
         f"RNN({columns}, {args.hidden_size}), recipe {args.recipe}, on {args.device}"
+        + (f", in {args.amp} and float32" if args.amp else "")
     )
     names = [args.impl]
     if args.compare:
@@ -392,7 +408,7 @@ def main(argv: list[str] | None = None) -> Results:
     torch.save(runs[0].model.state_dict(), checkpoint)
     model = make_model(args.impl, args, columns)  # a fresh one: what was trained is in the file
     model.load_state_dict(torch.load(checkpoint, map_location=args.device, weights_only=True))
-    predictions = predict(model, digits.test_images)
+    predictions = predict(model, digits.test_images, args)
     accuracy = percent(predictions == digits.test_labels)
     picture = args.out / "mnist_rows.png"
     draw(picture, digits, runs, predictions)
@@ -401,7 +417,7 @@ def main(argv: list[str] | None = None) -> Results:
     comparison = None
     if args.compare:
         comparison = Comparison.of(*runs)
-        other = percent(predict(runs[1].model, digits.test_images) == digits.test_labels)
+        other = percent(predict(runs[1].model, digits.test_images, args) == digits.test_labels)
         print(f"{comparison}\n{runs[1].name}: test accuracy {other:.2f} %")
     speed = args.epochs * len(images) / runs[0].seconds
     print(

@@ -14,6 +14,14 @@ def rnn(
     lengths: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor] | None: ...
+def rnn_step(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    relu: bool,
+) -> tuple[Tensor, Tensor] | None: ...
 def rnn_cell(
     input: Tensor,
     hx: Tensor | None,

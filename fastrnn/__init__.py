@@ -12,9 +12,19 @@ except ImportError as e:
     ) from e
 from fastrnn import functional
 from fastrnn._info import info
+from fastrnn._onnx import onnx_translation
 from fastrnn._version import __version__
 from fastrnn.rnn import RNN, RNNCell, replace, restore
 
 del _C
 
-__all__ = ["RNN", "RNNCell", "__version__", "functional", "info", "replace", "restore"]
+__all__ = [
+    "RNN",
+    "RNNCell",
+    "__version__",
+    "functional",
+    "info",
+    "onnx_translation",
+    "replace",
+    "restore",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ def info(
         input: An input for it.
 
     Returns:
-        Names and values: versions, the instruction set of the CPU kernels, threads, CUDA devices
-        and, if ``module`` is given, ``kernel``.
+        Names and values: versions, the library of the operators for C++ programs, the instruction
+        set of the CPU kernels, threads, CUDA devices and, if ``module`` is given, ``kernel``.
 
     Raises:
         TypeError: ``module`` is one of torch's own.
@@ -39,6 +40,7 @@ def info(
         "fastrnn": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "library": str(Path(__file__).parent / "libfastrnn.so"),
         "processor": platform.machine(),
         "cpu_kernels": _C.cpu_kernels(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -149,6 +149,34 @@ def rnn_positional(
     return output.squeeze(1), hn.squeeze(1)
 
 
+def rnn_step(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    num_layers: int,
+    relu: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and hn."""
+    if dropout == 0.0 and not torch.compiler.is_compiling():
+        result = _C.rnn_step(input, hx, weights, bias, num_layers, relu)
+        if result is not None:
+            return result
+    dim = input.dim()
+    if dim not in (1, 2):
+        raise ValueError(f"RNN.step: expected input with 1 or 2 dimensions, got {dim}")
+    if hx is not None and hx.dim() != dim + 1:
+        raise RuntimeError(
+            f"RNN.step: expected hx with {dim + 1} dimensions for input with {dim}, got {hx.dim()}"
+        )
+    sequence = input.unsqueeze(0)
+    output, hn = rnn_positional(
+        sequence, hx, weights, bias, num_layers, relu, False, False, dropout, None, None
+    )
+    return output.squeeze(0), hn
+
+
 def rnn_cell(
     input: Tensor,
     hx: Tensor | None,

@@ -12,9 +12,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops
-from fastrnn.functional import rnn_cell, rnn_positional
+from fastrnn.functional import rnn_cell, rnn_positional, rnn_step
 
 _CHECKS = ("check_input", "check_hidden_size", "check_forward_args", "get_expected_hidden_size")
+_MODES = "mode must be RNN_TANH or RNN_RELU, got {}"
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -140,16 +141,13 @@ class RNN(RNNBase):
         parameters: Any = self._parameters
         try:
             weights = [*map(parameters.__getitem__, self._flat_weights_names)]
-        except KeyError:  # parametrised, pruned or otherwise computed weights are attributes
-            weights = [
-                getattr(self, name, stale)
-                for name, stale in zip(self._flat_weights_names, self._flat_weights, strict=True)
-            ]
+        except KeyError:
+            weights = self._computed_weights()
         if self._checks_overridden:
             self._run_checks(input, hx)
         relu = self.mode == "RNN_RELU"
         if not relu and self.mode != "RNN_TANH":
-            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
+            raise AssertionError(_MODES.format(self.mode))
         return rnn_positional(
             input,
             hx,
@@ -163,6 +161,57 @@ class RNN(RNNBase):
             lengths,
             reset,
         )
+
+    def step(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""Run one time step of all layers, for input that comes step by step.
+
+        The results are those of a call on a sequence of one step, without a call's overhead:
+        feed each state to the next step. Hooks of the module do not see it.
+
+        Args:
+            input: (B, I), or (I) without a batch, whatever ``batch_first``.
+            hx: The state (L, B, H), or (L, H) without a batch; zeros by default.
+
+        Returns:
+            The last layer's output, (B, H) or (H), and the next state, in the shape of ``hx``.
+
+        Raises:
+            ValueError: A wrong rank or dtype of ``input``.
+            RuntimeError: A bidirectional module, or a wrong size or device.
+
+        Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
+
+        Example:
+            >>> import torch
+            >>> from fastrnn import RNN
+            >>> rnn, state = RNN(10, 20, num_layers=2).eval(), None
+            >>> for x in torch.randn(5, 3, 10):  # five steps of three streams
+            ...     output, state = rnn.step(x, state)
+            >>> output.shape, state.shape
+            (torch.Size([3, 20]), torch.Size([2, 3, 20]))
+        """
+        if self.bidirectional:
+            raise RuntimeError(
+                "RNN.step: expected a module of one direction, got bidirectional=True. Its second "
+                "direction begins at the end of the input: call the module on the whole sequence"
+            )
+        parameters: Any = self._parameters
+        try:
+            weights = [*map(parameters.__getitem__, self._flat_weights_names)]
+        except KeyError:
+            weights = self._computed_weights()
+        relu = self.mode == "RNN_RELU"
+        if not relu and self.mode != "RNN_TANH":
+            raise AssertionError(_MODES.format(self.mode))
+        dropout = self.dropout if self.training else 0.0
+        return rnn_step(input, hx, weights, self.bias, self.num_layers, relu, dropout)
+
+    def _computed_weights(self) -> list[Any]:
+        """Parametrised, pruned or otherwise computed weights, which are attributes."""
+        return [
+            getattr(self, name, stale)
+            for name, stale in zip(self._flat_weights_names, self._flat_weights, strict=True)
+        ]
 
     def _run_checks(self, input: Any, hx: Tensor | None) -> None:
         """Call the checks that a subclass overrides as nn.RNN.forward does."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -117,6 +118,16 @@ def ddp(**options: object) -> Callable[[nn.Module], nn.Module]:
     return lambda model: DistributedDataParallel(model, **options)
 
 
+def compressed(model: nn.Module) -> nn.Module:
+    model = DistributedDataParallel(model)
+    model.register_comm_hook(None, fp16_compress_hook)
+    return model
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(DistributedDataParallel(model), backend="aot_eager")
+
+
 def sharded(*names: str, **options: object) -> Callable[[nn.Module], nn.Module]:
     def shard(model: nn.Module) -> nn.Module:
         for name in names:
@@ -145,6 +156,8 @@ CASES: dict[str, dict[str, Callable[[torch.device], None]]] = {
             d,
             nonlinearity="relu",
         ),
+        "gradients sent in float16": lambda d: check("batch", compressed, d, tolerance=2e-3),
+        "compiled": lambda d: check("lengths", compiled, d),
     },
     "fsdp": {
         "batch": lambda d: check("batch", sharded(), d),

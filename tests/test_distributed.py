@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastrnn import RNN
+
 WORKER = Path(__file__).parent / "parallel_worker.py"
-CASES = {"ddp": 6, "fsdp": 6}
+CASES = {"ddp": 8, "fsdp": 6}
 
 
 def in_two_processes(kind: str, device: str) -> subprocess.CompletedProcess[str]:
@@ -34,3 +36,26 @@ def test_two_processes_train_as_one(kind: str, device: str) -> None:
     done = in_two_processes(kind, device)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("passed: ") == CASES[kind], done.stdout
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch.distributed is not built")
+def test_distributed_tensors_as_weights_raise(tmp_path: Path) -> None:
+    from torch.distributed.tensor import (
+        Replicate,
+        distribute_module,
+        distribute_tensor,
+        init_device_mesh,
+    )
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        module, x = distribute_module(RNN(3, 4), mesh), torch.randn(5, 2, 3)
+        with pytest.raises(RuntimeError, match=r"got mixed torch\.Tensor and DTensor"):
+            module(x)
+        with pytest.raises(NotImplementedError, match="does not have a sharding strategy"):
+            module(distribute_tensor(x, mesh, [Replicate()]))
+    finally:
+        torch.distributed.destroy_process_group()

@@ -147,6 +147,29 @@ def test_compare_on_mnist(mnist: str) -> None:
     assert comparison.step_difference <= 1e-5  # 40 steps, as above
 
 
+@pytest.mark.parametrize("impl", ["fastrnn", "torch"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_learns_digits(
+    dtype: str, impl: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--epochs", "4", "--impl", impl, "--batch-size", "32", "--learning-rate", "4e-3"]
+    plain, mixed = example(*options), example(*options, "--amp", dtype)
+    assert plain.losses != mixed.losses
+    assert mixed.accuracy > plain.accuracy - 3
+    assert f", in {dtype} and float32" in capsys.readouterr().out
+    state = torch.load(mixed.checkpoint, weights_only=True)
+    assert {w.dtype for w in state.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_reaches_the_accuracy_of_float32(mnist: str, dtype: str) -> None:
+    options = ["--data", mnist, "--recipe", "best", "--epochs", "4"]
+    plain, mixed = example(*options), example(*options, "--amp", dtype)
+    assert plain.accuracy > 97
+    assert mixed.accuracy > plain.accuracy - 0.5
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_compare_on_cuda() -> None:

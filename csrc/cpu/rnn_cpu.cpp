@@ -214,7 +214,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
     grad_last = grad_hn->expect_contiguous();
     backward.grad_hn = grad_last->const_data_ptr();
   }
-  Tensor grad_input = new_tensor({0}, input), grad_hx = grad_input;
+  // Results may not share memory with one another, not even where they have none.
+  Tensor grad_input = new_tensor({0}, input), grad_hx = new_tensor({0}, input);
   if (want_input) {
     grad_input = call.new_sequence(s.input_size, false);
     if (call.packed && input.size(0) != s.rows)

@@ -7,9 +7,9 @@
 namespace fastrnn::cuda {
 
 // The machine code in this build, such as "sm_80 sm_90a".
-const char* architectures();
+FASTRNN_API const char* architectures();
 // The kernels that a call with an input like this one takes, forward and backward.
-std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int64_t hidden_size,
-                        bool bidirectional);
+FASTRNN_API std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch,
+                                    int64_t hidden_size, bool bidirectional);
 
 }  // namespace fastrnn::cuda

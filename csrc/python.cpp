@@ -1,0 +1,236 @@
+// The Python module: the direct entry for eager calls, and facts about the build.
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/extension.h>
+
+#include "cpu/rnn_cpu.h"
+#include "ops.h"
+#if defined(FASTRNN_WITH_CUDA)
+#include "cuda/rnn_cuda.h"
+#endif
+
+namespace fastrnn {
+namespace {
+
+#if defined(FASTRNN_WITH_CUDA)
+constexpr bool kWithCuda = true;
+#else
+constexpr bool kWithCuda = false;
+#endif
+
+PyObject* parameter_type = nullptr;  // torch.nn.Parameter, set when the module loads
+
+// A tensor that the kernels can take as it is: no subclass but Parameter, no forward-mode tangent.
+const Tensor* plain_tensor(PyObject* x) {
+  if (!THPVariable_CheckExact(x) && reinterpret_cast<PyObject*>(Py_TYPE(x)) != parameter_type)
+    return nullptr;
+  const Tensor& t = THPVariable_Unpack(x);
+  if (t.unsafeGetTensorImpl()->is_python_dispatch() || t._fw_grad(0).defined()) return nullptr;
+  return &t;
+}
+
+// Whether a mode is on in which Python or a transform is to see the call.
+bool call_is_watched() {
+  const auto& included = c10::impl::tls_local_dispatch_key_set().included_;
+  return included.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+         included.has(c10::DispatchKey::Python) || at::impl::torch_function_mode_enabled() ||
+         torch::jit::tracer::isTracing();
+}
+
+bool has_kernels(const Tensor& x) {
+  const at::ScalarType dtype = x.scalar_type();
+  return (x.is_cpu() || (kWithCuda && x.is_cuda())) &&
+         (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
+          dtype == at::kBFloat16);
+}
+
+bool alike(const Tensor& x, const Tensor& y) {
+  return x.scalar_type() == y.scalar_type() && x.device() == y.device();
+}
+
+using Weights = c10::SmallVector<Tensor, 8>;
+
+// Whether there are `count` weights that the kernels can take with `input`.
+bool take_weights(const py::list& py_weights, const Tensor& input, int64_t count,
+                  Weights& weights) {
+  for (py::handle w : py_weights) {
+    const Tensor* t = plain_tensor(w.ptr());
+    if (!t || !alike(*t, input)) return false;
+    weights.push_back(*t);
+  }
+  return static_cast<int64_t>(weights.size()) == count && count >= 2 && weights[0].dim() == 2 &&
+         weights[1].dim() == 2;
+}
+
+// The operator, past its autograd key where nothing asks for gradients, and with Python's lock kept
+// where the call is shorter than a wait for the lock might be.
+std::tuple<Tensor, Tensor> call(const Tensor& input, const OptionalTensor& hx, TensorList weights,
+                                const OptionalTensor& lengths, const OptionalTensor& reset,
+                                bool has_biases, int64_t num_layers, bool relu, bool bidirectional,
+                                bool batch_first) {
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below;
+  if (!wants_grad(input, hx, weights)) below.emplace();
+  constexpr int64_t kShortCall = 1 << 17;  // multiply-adds: microseconds
+  const int64_t rows = input.numel() / input.size(-1),
+                count = weights.size() / (has_biases ? 4 : 2);
+  const int64_t work = rows * (weights[0].numel() + weights[1].numel()) * count;
+  std::optional<py::gil_scoped_release> no_gil;
+  if (work > kShortCall) no_gil.emplace();
+  return rnn(input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases, num_layers,
+             relu, bidirectional, batch_first);
+}
+
+// The calls in eager mode. Anything out of the ordinary, wrong arguments included, returns None and
+// is left to Python, which has the words for it.
+py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
+                     bool has_biases, int64_t num_layers, py::handle py_relu,
+                     py::handle py_bidirectional, bool batch_first, py::handle py_lengths,
+                     py::handle py_reset) {
+  const auto left_to_python = [] { return py::none(); };
+  if (call_is_watched()) return left_to_python();
+  const Tensor* input = plain_tensor(py_input.ptr());
+  if (!input || (input->dim() != 2 && input->dim() != 3)) return left_to_python();
+  if (!py::isinstance<py::bool_>(py_bidirectional)) return left_to_python();
+  const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>(),
+             relu = py_relu.cast<bool>();
+  if (!has_kernels(*input)) return left_to_python();
+
+  const int64_t count = num_layers * (bidirectional ? 2 : 1);
+  Weights weights;
+  if (!take_weights(py_weights, *input, count * (has_biases ? 4 : 2), weights))
+    return left_to_python();
+  const int64_t seq_len = input->size(batched && batch_first ? 1 : 0);
+  const int64_t batch = batched ? input->size(batch_first ? 0 : 1) : 1;
+  if (input->size(-1) != weights[0].size(1) || seq_len == 0) return left_to_python();
+
+  OptionalTensor hx, lengths, reset;
+  if (!py_hx.is_none()) {
+    const Tensor* t = plain_tensor(py_hx.ptr());
+    if (!t || t->dim() != input->dim() || !alike(*t, *input)) return left_to_python();
+    hx = batched ? *t : t->unsqueeze(1);
+    if (hx->size(0) != count || hx->size(1) != batch || hx->size(2) != weights[1].size(1))
+      return left_to_python();
+  }
+  if (!py_lengths.is_none() || !py_reset.is_none()) {
+    if (!batched) return left_to_python();
+    for (auto& [from, to] : {std::pair{py_lengths, &lengths}, std::pair{py_reset, &reset}}) {
+      if (from.is_none()) continue;
+      const Tensor* t = plain_tensor(from.ptr());
+      if (!t || t->device() != input->device()) return left_to_python();
+      *to = *t;
+    }
+    if (lengths && lengths->scalar_type() != at::kLong) return left_to_python();
+    if (lengths && (lengths->dim() != 1 || lengths->size(0) != batch)) return left_to_python();
+    if (reset && reset->scalar_type() != at::kBool) return left_to_python();
+    if (reset && (reset->dim() != 2 || reset->sizes() != input->sizes().slice(0, 2)))
+      return left_to_python();
+  }
+  auto [output, hn] = call(batched ? *input : input->unsqueeze(1), hx, weights, lengths, reset,
+                           has_biases, num_layers, relu, bidirectional, batched && batch_first);
+  if (!batched) {
+    output = output.squeeze(1);
+    hn = hn.squeeze(1);
+  }
+  return py::make_tuple(py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output))),
+                        py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(hn))));
+}
+
+// One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and the state.
+py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
+                          bool has_biases, int64_t num_layers, bool relu) {
+  const auto left_to_python = [] { return py::none(); };
+  if (call_is_watched()) return left_to_python();
+  const Tensor* input = plain_tensor(py_input.ptr());
+  if (!input || (input->dim() != 1 && input->dim() != 2) || !has_kernels(*input))
+    return left_to_python();
+  Weights weights;
+  if (!take_weights(py_weights, *input, num_layers * (has_biases ? 4 : 2), weights))
+    return left_to_python();
+  const bool batched = input->dim() == 2;
+  const int64_t batch = batched ? input->size(0) : 1, hidden_size = weights[1].size(1);
+  if (input->size(-1) != weights[0].size(1)) return left_to_python();
+  OptionalTensor hx;
+  if (!py_hx.is_none()) {
+    const Tensor* t = plain_tensor(py_hx.ptr());
+    if (!t || t->dim() != input->dim() + 1 || !alike(*t, *input)) return left_to_python();
+    hx = batched ? *t : t->unsqueeze(1);
+    if (hx->sizes() != at::IntArrayRef{num_layers, batch, hidden_size}) return left_to_python();
+  }
+  auto [output, hn] = call(batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0), hx,
+                           weights, std::nullopt, std::nullopt, has_biases, num_layers, relu,
+                           /*bidirectional=*/false, /*batch_first=*/false);
+  // No views, as in rnn_cell_eager.
+  output = batched ? at::_unsafe_view(output, {batch, hidden_size})
+                   : at::_unsafe_view(output, {hidden_size});
+  if (!batched) hn = at::_unsafe_view(hn, {num_layers, hidden_size});
+  return py::make_tuple(py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output))),
+                        py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(hn))));
+}
+
+// One step: (B, I) or (I) and (B, H) or (H) to (B, H) or (H).
+py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih, py::handle w_hh,
+                          py::handle b_ih, py::handle b_hh, bool relu) {
+  const auto left_to_python = [] { return py::none(); };
+  if (call_is_watched()) return left_to_python();
+  const Tensor* input = plain_tensor(py_input.ptr());
+  if (!input || (input->dim() != 1 && input->dim() != 2) || !has_kernels(*input))
+    return left_to_python();
+  const bool batched = input->dim() == 2, has_biases = !b_ih.is_none();
+  if (b_hh.is_none() == has_biases) return left_to_python();
+  const py::handle py_weights[] = {w_ih, w_hh, b_ih, b_hh};
+  c10::SmallVector<Tensor, 4> weights;
+  for (int i = 0; i < (has_biases ? 4 : 2); ++i) {
+    const Tensor* t = plain_tensor(py_weights[i].ptr());
+    if (!t || !alike(*t, *input) || t->dim() != (i < 2 ? 2 : 1)) return left_to_python();
+    weights.push_back(*t);
+  }
+  const int64_t batch = batched ? input->size(0) : 1, hidden_size = weights[1].size(1);
+  if (input->size(-1) != weights[0].size(1)) return left_to_python();
+  OptionalTensor hx;
+  if (!py_hx.is_none()) {
+    const Tensor* t = plain_tensor(py_hx.ptr());
+    if (!t || t->dim() != input->dim() || !alike(*t, *input) || t->size(-1) != hidden_size)
+      return left_to_python();
+    if (batched && t->size(0) != batch) return left_to_python();
+    hx = batched ? t->unsqueeze(0) : t->unsqueeze(0).unsqueeze(0);
+  }
+  const Tensor steps = batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0);
+  const auto [output, hn] =
+      call(steps, hx, weights, std::nullopt, std::nullopt, has_biases, 1, relu, false, false);
+  // No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
+  Tensor h = at::_unsafe_view(output, {batch, hidden_size});
+  if (!batched) h = h.squeeze(0);
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(h)));
+}
+
+// Keeps a Python function for the C++ backward, which may call it from a thread of the autograd
+// engine.
+void set_reference_backward_from_python(py::object function) {
+  auto* kept =
+      new py::object(std::move(function));  // never freed: the interpreter may be gone at exit
+  set_reference_backward(
+      [kept](const OptionalTensor& grad_output, const OptionalTensor& grad_hn, FASTRNN_ARGUMENTS) {
+        py::gil_scoped_acquire gil;
+        return (*kept)(grad_output, grad_hn, input, hx, weights.vec(), batch_sizes, lengths, reset,
+                       dropout_mask, has_biases, num_layers, relu, bidirectional, batch_first)
+            .cast<std::vector<Tensor>>();
+      });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  parameter_type = py::object(py::module_::import("torch.nn").attr("Parameter")).release().ptr();
+  m.def("rnn", rnn_eager);
+  m.def("rnn_step", rnn_step_eager);
+  m.def("rnn_cell", rnn_cell_eager);
+  m.def("set_reference_backward", set_reference_backward_from_python);
+  m.def("cpu_kernels", cpu::kernels_name);
+#if defined(FASTRNN_WITH_CUDA)
+  m.def("cuda_kernels", cuda::architectures);
+  m.def("cuda_kernels_for", cuda::kernels_for);
+#endif
+  m.def("cpu_prefers_aten", cpu::prefers_aten);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,174 @@
+"""torch.onnx.export with our translation, run in ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import fastrnn
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+# torch's exporter warns of its own dependencies and of names of sizes that are equal.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+AUTO = torch.export.Dim.AUTO
+
+
+class Model(nn.Module):
+    """An RNN whose marks and state are positional inputs."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.rnn = case.module(fastrnn.RNN, torch.float32)
+
+    def forward(
+        self, input: Tensor, hx: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return self.rnn(input, hx, lengths=lengths)
+
+
+def export(model: nn.Module, args: tuple[Any, ...], **options: Any) -> Any:
+    program = torch.onnx.export(
+        model.eval(),
+        args,
+        dynamo=True,
+        verbose=False,
+        custom_translation_table=fastrnn.onnx_translation(),
+        **options,
+    )
+    return onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+def assert_runs_alike(session: Any, model: nn.Module, *args: Tensor | None) -> None:
+    given = [x for x in args if x is not None]
+    names = [x.name for x in session.get_inputs()]
+    feed = {name: x.numpy() for name, x in zip(names, given, strict=True)}
+    with torch.no_grad():
+        expected = model(*args)
+    results = [torch.from_numpy(x) for x in session.run(None, feed)]
+    for x, y in zip(results, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+def arguments(case: Case, seq_len: int, batch: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    sizes = (batch, seq_len) if case.batch_first else (seq_len, batch)
+    states = case.num_layers * (2 if case.bidirectional else 1)
+    hx = torch.randn(states, batch, case.hidden_size) if case.hx else None
+    lengths = torch.randint(1, seq_len + 1, (batch,)) if case.lengths else None
+    return torch.randn(*sizes, case.input_size), hx, lengths
+
+
+EXPORTED = [case for case in CASES if case.seq_len < 100 and case.batch < 100]
+EXPORTED += [Case(6, 5, 3, 9, 2, "relu", lengths=True, bidirectional=True, bias=False)]
+
+
+@pytest.mark.parametrize("case", EXPORTED, ids=str)
+def test_onnx_runtime_agrees_at_any_length_and_batch(case: Case) -> None:
+    model = Model(case)
+    args = arguments(case, 7, 4)
+    sizes: list[Any] = [{0: AUTO, 1: AUTO}, {1: AUTO} if case.hx else None]
+    sizes.append({0: AUTO} if case.lengths else None)
+    session = export(model, args, dynamic_shapes=tuple(sizes))
+    assert_runs_alike(session, model, *args)
+    assert_runs_alike(session, model, *arguments(case, max(case.seq_len, 2), max(case.batch, 2)))
+    assert_runs_alike(session, model, *arguments(case, 3, 5))
+
+
+def test_the_graph_holds_one_rnn_for_each_layer() -> None:
+    program = torch.onnx.export(
+        fastrnn.RNN(3, 4, 2, bidirectional=True).eval(),
+        (torch.randn(5, 2, 3),),
+        dynamo=True,
+        verbose=False,
+        custom_translation_table=fastrnn.onnx_translation(),
+    )
+    operators = [node.op_type for node in program.model_proto.graph.node]
+    assert operators.count("RNN") == 2
+    assert "Scan" not in operators
+    assert "Loop" not in operators
+
+
+def test_rows_without_a_step() -> None:
+    case = Case(5, 3, 2, 4, lengths=True, bidirectional=True)
+    model, (input, hx, _) = Model(case), arguments(case, 5, 3)
+    args = (input, hx, torch.tensor([5, 0, 2]))
+    assert_runs_alike(export(model, args), model, *args)
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.rnn = fastrnn.RNN(6, 8, 2, batch_first=True, bidirectional=True, dropout=0.5)
+        self.cell = fastrnn.RNNCell(16, 5)
+        self.step = fastrnn.RNN(5, 3, 2)
+
+    def forward(self, words: Tensor) -> tuple[Tensor, ...]:
+        output, hn = self.rnn(self.embed(words))
+        return *self.step.step(self.cell(output[:, -1])), hn
+
+
+def test_inside_a_model_with_a_cell_and_a_step() -> None:
+    model, words = Tagger(), torch.randint(0, 11, (4, 7))
+    session = export(model, (words,), dynamic_shapes=({0: AUTO, 1: AUTO},))
+    assert_runs_alike(session, model, words)
+    assert_runs_alike(session, model, torch.randint(0, 11, (2, 3)))
+
+
+def test_without_a_batch() -> None:
+    model = fastrnn.RNN(3, 4, 2)
+    session = export(model, (torch.randn(5, 3),), dynamic_shapes=({0: AUTO},))
+    assert_runs_alike(session, model, torch.randn(8, 3))
+
+
+class Marked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = fastrnn.RNN(3, 4)
+
+    def forward(self, input: Tensor, reset: Tensor) -> Tensor:
+        return self.rnn(input, reset=reset)[0]
+
+
+class Packed(Marked):
+    def forward(self, data: Tensor, batch_sizes: Tensor, hx: Tensor) -> Tensor:  # type: ignore[override]
+        return self.rnn(PackedSequence(data, batch_sizes), hx)[0].data
+
+
+REFUSED = {
+    "reset": (Marked, (torch.ones(5, 2, 3), torch.zeros(5, 2, dtype=torch.bool)), "has no reset"),
+    "packed": (
+        Packed,
+        (torch.ones(3, 3), torch.tensor([2, 1]), torch.zeros(1, 2, 4)),
+        "no packed sequences",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_onnx_lacks_says_what_to_do(name: str) -> None:
+    model, args, words = REFUSED[name]
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as raised:
+        export(model(), args)
+    causes, error = [], raised.value
+    while error is not None:
+        causes.append(str(error))
+        error = error.__cause__
+    assert words in "\n".join(causes)
+
+
+def test_nothing_global_changes() -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    fastrnn.onnx_translation()
+    assert not ONNXRegistry.from_torchlib().is_registered(torch.ops.fastrnn.rnn.default)
