@@ -135,8 +135,9 @@ def add_cuda(operators: Extension, module: Extension) -> None:
     # The runtime goes in whole: torch brings one too, of its own version.
     operators.library_dirs.append(str(cuda_build.library_folder(home)))
     operators.libraries += ["cudart_static", "dl", "rt", "pthread"]
-    if torch.version.cuda is not None:  # where the weak symbols are
-        operators.libraries += ["torch_cuda", "c10_cuda"]
+    if torch.version.cuda is not None:
+        # Where the weak symbols are. Being weak, they would not make a linker keep the library.
+        operators.extra_link_args += ["-Wl,--no-as-needed", "-ltorch_cuda"]
 
 
 operators = extension(OPERATORS, sources(), OPERATORS_LINK)
