@@ -90,7 +90,11 @@ def test_kernels(
     truth = outcome(copy_of(module, torch.nn.RNN, case), x, dtype, "cpu", torch.float64)
     theirs = outcome(copy_of(module, torch.nn.RNN, case), x, dtype)
     ours = outcome(copy_of(module, fastrnn.RNN, case), x, dtype)
-    assert_as_accurate(ours, theirs, truth)
+    if dtype == torch.float64:  # the truth is no better than the rest
+        for name, expected in truth.items():
+            torch.testing.assert_close(ours[name], expected, rtol=1e-10, atol=1e-10)
+    else:
+        assert_as_accurate(ours, theirs, truth)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
