@@ -14,6 +14,7 @@ import argparse
 import gc
 import itertools
 import json
+import math
 import random
 import sys
 import time
@@ -201,12 +202,14 @@ def first_line(e: BaseException) -> str:
 
 
 def plain(x: Any) -> Any:
-    """Numbers with five digits: more would say nothing."""
+    """Numbers with five digits, more would say nothing; what JSON has no number for as text."""
     if isinstance(x, dict):
         return {k: plain(v) for k, v in x.items()}
     if isinstance(x, list):
         return [plain(v) for v in x]
-    return float(f"{x:.5g}") if isinstance(x, float) else x
+    if isinstance(x, float):
+        return float(f"{x:.5g}") if math.isfinite(x) else str(x)
+    return x
 
 
 def facts(device: str) -> Record:
