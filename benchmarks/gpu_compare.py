@@ -1,0 +1,284 @@
+"""Time nn.RNN and fastrnn on one GPU, row by row: a process that `benchmarks.gpu_check` starts.
+
+    python -m benchmarks.gpu_compare --rows KEYS.json --out ROWS.jsonl
+
+Each row is written as soon as it is measured, after a line that says that it was begun: should a
+kernel hang or end the process, whoever started it knows in which row. Times are those of CUDA
+events around repetitions of the same step on the same tensors, so the L2 cache is as warm as it is
+within a training loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastrnn
+from benchmarks import gpu_model, machine, timing
+from benchmarks.contestants import FLOOR, Contestant, Problem, error, grad_mode, make_contestant
+from benchmarks.gpu_shapes import Row, Setting, plan
+
+Record = dict[str, Any]
+Step = Callable[[], object]
+
+LEAST_ROUNDS, MOST_ROUNDS = 5, 40
+POISONED = 3  # exit status: the device refuses all that follows in this process
+
+
+class DeviceProblem(Problem):
+    """A problem whose values are made where they are used. Lengths stay on the CPU."""
+
+    def __init__(self, row: Row, device: str) -> None:
+        self.device = torch.device(device)
+        with self.device:
+            super().__init__(row.shape)
+        if self.lengths is not None:
+            self.lengths = self.lengths.cpu()
+
+    def module(self, cls: type[Any], dtype: torch.dtype) -> torch.nn.RNNBase:
+        with self.device:
+            return super().module(cls, dtype)
+
+
+def use(setting: Setting) -> None:
+    """nn.RNN's own switch; fastrnn follows it."""
+    torch.backends.cudnn.rnn.fp32_precision = "tf32" if setting.tf32 else "ieee"
+
+
+def kernel_of(problem: DeviceProblem, training: bool) -> str | None:
+    """The kernel that fastrnn would take, or None where this build has none for the device."""
+    rnn = problem.module(fastrnn.RNN, problem.dtype).train(training)
+    input = problem.input if problem.lengths is None else problem.pack(problem.input)
+    kernel: str = fastrnn.info(rnn, input)["kernel"]
+    return kernel if kernel.startswith(problem.device.type + " ") else None
+
+
+def compare_errors(problem: Problem, contestants: Sequence[Contestant], training: bool) -> Record:
+    """Both errors against float64, of the result in which ours is worst beside nn.RNN's."""
+    truth = make_contestant("nn.RNN", problem, training, torch.float64).results()
+    theirs, ours = (c.results() for c in contestants)
+    found = []
+    for key, exact in truth.items():
+        floor = torch.finfo(theirs[key].dtype).eps / 4  # nn.RNN may happen to be exact
+        bound = 2 * error(theirs[key], exact) + FLOOR[theirs[key].dtype]
+        lost = error(ours[key], exact)
+        known = max(error(theirs[key], exact), floor)
+        found.append(
+            {
+                "result": key,
+                "nn.RNN": known,
+                "fastrnn": lost,
+                "ratio": lost / known,
+                "wrong": not lost <= bound,
+            }
+        )
+    return max(found, key=lambda x: (x["wrong"], x["ratio"]))
+
+
+def captured(step: Step, training: bool) -> Step:
+    """The step as a CUDA graph: call the result to replay it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with grad_mode(training):
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            step()
+    return graph.replay
+
+
+def event_seconds(step: Step, repetitions: int) -> float:
+    """Seconds per step, from the GPU's own clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in itertools.repeat(None, repetitions):
+        step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3 / repetitions
+
+
+def interleaved(steps: dict[str, Step], device: str, budget: float) -> timing.Row:
+    """Rounds of one sample of each, in shuffled order, for about `budget` seconds."""
+    seconds_of = event_seconds if device == "cuda" else timing.seconds_of
+    repetitions = {}
+    for name, step in steps.items():
+        seconds_of(step, 1)
+        estimate = min(seconds_of(step, 1) for _ in range(2))
+        repetitions[name] = max(1, round(timing.SAMPLE_SECONDS / estimate))
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    order, start = list(steps), time.perf_counter()
+    gc.disable()
+    for done in range(MOST_ROUNDS):
+        if done >= LEAST_ROUNDS and time.perf_counter() - start > budget:
+            break
+        random.shuffle(order)
+        for name in order:
+            samples[name].append(seconds_of(steps[name], repetitions[name]))
+    gc.enable()
+    return timing.Row(samples, repetitions, None, 1.0, 1, False)
+
+
+def describe(timed: timing.Row, steps: int, bound: float | None) -> Record:
+    """A form's times in plain values."""
+    names = list(timed.samples)
+    found: Record = {
+        "microseconds": {n: timed.seconds(n) * 1e6 for n in names},
+        "quartiles": {n: [x * 1e6 for x in timed.quartiles(n)] for n in names},
+        "microseconds_per_step": {n: timed.seconds(n) * 1e6 / steps for n in names},
+        "rounds": len(timed.samples[names[0]]),
+    }
+    if bound is not None:
+        found["fraction_of_bound"] = {n: bound / timed.seconds(n) for n in names}
+    if len(names) == 2:
+        found["ratio"] = timed.ratio("fastrnn")
+    return found
+
+
+def peak_bytes(step: Step) -> int:
+    """Memory that a step takes beyond what was there before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure(row: Row, device: str, budget: float, theirs_only: bool = False) -> Record:
+    """Time one row. Without a kernel of ours, nn.RNN alone: what there is to beat."""
+    training = row.mode == "training"
+    use(row.setting)
+    problem = DeviceProblem(row, device)
+    kernel = None if theirs_only else kernel_of(problem, training)
+    names = ["nn.RNN", "fastrnn"] if kernel else ["nn.RNN"]
+    contestants = [make_contestant(name, problem, training) for name in names]
+    record: Record = {"kernel": kernel, "forms": {}}
+    if kernel:
+        record["error"] = compare_errors(problem, contestants, training)
+        if record["error"]["wrong"]:
+            del contestants[1]
+    steps = {c.name: c.step for c in contestants}
+    count = row.shape.seq_len * row.shape.num_layers
+    bound = None
+    if device == "cuda" and torch.cuda.get_device_capability() == (9, 0):
+        bound = gpu_model.seconds(row.shape, row.setting.tf32, training)
+    record["bound_microseconds"] = bound and bound * 1e6
+    with grad_mode(training):
+        record["forms"]["eager"] = describe(interleaved(steps, device, budget), count, bound)
+        if device == "cuda":
+            record["peak_bytes"] = {name: peak_bytes(step) for name, step in steps.items()}
+    if device == "cuda":
+        graphs, refused = {}, {}
+        for name, step in steps.items():
+            try:
+                graphs[name] = captured(step, training)
+            except RuntimeError as e:
+                refused[name] = first_line(e)
+        timed = describe(interleaved(graphs, device, budget), count, bound) if graphs else {}
+        record["forms"]["graph"] = {**timed, **({"refused": refused} if refused else {})}
+    return record
+
+
+def first_line(e: BaseException) -> str:
+    return f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"
+
+
+def plain(x: Any) -> Any:
+    """Numbers with five digits, more would say nothing; what JSON has no number for as text."""
+    if isinstance(x, dict):
+        return {k: plain(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [plain(v) for v in x]
+    if isinstance(x, float):
+        return float(f"{x:.5g}") if math.isfinite(x) else str(x)
+    return x
+
+
+def facts(device: str) -> Record:
+    """The machine, and two ceilings: copying memory, and products of matrices."""
+    found = machine.facts()
+    found["cuda_kernels"] = fastrnn.info()["cuda_kernels"]
+    if device != "cuda":
+        return found
+    p = torch.cuda.get_device_properties(0)
+    found |= {
+        "gpu": p.name,
+        "capability": f"{p.major}.{p.minor}",
+        "multiprocessors": p.multi_processor_count,
+        "L2_MB": p.L2_cache_size / 2**20,
+        "memory_GB": p.total_memory / 1e9,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    block = torch.randn(1 << 28, device=device)
+    other = torch.empty_like(block)
+    copy = median(event_seconds(partial(other.copy_, block), 3) for _ in range(5))
+    found["copy_GB_per_s"] = 2 * block.nbytes / copy / 1e9
+    del block, other
+    a, b = (torch.randn(8192, 8192, device=device) for _ in range(2))
+    for name, dtype, tf32 in [
+        ("float32", torch.float32, False),
+        ("TF32", torch.float32, True),
+        ("bfloat16", torch.bfloat16, False),
+    ]:
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+        product: Callable[[], Tensor] = partial(torch.mm, a.to(dtype), b.to(dtype))
+        event_seconds(product, 1)
+        seconds = median(event_seconds(product, 2) for _ in range(5))
+        found[f"mm_{name}_TFLOP_per_s"] = 2 * 8192**3 / seconds / 1e12
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu_compare")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--rows", type=Path, help="JSON list of the rows' keys; none: only facts")
+    parser.add_argument("--out", type=Path, required=True, help="append a line of JSON for each")
+    parser.add_argument("--budget", type=float, default=0.1, help="seconds of a row and form")
+    parser.add_argument("--theirs-only", action="store_true", help="measure nn.RNN alone")
+    args = parser.parse_args(argv)
+    with args.out.open("a") as out:
+
+        def write(record: Record) -> None:
+            out.write(json.dumps(plain(record)) + "\n")
+            out.flush()
+
+        if args.rows is None:
+            write({"facts": facts(args.device)})
+            return
+        rows = {str(row): row for row in plan(toy=args.device == "cpu")}
+        for key in json.loads(args.rows.read_text()):
+            write({"begun": key})
+            try:
+                write(
+                    {"row": key, **measure(rows[key], args.device, args.budget, args.theirs_only)}
+                )
+            except Exception as e:
+                write({"row": key, "failed": first_line(e)})
+                try:
+                    if args.device == "cuda":
+                        torch.cuda.synchronize()
+                except RuntimeError:
+                    sys.exit(POISONED)
+
+
+if __name__ == "__main__":
+    main()
