@@ -80,12 +80,12 @@ lint: $(INSTALLED_DEV) ## check style and types
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
 	$(BIN)mypy
-	$(BIN)clang-format --dry-run -Werror $(CPP)
+	$(BIN)clang-format --dry-run -Werror $(CPP) examples/cpp/*.cpp
 
 format: $(INSTALLED_DEV) ## rewrite the sources in the project's style
 	$(BIN)ruff check --fix-only .
 	$(BIN)ruff format .
-	$(BIN)clang-format -i $(CPP)
+	$(BIN)clang-format -i $(CPP) examples/cpp/*.cpp
 
 clean: ## remove what was built, but not the virtual environment
 	rm -rf build dist *.egg-info fastrnn/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
