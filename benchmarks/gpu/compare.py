@@ -1,6 +1,6 @@
-"""Time nn.RNN and fastrnn on one GPU, row by row: a process that `benchmarks.gpu_check` starts.
+"""Time nn.RNN and fastrnn on one GPU, row by row: a process that `benchmarks.gpu.check` starts.
 
-    python -m benchmarks.gpu_compare --rows KEYS.json --out ROWS.jsonl
+    python -m benchmarks.gpu.compare --rows KEYS.json --out ROWS.jsonl
 
 Each row is written as soon as it is measured, after a line that says that it was begun: should a
 kernel hang or end the process, whoever started it knows in which row. Times are those of CUDA
@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 import fastrnn
-from benchmarks import gpu_model, machine, timing
+from benchmarks import machine, timing
 from benchmarks.contestants import FLOOR, Contestant, Problem, error, grad_mode, make_contestant
-from benchmarks.gpu_shapes import Row, Setting, plan
+from benchmarks.gpu import model
+from benchmarks.gpu.shapes import Row, Setting, plan
 
 Record = dict[str, Any]
 Step = Callable[[], object]
@@ -179,7 +180,7 @@ def measure(row: Row, device: str, budget: float, theirs_only: bool = False) -> 
     count = row.shape.seq_len * row.shape.num_layers
     bound = None
     if device == "cuda" and torch.cuda.get_device_capability() == (9, 0):
-        bound = gpu_model.seconds(row.shape, row.setting.tf32, training)
+        bound = model.seconds(row.shape, row.setting.tf32, training)
     record["bound_microseconds"] = bound and bound * 1e6
     with grad_mode(training):
         record["forms"]["eager"] = describe(interleaved(steps, device, budget), count, bound)
@@ -248,7 +249,7 @@ def facts(device: str) -> Record:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.gpu_compare")
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu.compare")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--rows", type=Path, help="JSON list of the rows' keys; none: only facts")
     parser.add_argument("--out", type=Path, required=True, help="append a line of JSON for each")
