@@ -20,18 +20,15 @@ SAVE_SECONDS = 5.0
 def bench(this: Run, limit: float) -> Record:
     """nn.RNN and fastrnn in interleaved rounds, eager and captured, row by row."""
     end = time.monotonic() + limit
-    args, commit, toy = (
-        this.args,
-        machine_of(this.document).get("commit"),
-        this.args.device == "cpu",
-    )
+    args, toy = this.args, this.args.device == "cpu"
+    commit = machine_of(this.document).get("commit")
     known = {str(row) for row in plan(toy=toy)}
     old = this.document["parts"].get("bench", {}).get("rows", {})
     rows = {key: row for key, row in old.items() if key in known}
     todo = [str(row) for row in plan(args.quick, args.rows, toy)]
     if args.again:
-        todo = [key for key in todo if "failed" in (row := rows.get(key, {"failed": ""}))
-                or row["commit"] != commit]  # fmt: skip
+        done = {k for k, row in rows.items() if "failed" not in row and row["commit"] == commit}
+        todo = [key for key in todo if key not in done]
     found: Record = {"status": "cut off", "wanted": len(todo), "rows": rows, "ended": []}
     this.document["parts"]["bench"] = found
     measured: set[str] = set()

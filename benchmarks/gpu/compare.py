@@ -37,7 +37,7 @@ Record = dict[str, Any]
 Step = Callable[[], object]
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 40
-POISONED = 3  # exit status: the device refuses all that follows in this process
+POISONED = 3  # exit status
 
 
 class DeviceProblem(Problem):
@@ -269,16 +269,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         for key in json.loads(args.rows.read_text()):
             write({"begun": key})
             try:
-                write(
-                    {"row": key, **measure(rows[key], args.device, args.budget, args.theirs_only)}
-                )
+                found = measure(rows[key], args.device, args.budget, args.theirs_only)
             except Exception as e:
-                write({"row": key, "failed": first_line(e)})
-                try:
-                    if args.device == "cuda":
-                        torch.cuda.synchronize()
-                except RuntimeError:
-                    sys.exit(POISONED)
+                found = {"failed": first_line(e)}
+                if args.device == "cuda":
+                    stop_if_poisoned(partial(write, {"row": key, **found}))
+                if not args.theirs_only:
+                    found |= measure(rows[key], args.device, args.budget, theirs_only=True)
+            write({"row": key, **found})
+
+
+def stop_if_poisoned(last_words: Step) -> None:
+    """After some errors the device refuses all that follows in the same process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        last_words()
+        sys.exit(POISONED)
 
 
 if __name__ == "__main__":
