@@ -25,7 +25,7 @@ ARCHS = ["75", "80", "86", "89", "90a", "100", "120"]
 FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo"]
 # No --use_fast_math: it changes divisions, square roots and denormals everywhere.
 
-REGISTERS = 65536  # of a multiprocessor
+MAY_USE_STACK = {"check_lengths_kernel"}  # for the arguments of printf
 
 
 def find_nvcc() -> str | None:
@@ -125,7 +125,7 @@ def main() -> None:
         for name, (_, used) in sorted(zip(names, kernels, strict=True)):
             spilled = used["stores"] + used["loads"]
             print(f"{name:<88} {arch:>5} {used['registers']:>9} {used['stack']:>5} {spilled:>7}")
-            bad += bool(used["stack"] or spilled)
+            bad += bool(spilled or (used["stack"] and name not in MAY_USE_STACK))
     if not work or not any(results):
         sys.exit("cuda-check: found no kernel")
     if bad:

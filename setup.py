@@ -10,7 +10,11 @@ from pathlib import Path
 
 import torch
 from setuptools import Extension, setup
+from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # not there when pip builds
+import cuda_build
 
 CXX_FLAGS = [
     "-std=c++20",
@@ -34,11 +38,10 @@ OPENMP_FLAGS = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 def with_cuda() -> bool:
     """FASTRNN_CUDA=1 builds the CUDA half, FASTRNN_CUDA=0 does not; unset, it follows torch."""
-    have_sources = bool(glob("csrc/cuda/*.cu"))
     choice = os.environ.get("FASTRNN_CUDA")
-    if choice == "1" and not have_sources:
-        sys.exit("fastrnn: FASTRNN_CUDA=1, but csrc/cuda holds no .cu files.")
-    return have_sources and choice != "0" and (choice == "1" or torch.version.cuda is not None)
+    if choice not in (None, "", "0", "1"):
+        sys.exit(f"fastrnn: expected FASTRNN_CUDA to be 0 or 1, got {choice!r}.")
+    return choice == "1" or (choice != "0" and torch.version.cuda is not None)
 
 
 PYTHON_MODULE = "csrc/python.cpp"
@@ -104,17 +107,47 @@ def extension(name: str, sources: list[str], link_args: list[str]) -> Extension:
         name,
         sources,
         include_dirs=[os.path.abspath("csrc")],
-        depends=sorted(glob("csrc/**/*.h", recursive=True)),
+        depends=sorted(glob("csrc/**/*.*h", recursive=True)),
         extra_compile_args={"cxx": CXX_FLAGS + OPENMP_FLAGS},
         extra_link_args=OPENMP_FLAGS + link_args,
     )
 
 
+def add_cuda(operators: Extension, module: Extension) -> None:
+    nvcc = cuda_build.find_nvcc()
+    if nvcc is None:
+        sys.exit(
+            "fastrnn: no nvcc found for the CUDA kernels. Put it on the PATH, set CUDA_HOME,\n"
+            "or set FASTRNN_CUDA=0 to build for the CPU alone."
+        )
+    home = cuda_build.toolkit(nvcc)
+    cpp_extension.CUDA_HOME = str(home)  # a torch without CUDA has not looked for it
+    names = " ".join(f"sm_{a}" for a in cuda_build.archs(nvcc))
+    module.extra_compile_args["cxx"] = [*CXX_FLAGS, "-DFASTRNN_WITH_CUDA"]
+    operators.extra_compile_args["cxx"] += [
+        f'-DFASTRNN_CUDA_ARCHS="{names}"',
+        f"-isystem{home / 'include'}",
+    ]
+    operators.extra_compile_args["nvcc"] = [
+        *cuda_build.compile_flags(nvcc),
+        "-Xcompiler=-fvisibility=hidden",
+    ]
+    # The runtime goes in whole: torch brings one too, of its own version.
+    operators.library_dirs.append(str(cuda_build.library_folder(home)))
+    operators.libraries += ["cudart_static", "dl", "rt", "pthread"]
+    if torch.version.cuda is not None:
+        # Where the weak symbols are. Being weak, they would not make a linker keep the library.
+        operators.extra_link_args += ["-Wl,--no-as-needed", "-ltorch_cuda"]
+
+
 operators = extension(OPERATORS, sources(), OPERATORS_LINK)
 operators.libraries.remove("torch_python")
+module = extension("fastrnn._C", [PYTHON_MODULE], BESIDE)
+if with_cuda():
+    add_cuda(operators, module)
 
 setup(
-    ext_modules=[operators, extension("fastrnn._C", [PYTHON_MODULE], BESIDE)],
+    ext_modules=[operators, module],
     cmdclass={"build_ext": build_ext},
     # One place for the objects, so that `pip install -e .` and `build_ext --inplace` share them.
     options={"build_ext": {"build_temp": "build/temp"}},

@@ -5,9 +5,18 @@
 
 #include "cpu/rnn_cpu.h"
 #include "ops.h"
+#if defined(FASTRNN_WITH_CUDA)
+#include "cuda/rnn_cuda.h"
+#endif
 
 namespace fastrnn {
 namespace {
+
+#if defined(FASTRNN_WITH_CUDA)
+constexpr bool kWithCuda = true;
+#else
+constexpr bool kWithCuda = false;
+#endif
 
 PyObject* parameter_type = nullptr;  // torch.nn.Parameter, set when the module loads
 
@@ -33,8 +42,9 @@ bool call_is_watched() {
 
 bool has_kernels(const Tensor& x) {
   const at::ScalarType dtype = x.scalar_type();
-  return x.is_cpu() && (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
-                        dtype == at::kBFloat16);
+  return (x.is_cpu() || (kWithCuda && x.is_cuda())) &&
+         (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
+          dtype == at::kBFloat16);
 }
 
 bool alike(const Tensor& x, const Tensor& y) {
@@ -219,6 +229,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn_cell", rnn_cell_eager);
   m.def("set_reference_backward", set_reference_backward_from_python);
   m.def("cpu_kernels", cpu::kernels_name);
+#if defined(FASTRNN_WITH_CUDA)
+  m.def("cuda_kernels", cuda::architectures);
+  m.def("cuda_kernels_for", cuda::kernels_for);
+#endif
   m.def("cpu_prefers_aten", cpu::prefers_aten);
 }
 

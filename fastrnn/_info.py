@@ -45,7 +45,7 @@ def info(
         "cpu_kernels": _C.cpu_kernels(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "cuda_kernels": "not built",
+        "cuda_kernels": _C.cuda_kernels() if _ops.WITH_CUDA else "not built",
         "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
     if module is not None:
@@ -66,6 +66,16 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
     if kernels == "baseline" and input is not None:
         batch, hidden_size = _batch(module, input), module.hidden_size
         kernels = "aten" if _C.cpu_prefers_aten(batch, hidden_size) else kernels  # type: ignore[arg-type]
+    if like.device.type == "cuda":
+        steps, batch = (1, 1) if input is None else (_steps(module, input), _batch(module, input))
+        bidirectional = bool(getattr(module, "bidirectional", False))
+        kernels = _C.cuda_kernels_for(
+            like,
+            steps,
+            batch,
+            module.hidden_size,  # type: ignore[arg-type]
+            bidirectional,
+        )
     return f"{like.device.type} {kernels} {str(like.dtype).removeprefix('torch.')}"
 
 
@@ -76,3 +86,11 @@ def _batch(module: torch.nn.Module, input: Tensor | PackedSequence) -> int:
     if input.dim() == (1 if is_cell else 2):
         return 1
     return input.size(0 if is_cell or module.batch_first else 1)
+
+
+def _steps(module: torch.nn.Module, input: Tensor | PackedSequence) -> int:
+    if isinstance(input, PackedSequence):
+        return len(input.batch_sizes)
+    if not hasattr(module, "num_layers"):
+        return 1
+    return input.size(1 if input.dim() == 3 and module.batch_first else 0)

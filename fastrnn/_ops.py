@@ -16,7 +16,9 @@ from fastrnn import _C, reference
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others stay as they are
-KERNEL_DEVICES = ("cpu", "meta")  # on meta the operators have shapes only
+WITH_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA")
+# On meta the operators have shapes only.
+KERNEL_DEVICES = ("cpu", "meta", "cuda") if WITH_CUDA else ("cpu", "meta")
 
 
 def why_reference(tensors: Iterable[Tensor | None]) -> str | None:

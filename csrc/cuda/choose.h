@@ -25,6 +25,7 @@ struct Choice {
   int registers;      // of a thread, at most
   int shared_bytes;   // of a block
   int64_t workspace;  // bytes of global memory, zero at the start; 0: none
+  int units;          // hidden units that there is room for
 };
 
 struct Device {

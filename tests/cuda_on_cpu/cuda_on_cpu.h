@@ -130,7 +130,11 @@ template <typename T>
 T* shared_memory() {
   return static_cast<T*>(fibers::block_memory(fibers::cluster_rank()));
 }
-inline void block_sync() { fibers::block_barrier(0, blockDim.x, true); }
+inline void block_sync() {
+#if !defined(FASTRNN_WITHOUT_BARRIERS)
+  fibers::block_barrier(0, blockDim.x, true);
+#endif
+}
 inline void named_sync(int id, int threads) { fibers::block_barrier(id, threads, true); }
 inline void named_arrive(int id, int threads) { fibers::block_barrier(id, threads, false); }
 inline void warp_sync() {  // orders memory, as a barrier of the warp's own

@@ -1,7 +1,6 @@
 // The fibers behind cuda_on_cpu.h. Compiled without ThreadSanitizer: what it is to know of the
 // order of things is told to it here, by name.
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <cstdio>
 #include <memory>
@@ -23,6 +22,23 @@ extern "C" {  // of ThreadSanitizer, where the program is linked with it
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
+
+// Puts the registers that a call keeps on the stack, its pointer into *from, and goes on from `to`,
+// left in the same way. (swapcontext would ask the system each time.)
+extern "C" void fastrnn_switch(void** from, void* to);
+#if defined(__x86_64__)
+asm(R"(
+.text
+fastrnn_switch:
+  push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp
+  ret
+)");
+#else
+#error "cuda_on_cpu: fastrnn_switch is written for x86-64"
+#endif
 
 namespace fastrnn::cuda::fibers {
 namespace {
@@ -78,8 +94,7 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context;
-  void* stack;
+  void* stack = nullptr;  // its pointer, while others run
   void* tsan = nullptr;
   uint3 thread, block;
   int rank;  // of the block among those that run
@@ -101,7 +116,7 @@ struct Arrival {  // of a store_async, still under way
 struct Machine {
   Launch how;
   const std::function<void()>* kernel;
-  ucontext_t scheduler;
+  void* scheduler = nullptr;
   void* scheduler_tsan = nullptr;
   std::vector<Fiber> all;
   Fiber* current = nullptr;
@@ -133,7 +148,7 @@ struct BehindTheScenes {
 void to_scheduler() {
   Fiber& own = *machine->current;
   if (own.tsan) __tsan_switch_to_fiber(machine->scheduler_tsan, kNoOrder);
-  swapcontext(&own.context, &machine->scheduler);
+  fastrnn_switch(&own.stack, machine->scheduler);
 }
 
 void wait_until_changed(const unsigned* value, unsigned from) {
@@ -149,6 +164,19 @@ void start() {
   release(machine);
   machine->current->done = true;
   to_scheduler();
+}
+
+// A stack on which start() begins; kept for the next launches.
+void* new_stack(size_t index) {
+  static std::vector<char*> kept;
+  if (index == kept.size()) {
+    void* p = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) stop("no memory for a stack");
+    kept.push_back(static_cast<char*>(p));
+  }
+  void** top = reinterpret_cast<void**>(kept[index] + kStack) - 2;
+  *top = reinterpret_cast<void*>(&start);
+  return top - 6;  // the registers
 }
 
 void deliver(size_t index) {
@@ -182,11 +210,7 @@ void run_together(dim3 grid, int first, int count) {
     f.rank = i / threads;
     f.thread = {unsigned(i % threads), 0, 0};
     f.block = {b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y)};
-    f.stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (f.stack == MAP_FAILED) stop("no memory for a stack");
-    getcontext(&f.context);
-    f.context.uc_stack = {f.stack, 0, kStack};
-    makecontext(&f.context, start, 0);
+    f.stack = new_stack(i);
     if (__tsan_create_fiber) f.tsan = __tsan_create_fiber(0);
   }
   std::vector<int> order(m.all.size());
@@ -202,7 +226,7 @@ void run_together(dim3 grid, int first, int count) {
       threadIdx = f.thread;
       blockIdx = f.block;
       if (f.tsan) __tsan_switch_to_fiber(f.tsan, kNoOrder);
-      swapcontext(&m.scheduler, &f.context);
+      fastrnn_switch(&m.scheduler, f.stack);
       if (f.done) --left;
     }
     if (!m.under_way.empty() && (!ran || m.random() % 4 == 0))
@@ -214,10 +238,8 @@ void run_together(dim3 grid, int first, int count) {
   }
   acquire(machine);
   if (!m.under_way.empty()) stop("a block ended before its store_async arrived");
-  for (Fiber& f : m.all) {
-    munmap(f.stack, kStack);
+  for (Fiber& f : m.all)
     if (f.tsan) __tsan_destroy_fiber(f.tsan);
-  }
   for (int r = 0; r < count; ++r) {
     for (size_t i = bytes - 128; i < bytes; ++i)
       if (m.memory[r][i] != 0xff) stop("written behind the end of shared memory");

@@ -1,4 +1,4 @@
-"""The rows of the GPU benchmarks and their goals. Imports no torch, so that a plan costs nothing."""
+"""The rows of the GPU benchmarks and their goals. Imports no torch: a plan costs nothing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,402 @@
+// What an sm_90 GPU takes for the pieces of a step: latencies and rates inside a block, the
+// exchange of h inside a cluster (st.async, mbarrier) and between blocks through L2, and launches.
+// Prints a line of JSON for each; clocks are those of the multiprocessor, medians of kRuns runs.
+// Every exchange checks what came. Wrong or missing data end the program with a message.
+//
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Icsrc benchmarks/gpu/limits.cu
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "cuda/device.cuh"
+
+using namespace fastrnn::cuda;
+
+namespace {
+
+constexpr int kRuns = 9, kSteps = 512;
+constexpr long long kPatience = 1LL << 31;  // clocks to wait for data: about a second
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "limits: %s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+struct Result {
+  long long clocks[1024];  // of each block
+  unsigned wrong;          // words that came wrong
+  int run;                 // which launch of the kernel this is
+};
+Result* result;  // on the GPU
+
+template <typename... Parameters>
+double median_clocks(const char* what, void (*kernel)(Result*, Parameters...), Launch how,
+                     int count, Parameters... arguments) {
+  std::vector<double> found;
+  static Result host;
+  for (int run = 0; run <= kRuns; ++run) {  // the first warms up
+    host = Result{.run = run};
+    check(cudaMemcpy(result, &host, sizeof(Result), cudaMemcpyDefault), what);
+    check(launch(kernel, how, result, arguments...), what);
+    check(cudaDeviceSynchronize(), what);
+    check(cudaMemcpy(&host, result, sizeof(Result), cudaMemcpyDefault), what);
+    if (host.wrong != 0) {
+      std::fprintf(stderr, "limits: %s: %u wrong words\n", what, host.wrong);
+      std::exit(1);
+    }
+    const int blocks = how.grid.x;
+    if (run > 0) found.push_back(*std::max_element(host.clocks, host.clocks + blocks));
+  }
+  std::nth_element(found.begin(), found.begin() + kRuns / 2, found.end());
+  return found[kRuns / 2] / count;
+}
+
+// Waits for a phase, but not for ever.
+__device__ void wait_a_while(SharedBarrier* barrier, int parity) {
+  const long long start = clock64();
+  while (!try_wait(barrier, parity)) {
+    if (clock64() - start > kPatience) fail();
+  }
+}
+
+// --- Inside a block
+
+enum Chain { kFma, kSharedLoad, kLoadMatrices, kMmaHalf, kMmaTf32, kTanh, kShuffle, kBlockSync };
+constexpr const char* kChainNames[] = {"FFMA",
+                                       "ld.shared",
+                                       "ldmatrix.x4",
+                                       "mma.sync m16n8k16 fp16",
+                                       "mma.sync m16n8k8 TF32",
+                                       "ex2, rcp of tanh",
+                                       "shfl",
+                                       "__syncthreads"};
+
+// A chain of operations, each of which needs the result of the one before.
+template <Chain kChain>
+__global__ void latency_kernel(Result* to, unsigned zero) {
+  unsigned* shared = shared_memory<unsigned>();
+  for (int i = threadIdx.x; i < 1024; i += blockDim.x) shared[i] = 0;
+  block_sync();
+  unsigned place = zero;
+  float x = 1.0f + zero, c[4] = {x, x, x, x};
+  uint32_t a[4] = {zero, zero, zero, zero}, b[2] = {zero, zero};
+  const long long start = clock64();
+#pragma unroll 16
+  for (int step = 0; step < kSteps; ++step) {
+    if constexpr (kChain == kFma) x = fmaf(x, x, x);
+    if constexpr (kChain == kSharedLoad) place = *(volatile unsigned*)(shared + place);
+    if constexpr (kChain == kLoadMatrices) {
+      load_matrices(a, shared + threadIdx.x % 32 * 4 + a[0]);
+    }
+    if constexpr (kChain == kMmaHalf) mma<Half>(c, a, b);
+    if constexpr (kChain == kMmaTf32) mma<float>(c, a, b);
+    if constexpr (kChain == kTanh) x = fast_divide(x, 1.0f + fast_exp2(x));
+    if constexpr (kChain == kShuffle) x = shuffle_xor(x, 1);
+    if constexpr (kChain == kBlockSync) block_sync();
+  }
+  const long long clocks = clock64() - start;
+  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clocks;
+  if (x + c[0] + place + a[0] == -1.0f) to->wrong = 1;  // keeps the chain
+}
+
+template <Chain kChain>
+void latency(int threads) {
+  const char* name = kChainNames[kChain];
+  const double clocks =
+      median_clocks(name, latency_kernel<kChain>, {1, threads, 4096, nullptr}, kSteps, 0u);
+  std::printf("{\"what\": \"latency of %s\", \"threads\": %d, \"clocks\": %.1f}\n", name, threads,
+              clocks);
+}
+
+// Independent multiply-adds: how many a multiprocessor does in a clock.
+template <Chain kChain>
+__global__ void rate_kernel(Result* to, unsigned zero) {
+  constexpr int kIndependent = 8;
+  float c[kIndependent][4] = {};
+  uint32_t a[4] = {zero, zero, zero, zero}, b[2] = {zero, zero};
+  float x = 1.0f + zero;
+  block_sync();
+  const long long start = clock64();
+  for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (int i = 0; i < kIndependent; ++i) {
+      if constexpr (kChain == kMmaHalf) mma<Half>(c[i], a, b);
+      if constexpr (kChain == kMmaTf32) mma<float>(c[i], a, b);
+      if constexpr (kChain == kFma) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) c[i][j] = fmaf(c[i][j], x, x);
+      }
+    }
+  }
+  block_sync();
+  const long long clocks = clock64() - start;
+  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clocks;
+  float sum = 0;
+  for (int i = 0; i < kIndependent; ++i) sum += c[i][0] + c[i][1] + c[i][2] + c[i][3];
+  if (sum == -1.0f) to->wrong = 1;
+}
+
+template <Chain kChain>
+void rate(int threads) {
+  const char* name = kChainNames[kChain];
+  const double clocks =
+      median_clocks(name, rate_kernel<kChain>, {1, threads, 0, nullptr}, kSteps, 0u);
+  const double of_a_warp = kChain == kFma ? 32 * 4 : 16 * 8 * (kChain == kMmaHalf ? 16 : 8);
+  std::printf("{\"what\": \"rate of %s\", \"threads\": %d, \"multiply_adds_per_clock\": %.0f}\n",
+              name, threads, of_a_warp * 8 * (threads / 32) / clocks);
+}
+
+// --- Inside a cluster
+
+// Sixteen bytes go from the first block to the last and back: half of that is one hop.
+__global__ void ping_kernel(Result* to, int blocks) {
+  auto* barrier = shared_memory<SharedBarrier>();
+  auto* box = reinterpret_cast<volatile uint4*>(shared_memory<unsigned char>() + 128);
+  const int rank = cluster_rank(), peer = rank == 0 ? blocks - 1 : 0;
+  const bool plays = threadIdx.x == 0 && (rank == 0 || rank == blocks - 1);
+  if (threadIdx.x == 0) {
+    init_barrier(barrier, 1);
+    publish_barriers();
+    arrive_expecting(barrier, 16);
+  }
+  cluster_sync();
+  if (plays) {
+    const SharedAddress there = map_shared(const_cast<uint4*>(box), peer),
+                        bell = map_shared(barrier, peer);
+    unsigned wrong = 0;
+    const long long start = clock64();
+    for (unsigned step = 0; step < kSteps; ++step) {
+      if (rank == 0) store_async(there, make_uint4(step, 0, 0, 0), bell);
+      wait_a_while(barrier, step & 1);
+      arrive_expecting(barrier, 16);
+      wrong += box->x != step;
+      if (rank != 0) store_async(there, make_uint4(step, 0, 0, 0), bell);
+    }
+    to->clocks[blockIdx.x] = clock64() - start;
+    if (wrong) atomicAdd(&to->wrong, wrong);
+  }
+  warp_sync();
+  cluster_sync();
+}
+
+// Every block sends its slice of `bytes` to all blocks of its cluster, at every step, as the
+// cluster kernels do: two buffers, two barriers, no cluster barrier in the loop. A thread sends its
+// 16 bytes to every block, so a block that has all of a step knows that every thread has read the
+// one before. A thread that sends nothing does not wait either: it could miss a phase.
+__global__ void gather_kernel(Result* to, int blocks, int bytes) {
+  auto* barriers = shared_memory<SharedBarrier>();
+  unsigned char* buffers = shared_memory<unsigned char>() + 128;
+  const int rank = cluster_rank(), chunks = bytes / blocks / 16;  // of 16 bytes, in a slice
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) init_barrier(barriers + i, 1);
+    publish_barriers();
+    for (int i = 0; i < 2; ++i) arrive_expecting(barriers + i, bytes);
+  }
+  cluster_sync();
+  unsigned wrong = 0;
+  const long long start = clock64();
+  for (unsigned step = 0; step < kSteps && threadIdx.x < chunks; ++step) {
+    const int half = step & 1, parity = step >> 1 & 1;
+    unsigned char* buffer = buffers + half * bytes;
+    for (int peer = 0; peer < blocks; ++peer) {
+      const SharedAddress bell = map_shared(barriers + half, peer);
+      for (int i = threadIdx.x; i < chunks; i += blockDim.x)
+        store_async(map_shared(buffer + (rank * chunks + i) * 16, peer),
+                    make_uint4(step, rank, i, 0), bell);
+    }
+    wait_a_while(barriers + half, parity);
+    if (threadIdx.x == 0) arrive_expecting(barriers + half, bytes);  // for the step after the next
+    for (int i = threadIdx.x; i < chunks; i += blockDim.x)
+      for (int peer = 0; peer < blocks; ++peer)
+        wrong += *(volatile unsigned*)(buffer + (peer * chunks + i) * 16) != step;
+  }
+  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clock64() - start;
+  if (wrong) atomicAdd(&to->wrong, wrong);
+  warp_sync();
+  cluster_sync();
+}
+
+__global__ void cluster_sync_kernel(Result* to) {
+  cluster_sync();
+  const long long start = clock64();
+  for (int step = 0; step < kSteps; ++step) cluster_sync();
+  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clock64() - start;
+}
+
+int max_clusters(int blocks, int threads, int shared_bytes) {
+  const void* kernel = reinterpret_cast<const void*>(gather_kernel);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+        "shared");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+        "cluster of 16");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config),
+        "cudaOccupancyMaxActiveClusters");
+  return clusters;
+}
+
+void measure_clusters() {
+  for (int blocks : {2, 4, 8, 16}) {
+    const Launch one{static_cast<unsigned>(blocks), 32, 512, nullptr, blocks};
+    std::printf("{\"what\": \"st.async hop\", \"blocks\": %d, \"clocks\": %.0f}\n", blocks,
+                median_clocks("st.async hop", ping_kernel, one, 2 * kSteps, blocks));
+    const Launch wide{static_cast<unsigned>(blocks), 256, 0, nullptr, blocks};
+    std::printf(
+        "{\"what\": \"cluster barrier\", \"blocks\": %d, \"threads\": 256, \"clocks\": %.0f}\n",
+        blocks, median_clocks("cluster barrier", cluster_sync_kernel, wide, kSteps));
+    for (int threads : {256, 512}) {
+      for (int shared_bytes : {64 << 10, 200 << 10}) {
+        std::printf(
+            "{\"what\": \"clusters at a time\", \"blocks\": %d, \"threads\": %d, \"shared_bytes\": "
+            "%d, "
+            "\"clusters\": %d}\n",
+            blocks, threads, shared_bytes, max_clusters(blocks, threads, shared_bytes));
+      }
+    }
+    // Alone, and on the whole GPU at a time; a block's shared memory keeps others off its
+    // multiprocessor.
+    const int shared_bytes = 128 << 10, all = max_clusters(blocks, 256, shared_bytes);
+    for (int clusters : {1, all}) {
+      if (clusters == 0) continue;  // a GPU too small
+      for (int bytes : {1 << 10, 4 << 10, 16 << 10, 32 << 10}) {
+        const Launch how{static_cast<unsigned>(blocks * clusters), 256, shared_bytes, nullptr,
+                         blocks};
+        std::printf(
+            "{\"what\": \"st.async all-gather\", \"blocks\": %d, \"clusters\": %d, \"bytes\": %d, "
+            "\"clocks\": %.0f}\n",
+            blocks, clusters, bytes,
+            median_clocks("st.async all-gather", gather_kernel, how, kSteps, blocks, bytes));
+      }
+    }
+  }
+}
+
+// --- Between blocks, through L2
+
+// Each block writes its share of `words` packets and waits for all of them, at every step. Two
+// buffers are enough: a packet is written again only by a block that has all of the step between.
+__global__ void packets_kernel(Result* to, uint64_t* packets, int words) {
+  const int share = words / gridDim.x;
+  unsigned wrong = 0;
+  const long long start = clock64();
+  for (unsigned step = 0; step < kSteps; ++step) {
+    uint64_t* buffer = packets + (step & 1) * words;
+    const unsigned epoch = to->run * kSteps + step + 1;  // memory starts as zeros
+    for (int i = threadIdx.x; i < share; i += blockDim.x)
+      store_packet(buffer + blockIdx.x * share + i, step, epoch);
+    for (int i = threadIdx.x; i < words; i += blockDim.x) {
+      uint32_t data;
+      const long long asked = clock64();
+      while (load_packet(buffer + i, &data) != epoch) {
+        if (clock64() - asked > kPatience) fail();
+      }
+      wrong += data != step;
+    }
+    block_sync();  // h is whole before a warp of this block goes on, and writes
+  }
+  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clock64() - start;
+  if (wrong) atomicAdd(&to->wrong, wrong);
+}
+
+__global__ void grid_sync_kernel(Result* to) {
+  auto grid = cooperative_groups::this_grid();
+  grid.sync();
+  const long long start = clock64();
+  for (int step = 0; step < kSteps; ++step) grid.sync();
+  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clock64() - start;
+}
+
+void measure_grids(int multiprocessors) {
+  constexpr int kMostWords = 8192;
+  uint64_t* packets;
+  check(cudaMalloc(&packets, 2 * kMostWords * sizeof(uint64_t)), "cudaMalloc");
+  for (unsigned blocks : {16u, 64u, 128u}) {
+    if (static_cast<int>(blocks) > multiprocessors) continue;
+    // Shared memory that leaves one block to a multiprocessor.
+    const Launch how{blocks, 256, 128 << 10, nullptr, 1, true};
+    std::printf(
+        "{\"what\": \"grid barrier\", \"blocks\": %u, \"threads\": 256, \"clocks\": %.0f}\n",
+        blocks, median_clocks("grid barrier", grid_sync_kernel, how, kSteps));
+    for (int words : {512, 2048, kMostWords}) {
+      check(cudaMemset(packets, 0, 2 * kMostWords * sizeof(uint64_t)), "cudaMemset");
+      std::printf(
+          "{\"what\": \"packets through L2\", \"blocks\": %u, \"bytes\": %d, \"clocks\": %.0f}\n",
+          blocks, words * 4,
+          median_clocks("packets through L2", packets_kernel, how, kSteps, packets, words));
+    }
+  }
+  check(cudaFree(packets), "cudaFree");
+}
+
+// --- Launches
+
+__global__ void empty_kernel() {}
+
+void measure_launches() {
+  constexpr int kCount = 1000;
+  cudaStream_t stream;
+  cudaEvent_t start, end;
+  check(cudaStreamCreate(&stream), "stream");
+  check(cudaEventCreate(&start), "event");
+  check(cudaEventCreate(&end), "event");
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
+  for (int i = 0; i < kCount; ++i) empty_kernel<<<1, 32, 0, stream>>>();
+  check(cudaStreamEndCapture(stream, &graph), "capture");
+  check(cudaGraphInstantiate(&executable, graph, 0), "graph");
+  for (bool captured : {false, true}) {
+    std::vector<float> found(kRuns + 1);
+    for (float& milliseconds : found) {
+      check(cudaEventRecord(start, stream), "event");
+      if (captured) check(cudaGraphLaunch(executable, stream), "graph");
+      for (int i = 0; i < kCount && !captured; ++i) empty_kernel<<<1, 32, 0, stream>>>();
+      check(cudaEventRecord(end, stream), "event");
+      check(cudaEventSynchronize(end), "empty kernels");
+      check(cudaEventElapsedTime(&milliseconds, start, end), "event");
+    }
+    std::sort(found.begin() + 1, found.end());
+    std::printf("{\"what\": \"kernel after kernel\", \"captured\": %s, \"microseconds\": %.2f}\n",
+                captured ? "true" : "false", found[1 + kRuns / 2] * 1e3 / kCount);
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // what was measured is seen, whatever follows
+  cudaDeviceProp device;
+  check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+  check(cudaMalloc(&result, sizeof(Result)), "cudaMalloc");
+  latency<kFma>(32);
+  latency<kSharedLoad>(32);
+  latency<kLoadMatrices>(32);
+  latency<kMmaHalf>(32);
+  latency<kMmaTf32>(32);
+  latency<kTanh>(32);
+  latency<kShuffle>(32);
+  for (int threads : {32, 128, 256, 512, 1024}) latency<kBlockSync>(threads);
+  for (int threads : {128, 256, 512}) {
+    rate<kFma>(threads);
+    rate<kMmaHalf>(threads);
+    rate<kMmaTf32>(threads);
+  }
+  measure_launches();
+  measure_grids(device.multiProcessorCount);
+  if (device.major >= 9) measure_clusters();
+  std::printf("{\"what\": \"complete\"}\n");
+}

@@ -1,0 +1,122 @@
+// ATen's products follow the precision set for torch.backends.cuda.matmul; nn.RNN's follow
+// torch.backends.cudnn.rnn, which by default differs, and which may be set for one thread only by
+// setting it for all. So on a GPU the products are cuBLAS's own, with torch's handle, which brings
+// its stream and its workspace. A step's product also starts sooner this way than through ATen. The
+// symbols are weak: this file sees no CUDA header and loads where there is no CUDA.
+#include "cuda/gemm.h"
+
+#include <ATen/Context.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
+
+#include <cstdint>
+
+namespace at::cuda {  // of libtorch_cuda; the argument came with torch 2.12
+[[gnu::weak]] void* getCurrentCUDABlasHandle();
+[[gnu::weak]] void* getCurrentCUDABlasHandle(bool setup);
+}  // namespace at::cuda
+
+extern "C" [[gnu::weak]] int cublasGemmEx_64(void* handle, int op_a, int op_b, int64_t m, int64_t n,
+                                             int64_t k, const void* alpha, const void* a,
+                                             int type_a, int64_t lda, const void* b, int type_b,
+                                             int64_t ldb, const void* beta, void* c, int type_c,
+                                             int64_t ldc, int compute, int algorithm);
+
+namespace fastrnn::cuda {
+namespace {
+
+using at::Tensor;
+
+// cublas_api.h and library_types.h
+constexpr int kAsItIs = 0, kTransposed = 1, kDefaultAlgorithm = -1;
+constexpr int kComputeFloat32 = 68, kComputeTf32 = 77, kComputeFloat64 = 70;
+
+int cublas_type(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return 0;
+    case at::kDouble:
+      return 1;
+    case at::kHalf:
+      return 2;
+    case at::kBFloat16:
+      return 14;
+    default:
+      TORCH_CHECK(false, "rnn: no matrix product for ", type);
+  }
+}
+
+// A row-major matrix as cuBLAS sees it: the transpose, column by column.
+struct Operand {
+  int op;
+  int64_t leading;
+};
+
+Operand operand_of(const Matrix& x) {
+  if (x.column_stride == 1 || x.columns == 1)
+    return {kAsItIs, x.rows == 1 ? x.columns : x.row_stride};
+  TORCH_CHECK(x.row_stride == 1 || x.rows == 1, "rnn: expected a matrix with a stride of 1, got ",
+              x.row_stride, " and ", x.column_stride);
+  return {kTransposed, x.column_stride};
+}
+
+void* blas_handle() {
+  const at::NoTF32Guard plain;  // the handle's mode; each product names its own precision
+  void* (*with_setup)(bool) = at::cuda::getCurrentCUDABlasHandle;
+  void* (*without)() = at::cuda::getCurrentCUDABlasHandle;
+  return with_setup ? with_setup(true) : without();
+}
+
+bool have_cublas() {
+  void* (*with_setup)(bool) = at::cuda::getCurrentCUDABlasHandle;
+  void* (*without)() = at::cuda::getCurrentCUDABlasHandle;
+  return cublasGemmEx_64 && (with_setup || without);
+}
+
+void multiply_cublas(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add) {
+  const double doubles[2] = {0, 1};
+  const float floats[2] = {0, 1};
+  int compute = tf32 && a.type == at::kFloat ? kComputeTf32 : kComputeFloat32;
+  const void *zero = &floats[0], *one = &floats[1];
+  if (a.type == at::kDouble) {
+    compute = kComputeFloat64;
+    zero = &doubles[0];
+    one = &doubles[1];
+  }
+  const Operand x = operand_of(a), y = operand_of(b), z = operand_of(out);
+  TORCH_CHECK(z.op == kAsItIs, "rnn: expected a row-major result");
+  const int type = cublas_type(a.type);
+  const int status =
+      cublasGemmEx_64(blas_handle(), y.op, x.op, out.columns, out.rows, a.columns, one, b.data,
+                      type, y.leading, a.data, type, x.leading, add ? one : zero, out.data,
+                      cublas_type(out.type), z.leading, compute, kDefaultAlgorithm);
+  TORCH_CHECK(status == 0, "rnn: cublasGemmEx failed with status ", status, " for ", a.rows, " x ",
+              a.columns, " by ", b.columns, " in ", a.type);
+}
+
+Tensor on_cpu(const Matrix& x) {
+  return at::from_blob(x.data, {x.rows, x.columns}, {x.row_stride, x.column_stride},
+                       at::TensorOptions(x.type));
+}
+
+}  // namespace
+
+bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
+
+void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add) {
+  if (out.rows == 0 || out.columns == 0) return;
+  if (a.on_gpu) {
+    TORCH_CHECK(have_cublas(), "rnn: this torch has no cuBLAS of version 12 or later");
+    return multiply_cublas(out, a, b, tf32, add);
+  }
+  // Where the tests run the callers of this file without a GPU.
+  Tensor to = on_cpu(out), x = on_cpu(a), y = on_cpu(b);
+  if (out.type != a.type) {
+    x = x.to(out.type);
+    y = y.to(out.type);
+  }
+  add ? at::addmm_out(to, to, x, y) : at::mm_out(to, x, y);
+}
+
+}  // namespace fastrnn::cuda

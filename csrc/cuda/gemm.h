@@ -1,0 +1,45 @@
+// Matrix products on the current stream, with nn.RNN's own choice of precision.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace fastrnn::cuda {
+
+// A matrix in which one stride is 1; a view that costs nothing to make.
+struct Matrix {
+  char* data;
+  int64_t rows, columns, row_stride, column_stride;
+  at::ScalarType type;
+  bool on_gpu;
+
+  explicit Matrix(const at::Tensor& x)
+      : data(static_cast<char*>(const_cast<void*>(x.const_data_ptr()))),
+        rows(x.size(0)),
+        columns(x.size(1)),
+        row_stride(x.stride(0)),
+        column_stride(x.stride(1)),
+        type(x.scalar_type()),
+        on_gpu(x.is_cuda()) {}
+
+  Matrix transposed() const {
+    Matrix x = *this;
+    std::swap(x.rows, x.columns);
+    std::swap(x.row_stride, x.column_stride);
+    return x;
+  }
+  Matrix some_rows(int64_t first, int64_t count) const {
+    Matrix x = *this;
+    x.data += first * row_stride * static_cast<int64_t>(c10::elementSize(type));
+    x.rows = count;
+    return x;
+  }
+};
+
+// Whether torch.backends.cudnn.rnn.fp32_precision lets float32 products use TF32.
+bool allows_tf32();
+
+// out = a @ b, or out += a @ b. out is row-major, of the type of a and b, or float32 where they are
+// of 16 bits. Sums in float32, of double in double.
+void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add = false);
+
+}  // namespace fastrnn::cuda

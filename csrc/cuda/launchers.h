@@ -1,0 +1,16 @@
+// The kernels that run a whole recurrence in one launch. Each takes the configurations that
+// choose.cpp gives it, and returns cudaErrorInvalidValue for any other.
+#pragma once
+
+#include "cuda/choose.h"
+#include "cuda/recurrence.h"
+
+namespace fastrnn::cuda {
+
+using ForwardLauncher = cudaError_t(const ForwardRecurrence&, const Choice&, cudaStream_t);
+using BackwardLauncher = cudaError_t(const BackwardRecurrence&, const Choice&, cudaStream_t);
+
+ForwardLauncher launch_vector_forward, launch_tile_forward;
+BackwardLauncher launch_vector_backward, launch_tile_backward;
+
+}  // namespace fastrnn::cuda

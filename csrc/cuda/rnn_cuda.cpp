@@ -1,0 +1,119 @@
+// The operators on CUDA: the device, its current stream, and what the user has set.
+#include "cuda/rnn_cuda.h"
+
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <array>
+#include <cstdlib>
+#include <mutex>
+
+#include "checks.h"
+#include "cuda/gemm.h"
+#include "cuda/stack.h"
+
+// Of libtorch_cuda, which is there wherever a CUDA tensor is.
+extern "C" [[gnu::weak]] int32_t aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                    void** stream);
+
+namespace fastrnn::cuda {
+namespace {
+
+void check_cuda(cudaError_t error, const char* what) {
+  TORCH_CHECK(error == cudaSuccess, "rnn: ", what, " failed: ", cudaGetErrorString(error));
+}
+
+Device read_device(int index) {
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, which, index), "cudaDeviceGetAttribute");
+    return value;
+  };
+  return {10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+              attribute(cudaDevAttrComputeCapabilityMinor),
+          attribute(cudaDevAttrMultiProcessorCount),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+          attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
+          attribute(cudaDevAttrCooperativeLaunch) != 0};
+}
+
+const Device& device_at(int index) {
+  constexpr int kMost = 64;
+  static std::array<std::once_flag, kMost> once;
+  static std::array<Device, kMost> devices;
+  TORCH_CHECK(index >= 0 && index < kMost, "rnn: expected a device below ", kMost, ", got ", index);
+  std::call_once(once[index], [&] { devices[index] = read_device(index); });
+  return devices[index];
+}
+
+// While there is one, the input's device is current, for torch and for this library, which has a
+// CUDA runtime of its own.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& input) : guard_(input.device()), index_(input.device().index()) {
+    check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
+    if (before_ != index_) check_cuda(cudaSetDevice(index_), "cudaSetDevice");
+  }
+  ~OnDevice() {
+    if (before_ != index_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  Context context() const {
+    void* stream = nullptr;
+    TORCH_CHECK(aoti_torch_get_current_cuda_stream &&
+                    aoti_torch_get_current_cuda_stream(index_, &stream) == 0,
+                "rnn: this torch does not tell its current CUDA stream");
+    const char* forced = std::getenv("FASTRNN_CUDA_KERNEL");
+    return {static_cast<cudaStream_t>(stream), device_at(index_), allows_tf32(),
+            forced ? forced : ""};
+  }
+
+ private:
+  c10::DeviceGuard guard_;
+  int index_, before_ = 0;
+};
+
+std::tuple<Tensor, Tensor> rnn_cuda(FASTRNN_ARGUMENTS) {
+  const OnDevice on_device(input);
+  auto [output, hn, nothing] = forward(on_device.context(), FASTRNN_PASS, false);
+  return {output, hn};
+}
+
+std::tuple<Tensor, Tensor, Tensor> rnn_forward_cuda(FASTRNN_ARGUMENTS, bool save) {
+  const OnDevice on_device(input);
+  return forward(on_device.context(), FASTRNN_PASS, save);
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cuda(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_hn, const Tensor& saved,
+    FASTRNN_ARGUMENTS, bool want_input, bool want_hx, bool want_weights) {
+  const OnDevice on_device(input);
+  return backward(on_device.context(), grad_output, grad_hn, saved, FASTRNN_PASS, want_input,
+                  want_hx, want_weights);
+}
+
+}  // namespace
+
+const char* architectures() { return FASTRNN_CUDA_ARCHS; }
+
+std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int64_t hidden_size,
+                        bool bidirectional) {
+  const OnDevice on_device(like);
+  const Context context = on_device.context();
+  Problem problem{dtype_of(like), false,       context.tf32,         seq_len,
+                  batch,          hidden_size, bidirectional ? 2 : 1};
+  std::string names = name_of(choose(problem, context.device, context.forced).kernel);
+  problem.backward = true;
+  return names + ", backward " + name_of(choose(problem, context.device, context.forced).kernel);
+}
+
+TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
+  m.impl("rnn", rnn_cuda);
+  m.impl("rnn_forward", rnn_forward_cuda);
+  m.impl("rnn_backward", rnn_backward_cuda);
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <string>
+
+#include "ops.h"
+
+namespace fastrnn::cuda {
+
+// The machine code in this build, such as "sm_80 sm_90a".
+FASTRNN_API const char* architectures();
+// The kernels that a call with an input like this one takes, forward and backward.
+FASTRNN_API std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch,
+                                    int64_t hidden_size, bool bidirectional);
+
+}  // namespace fastrnn::cuda

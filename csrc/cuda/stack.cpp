@@ -1,0 +1,373 @@
+#include "cuda/stack.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/sum.h>
+
+#include "cuda/call.h"
+#include "cuda/launchers.h"
+
+namespace fastrnn::cuda {
+
+Tensor Call::input_weights(int64_t layer) const {
+  const int64_t D = shape.num_directions;
+  return D == 1 ? weight(layer, 0) : at::cat({weight(layer * D, 0), weight(layer * D + 1, 0)});
+}
+
+namespace {
+
+// What the loop of one layer works on, as matrices beside the recurrence's pointers.
+struct Layer {
+  Tensor h;         // [rows, D*H]
+  Tensor grad_pre;  // [rows, D*H], of the backward pass
+  int64_t first;    // index of the first direction
+};
+
+template <typename Direction>
+Recurrence<Direction> recurrence_of(const Call& call) {
+  Recurrence<Direction> r{};
+  r.dtype = call.dtype;
+  r.relu = call.relu;
+  r.tf32 = call.context.tf32;
+  r.hidden_size = call.shape.hidden_size;
+  r.rows = call.rows;
+  r.num_directions = static_cast<int>(call.shape.num_directions);
+  return r;
+}
+
+// A step's rows of a matrix of all rows.
+Matrix rows_at(const Call& call, const Matrix& x, int64_t t, int64_t count) {
+  return x.some_rows(call.packed ? call.start[t] : t * call.shape.batch, count);
+}
+int64_t rows_there(const Call& call, int64_t t) {
+  if (t < 0 || t >= call.shape.seq_len) return 0;
+  return call.packed ? call.active[t] : call.shape.batch;
+}
+
+// A product and a kernel for each step. Where all rows walk all steps, h_prev is the output of the
+// step before; else hn holds it, which stands still beyond a row's end.
+void forward_by_steps(const Call& call, const Layer& layer, const ForwardRecurrence& r,
+                      const Tensor& hn) {
+  const Shape& s = call.shape;
+  const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, D = s.num_directions;
+  const bool uniform = call.uniform(), tf32 = call.context.tf32;
+  const Tensor products = call.empty({D, B, H}, call.accumulation_type());
+  Tensor hx_products;
+  ForwardStep step{};
+  step.recurrence = r;
+  std::vector<Matrix> hx, state, h, product, w_hh;
+  if (call.hx.defined() && r.rows.reset)
+    hx_products = call.empty({D, B, H}, call.accumulation_type());
+  for (int64_t d = 0; d < D; ++d) {
+    const int64_t index = layer.first + d;
+    w_hh.push_back(Matrix(call.weight(index, 1)).transposed());
+    h.emplace_back(call.direction(layer.h, d));
+    state.emplace_back(hn[index]);
+    product.emplace_back(products[d]);
+    if (call.hx.defined()) hx.emplace_back(call.hx[index]);
+    if (hx_products.defined()) {
+      multiply(Matrix(hx_products[d]), hx[d], w_hh[d], tf32);
+      step.hx_product[d] = hx_products[d].const_data_ptr();
+    }
+    if (!uniform) call.hx.defined() ? hn[index].copy_(call.hx[index]) : hn[index].zero_();
+  }
+  for (int64_t i = 0; i < T; ++i) {
+    step.step = i;
+    step.num_rows = 0;
+    for (int64_t d = 0; d < D; ++d) {
+      const bool reverse = r.direction[d].reverse;
+      const int64_t t = reverse ? T - 1 - i : i, before = reverse ? t + 1 : t - 1;
+      const int64_t count = rows_there(call, t);
+      if (count > step.num_rows) step.num_rows = count;
+      const bool first = i == 0;
+      step.product[d] = product[d].data;
+      if (first && !call.hx.defined()) {
+        step.product[d] = nullptr;
+      } else if (uniform) {
+        multiply(product[d], first ? hx[d] : rows_at(call, h[d], before, count), w_hh[d], tf32);
+      } else {
+        multiply(product[d].some_rows(0, count), state[d].some_rows(0, count), w_hh[d], tf32);
+      }
+      step.state[d] = uniform && i < T - 1 ? nullptr : state[d].data;
+    }
+    if (step.num_rows > 0)
+      check_launch(launch_forward_step(step, call.context.stream), "forward_step_kernel", s);
+  }
+}
+
+void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecurrence& r,
+                       const Tensor& grad_hx) {
+  const Shape& s = call.shape;
+  const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, D = s.num_directions;
+  const bool want_hx = grad_hx.defined(), tf32 = call.context.tf32;
+  const Tensor products = call.empty({D, B, H}, call.accumulation_type());
+  BackwardStep step{};
+  step.recurrence = r;
+  std::vector<Matrix> grad_pre, product, w_hh;
+  Tensor sums;
+  if (want_hx) {
+    sums = call.is_narrow() ? call.empty({D, B, H}, call.accumulation_type())
+                            : grad_hx.narrow(0, layer.first, D);
+    if (r.rows.reset) sums.zero_();
+  }
+  for (int64_t d = 0; d < D; ++d) {
+    w_hh.emplace_back(call.weight(layer.first + d, 1));
+    grad_pre.emplace_back(call.direction(layer.grad_pre, d));
+    product.emplace_back(products[d]);
+    step.product[d] = product[d].data;
+    step.hx_sum[d] = want_hx ? sums[d].mutable_data_ptr() : nullptr;
+  }
+  for (int64_t i = 0; i < T + (want_hx ? 1 : 0); ++i) {
+    step.step = i;
+    step.num_rows = i == T ? B : 0;
+    for (int64_t d = 0; d < D; ++d) {
+      const bool reverse = r.direction[d].reverse;
+      const int64_t t = reverse ? i : T - 1 - i, after = reverse ? t - 1 : t + 1;
+      const int64_t came = rows_there(call, after);
+      step.num_rows = std::max({step.num_rows, rows_there(call, t), came});
+      if (came > 0)
+        multiply(product[d].some_rows(0, came), rows_at(call, grad_pre[d], after, came), w_hh[d],
+                 tf32);
+    }
+    if (step.num_rows > 0)
+      check_launch(launch_backward_step(step, call.context.stream), "backward_step_kernel", s);
+  }
+  if (want_hx && call.is_narrow()) grad_hx.narrow(0, layer.first, D).copy_(sums);
+}
+
+template <typename Direction>
+Choice choice_for(const Call& call, const Recurrence<Direction>& r) {
+  constexpr bool kBackward = std::is_same_v<Direction, BackwardDirection>;
+  return choose(
+      {r.dtype, kBackward, r.tf32, r.rows.seq_len, r.rows.batch, r.hidden_size, r.num_directions},
+      call.context.device, call.context.forced);
+}
+
+// Runs the recurrence as chosen; false if that is by steps.
+template <typename Direction, typename Launchers>
+bool run_in_one_launch(Call& call, Recurrence<Direction>& r, const Launchers& launchers) {
+  const Choice choice = choice_for(call, r);
+  auto* const launcher = launchers(choice.kernel);
+  if (!launcher) return false;
+  if (choice.rows > 1) call.sort_rows();
+  r.rows.order = call.rows.order;
+  Tensor workspace;
+  if (choice.workspace > 0) {
+    workspace = call.empty({choice.workspace}, at::kByte).zero_();
+    r.workspace = workspace.mutable_data_ptr();
+  }
+  check_launch(launcher(r, choice, call.context.stream), name_of(choice.kernel), call.shape);
+  return true;
+}
+
+ForwardLauncher* forward_launcher(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kVector:
+      return launch_vector_forward;
+    case Kernel::kTile:
+      return launch_tile_forward;
+    default:
+      return nullptr;
+  }
+}
+
+BackwardLauncher* backward_launcher(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kVector:
+      return launch_vector_backward;
+    case Kernel::kTile:
+      return launch_tile_backward;
+    default:
+      return nullptr;
+  }
+}
+
+// Runs a layer from igates, which stand in h, to h; copy: where h goes as well, or undefined.
+void forward_layer(Call& call, const Layer& layer, const Tensor& copy, const Tensor& hn) {
+  auto r = recurrence_of<ForwardDirection>(call);
+  for (int d = 0; d < r.num_directions; ++d) {
+    const int64_t index = layer.first + d;
+    const Sequence h = call.dense(call.direction(layer.h, d));
+    r.direction[d] = {d == 1,
+                      call.weight(index, 1).const_data_ptr(),
+                      call.bias(index, 0),
+                      call.bias(index, 1),
+                      call.hx.defined() ? call.hx[index].const_data_ptr() : nullptr,
+                      call.hx.defined() ? call.hx.stride(1) : 0,
+                      h,
+                      h,
+                      copy.defined() ? call.dense(call.direction(copy, d)) : Sequence{},
+                      hn[index].mutable_data_ptr()};
+  }
+  if (!run_in_one_launch(call, r, forward_launcher)) forward_by_steps(call, layer, r, hn);
+}
+
+void backward_layer(Call& call, const Layer& layer, Sequence grad_output,
+                    const OptionalTensor& grad_hn, const Tensor& grad_hx) {
+  auto r = recurrence_of<BackwardDirection>(call);
+  for (int d = 0; d < r.num_directions; ++d) {
+    const int64_t index = layer.first + d;
+    Sequence grad = grad_output;
+    if (grad.data) {
+      grad.data = static_cast<char*>(grad.data) +
+                  d * r.hidden_size * static_cast<int64_t>(call.input.element_size());
+    }
+    r.direction[d] = {d == 1,
+                      call.weight(index, 1).const_data_ptr(),
+                      call.dense(call.direction(layer.h, d)),
+                      grad,
+                      grad_hn ? (*grad_hn)[index].const_data_ptr() : nullptr,
+                      call.dense(call.direction(layer.grad_pre, d)),
+                      grad_hx.defined() ? grad_hx[index].mutable_data_ptr() : nullptr};
+  }
+  if (!run_in_one_launch(call, r, backward_launcher)) backward_by_steps(call, layer, r, grad_hx);
+}
+
+// h_prev of all rows, where it is not the output moved by a step.
+Tensor previous_states(const Call& call, const Tensor& h, int64_t index, bool reverse) {
+  const Tensor previous = call.empty({call.shape.rows, call.shape.hidden_size});
+  const PreviousStates task{call.dtype,
+                            call.rows,
+                            call.shape.hidden_size,
+                            reverse,
+                            call.dense(h),
+                            call.hx.defined() ? call.hx[index].const_data_ptr() : nullptr,
+                            call.hx.defined() ? call.hx.stride(1) : 0,
+                            call.dense(previous)};
+  check_launch(launch_previous_states(task, call.context.stream), "previous_states_kernel",
+               call.shape);
+  return previous;
+}
+
+// grad_w_hh = grad_pre^T @ h_prev. Where the output moved by a step is h_prev, from there, and the
+// first step's from hx.
+void recurrent_weight_grad(const Call& call, const Tensor& grad_pre, const Tensor& h, int64_t index,
+                           bool reverse, const Tensor& grad) {
+  const int64_t B = call.shape.batch, rows = call.shape.rows, rest = rows - B;
+  const bool tf32 = call.context.tf32;
+  const Matrix out(grad), g = Matrix(grad_pre).transposed();
+  if (call.packed || call.rows.reset || (call.has_lengths && reverse)) {
+    return multiply(out, g, Matrix(previous_states(call, h, index, reverse)), tf32);
+  }
+  const auto part = [&](int64_t first, int64_t count) {
+    return Matrix(grad_pre).some_rows(first, count).transposed();
+  };
+  const bool both = rest > 0 && call.hx.defined();
+  // Of two sums in 16 bits the first would be rounded.
+  const Tensor sum = both && call.is_narrow() ? call.empty(grad.sizes(), at::kFloat) : grad;
+  const Matrix to(sum);
+  if (rest > 0)
+    multiply(to, part(reverse ? 0 : B, rest), Matrix(h).some_rows(reverse ? B : 0, rest), tf32);
+  if (call.hx.defined()) {
+    multiply(to, part(reverse ? rest : 0, B), Matrix(call.hx[index]), tf32, rest > 0);
+  } else if (rest == 0) {
+    grad.zero_();
+  }
+  if (!sum.is_same(grad)) grad.copy_(sum);
+}
+
+void weight_grads(const Call& call, const Layer& layer, const Tensor& input,
+                  std::vector<Tensor>& grads) {
+  for (int64_t d = 0; d < call.shape.num_directions; ++d) {
+    const int64_t index = layer.first + d;
+    Tensor* const to = &grads[index * call.per_index()];
+    const Tensor grad_pre = call.direction(layer.grad_pre, d);
+    multiply(Matrix(to[0]), Matrix(grad_pre).transposed(), Matrix(input), call.context.tf32);
+    recurrent_weight_grad(call, grad_pre, call.direction(layer.h, d), index, d == 1, to[1]);
+    if (call.has_biases) {
+      at::sum_out(to[2], grad_pre, {0});
+      to[3].copy_(to[2]);
+    }
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Context& context, FASTRNN_ARGUMENTS, bool save) {
+  Call call(context, FASTRNN_PASS);
+  const Shape& s = call.shape;
+  const int64_t L = s.num_layers, D = s.num_directions, features = call.features();
+  const Tensor output = call.empty({s.rows, features});
+  const Tensor hn = call.empty({L * D, s.batch, s.hidden_size});
+  const Tensor saved = call.empty({save ? L : 0, s.rows, features});
+  Tensor x = s.rows > 0 ? call.flat_input() : Tensor();
+  for (int64_t layer = 0; layer < L && s.rows > 0; ++layer) {
+    const bool top = layer == L - 1;
+    if (layer > 0 && call.dropout_mask.defined()) x = x.mul(call.dropout_mask[layer - 1]);
+    const Tensor h = save ? saved[layer] : top ? output : call.empty({s.rows, features});
+    multiply(Matrix(h), Matrix(x), Matrix(call.input_weights(layer)).transposed(), context.tf32);
+    forward_layer(call, {h, {}, layer * D}, save && top ? output : Tensor(), hn);
+    x = h;
+  }
+  if (call.packed) return {output, hn, saved};
+  const Tensor shaped = output.view({s.seq_len, s.batch, features});
+  return {batch_first ? shaped.transpose(0, 1) : shaped, hn, saved};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
+    const Context& context, const OptionalTensor& grad_output, const OptionalTensor& grad_hn,
+    const Tensor& saved, FASTRNN_ARGUMENTS, bool want_input, bool want_hx, bool want_weights) {
+  Call call(context, FASTRNN_PASS);
+  const Shape& s = call.shape;
+  const int64_t L = s.num_layers, D = s.num_directions, features = call.features();
+  check_tensor("saved", saved, {L, s.rows, features}, input);
+  TORCH_CHECK(saved.is_contiguous(), "rnn_backward: expected saved to be contiguous");
+  Tensor grad_out;
+  if (grad_output) {
+    if (call.packed) {
+      check_tensor("grad_output", *grad_output, {s.rows, features}, input);
+    } else {
+      check_tensor("grad_output", *grad_output, {input.size(0), input.size(1), features}, input);
+    }
+    grad_out = Call::contiguous_features(*grad_output);
+  }
+  OptionalTensor grad_last;
+  if (grad_hn) {
+    check_tensor("grad_hn", *grad_hn, {L * D, s.batch, s.hidden_size}, input);
+    grad_last = grad_hn->contiguous();
+  }
+  Tensor grad_input = call.empty({0}), grad_hx;
+  if (want_input) grad_input = at::empty(input.sizes(), call.input.options());
+  if (want_hx) grad_hx = call.empty({L * D, s.batch, s.hidden_size});
+  std::vector<Tensor> grad_weights;
+  for (int64_t i = 0; want_weights && i < static_cast<int64_t>(weights.size()); ++i)
+    grad_weights.push_back(call.empty(weights[i].sizes()));
+  if (s.rows == 0) {
+    grad_input.zero_();
+    for (Tensor& grad : grad_weights) grad.zero_();
+    return {grad_input, want_hx ? grad_hx : call.empty({0}), std::move(grad_weights)};
+  }
+
+  Tensor handed_down;  // [rows, D*H], the gradient of the output of the layer below
+  Sequence grad = grad_output ? call.given(grad_out) : Sequence{};
+  for (int64_t layer = L - 1; layer >= 0; --layer) {
+    const bool bottom = layer == 0;
+    const Tensor grad_pre =
+        handed_down.defined() ? handed_down : call.empty({s.rows, features});  // in its place
+    const Layer own{saved[layer], grad_pre, layer * D};
+    backward_layer(call, own, grad, grad_last, grad_hx);
+    const bool masked = !bottom && call.dropout_mask.defined();
+    if (want_weights) {
+      Tensor x = bottom ? call.masked_input() : saved[layer - 1];
+      if (masked) x = x.mul(call.dropout_mask[layer - 1]);
+      weight_grads(call, own, x, grad_weights);
+    }
+    if (bottom && !want_input) break;
+    // Straight into grad_input where that is [rows, I].
+    const bool direct = bottom && !batch_first && !call.packed;
+    const Tensor to = direct ? grad_input.view({s.rows, s.input_size})
+                             : call.empty({s.rows, bottom ? s.input_size : features});
+    multiply(Matrix(to), Matrix(grad_pre), Matrix(call.input_weights(layer)), context.tf32);
+    if (!bottom) {
+      handed_down = masked ? to.mul_(call.dropout_mask[layer - 1]) : to;
+      grad = call.dense(handed_down);
+    } else if (call.packed) {
+      grad_input.narrow(0, 0, s.rows).copy_(to);
+      grad_input.narrow(0, s.rows, input.size(0) - s.rows).zero_();
+    } else if (batch_first) {
+      grad_input.copy_(to.view({s.seq_len, s.batch, s.input_size}).transpose(0, 1));
+    }
+  }
+  return {grad_input, want_hx ? grad_hx : call.empty({0}), std::move(grad_weights)};
+}
+
+}  // namespace fastrnn::cuda

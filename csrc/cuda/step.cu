@@ -1,0 +1,264 @@
+#include <cstdio>
+
+#include "cuda/math.cuh"
+#include "cuda/step.h"
+
+namespace fastrnn::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// This thread's number among those of the grid's x and z, which may exceed 2^31.
+FASTRNN_DEVICE int64_t thread_number() {
+  return (int64_t{blockIdx.z} * gridDim.x + blockIdx.x) * kThreads + threadIdx.x;
+}
+
+// Enough blocks for so many threads; the y dimension is the direction.
+bool grid_for(int64_t threads, int directions, dim3* grid) {
+  constexpr int64_t kWide = 1 << 30;
+  const int64_t blocks = (threads + kThreads - 1) / kThreads;
+  if (blocks == 0 || blocks > kWide * 65535) return false;
+  *grid = dim3(static_cast<unsigned>(blocks < kWide ? blocks : kWide), directions,
+               static_cast<unsigned>((blocks + kWide - 1) / kWide));
+  return true;
+}
+
+// Calls f with a value of the storage type.
+template <typename F>
+cudaError_t with_type(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return f(float{});
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    case Dtype::kFloat16:
+      return f(Half{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+// Tile plan: a thread has one unit of one row of one direction. Sync plan: none; the step before is
+// another launch. Limits: none. Why: the answer for every size and dtype; see docs/benchmarks.md.
+template <typename S>
+FASTRNN_KERNEL(kThreads, 1)
+void forward_step_kernel(const __grid_constant__ ForwardStep step) {
+  using C = Accumulate<S>;
+  const ForwardRecurrence& r = step.recurrence;
+  const ForwardDirection& d = r.direction[blockIdx.y];
+  const Rows& rows = r.rows;
+  const int64_t H = r.hidden_size, T = rows.seq_len, i = thread_number(), b = i / H, j = i % H;
+  if (b >= step.num_rows) return;
+  const int64_t t = d.reverse ? T - 1 - step.step : step.step, before = d.reverse ? t + 1 : t - 1;
+  const int64_t length = row_length(rows, b);
+  if (t >= length) {
+    if (rows.start) return;
+    narrow(static_cast<S*>(d.output.data) + place(rows, d.output, t, b) + j, C(0));
+    if (d.copy.data) narrow(static_cast<S*>(d.copy.data) + place(rows, d.copy, t, b) + j, C(0));
+    return;
+  }
+  const bool again = before >= 0 && before < length && is_cut(rows, t, before, b);
+  const void* product = (again ? step.hx_product : step.product)[blockIdx.y];
+  C z = widen(static_cast<const S*>(d.igates.data)[place(rows, d.igates, t, b) + j]);
+  z += load_or_zero<C, S>(d.b_ih, j) + load_or_zero<C, S>(d.b_hh, j);
+  if (product) z += static_cast<const C*>(product)[i];
+  S h;
+  narrow(&h, activate(z, r.relu));
+  static_cast<S*>(d.output.data)[place(rows, d.output, t, b) + j] = h;
+  if (d.copy.data) static_cast<S*>(d.copy.data)[place(rows, d.copy, t, b) + j] = h;
+  if (step.state[blockIdx.y]) static_cast<S*>(step.state[blockIdx.y])[i] = h;
+}
+
+// As forward_step_kernel.
+template <typename S>
+FASTRNN_KERNEL(kThreads, 1)
+void backward_step_kernel(const __grid_constant__ BackwardStep step) {
+  using C = Accumulate<S>;
+  const BackwardRecurrence& r = step.recurrence;
+  const BackwardDirection& d = r.direction[blockIdx.y];
+  const Rows& rows = r.rows;
+  const int64_t H = r.hidden_size, T = rows.seq_len, i = thread_number(), b = i / H, j = i % H;
+  if (b >= step.num_rows) return;
+  const int64_t t = d.reverse ? step.step : T - 1 - step.step, after = d.reverse ? t - 1 : t + 1;
+  const int64_t length = row_length(rows, b);
+  const bool here = t >= 0 && t < length, came = after >= 0 && after < length;
+
+  C carry = 0, to_hx = 0;
+  if (came) {
+    const C product = static_cast<const C*>(step.product[blockIdx.y])[i];
+    (here && !is_cut(rows, t, after, b) ? carry : to_hx) = product;
+  }
+  // The walk back begins at the row's last step, and for a row without steps there is only hx.
+  if (!came && (here || (length == 0 && step.step == T)))
+    (here ? carry : to_hx) = load_or_zero<C, S>(d.grad_hn, i);
+  const bool ends = came ? (!here || is_cut(rows, t, after, b)) : length == 0 && step.step == T;
+  if (ends && step.hx_sum[blockIdx.y]) {
+    C* sum = static_cast<C*>(step.hx_sum[blockIdx.y]) + i;
+    *sum = rows.reset ? *sum + to_hx : to_hx;
+  }
+  if (t < 0 || t >= T || (!here && rows.start)) return;
+  C grad = 0;
+  if (here) {
+    const C h = widen(static_cast<const S*>(d.output.data)[place(rows, d.output, t, b) + j]);
+    if (d.grad_output.data) {
+      const int64_t at = place(rows, d.grad_output, t, b) + j;
+      carry += widen(static_cast<const S*>(d.grad_output.data)[at]);
+    }
+    grad = carry * slope(h, r.relu);
+  }
+  narrow(static_cast<S*>(d.grad_pre.data) + place(rows, d.grad_pre, t, b) + j, grad);
+}
+
+// Tile plan: a thread has one unit of one row of one step. Sync plan: none. Limits: none.
+template <typename S>
+FASTRNN_KERNEL(kThreads, 1)
+void previous_states_kernel(const __grid_constant__ PreviousStates task) {
+  const Rows& rows = task.rows;
+  const int64_t H = task.hidden_size, i = thread_number(), j = i % H, b = i / H % rows.batch,
+                t = i / H / rows.batch;
+  if (t >= rows.seq_len) return;
+  const int64_t before = task.reverse ? t + 1 : t - 1, length = row_length(rows, b);
+  if (t >= length && rows.start) return;
+  S h;
+  narrow(&h, Accumulate<S>(0));
+  if (t < length) {
+    if (before >= 0 && before < length && !is_cut(rows, t, before, b)) {
+      h = static_cast<const S*>(task.output.data)[place(rows, task.output, before, b) + j];
+    } else if (task.hx) {
+      h = static_cast<const S*>(task.hx)[b * task.hx_row_stride + j];
+    }
+  }
+  static_cast<S*>(task.previous.data)[place(rows, task.previous, t, b) + j] = h;
+}
+
+// As previous_states_kernel.
+template <typename S>
+FASTRNN_KERNEL(kThreads, 1)
+void masked_copy_kernel(const __grid_constant__ MaskedCopy task) {
+  const Rows& rows = task.rows;
+  const int64_t n = task.features, i = thread_number(), k = i % n, b = i / n % rows.batch,
+                t = i / n / rows.batch;
+  if (t >= rows.seq_len) return;
+  S x;
+  narrow(&x, Accumulate<S>(0));
+  if (t < row_length(rows, b))
+    x = static_cast<const S*>(task.from.data)[place(rows, task.from, t, b) + k];
+  static_cast<S*>(task.to.data)[place(rows, task.to, t, b) + k] = x;
+}
+
+FASTRNN_KERNEL(kThreads, 1)
+void check_lengths_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len) {
+  const int64_t b = thread_number();
+  if (b >= batch || (lengths[b] >= 0 && lengths[b] <= seq_len)) return;
+  printf("rnn: expected lengths between 0 and %lld, got %lld for row %lld\n",
+         static_cast<long long>(seq_len), static_cast<long long>(lengths[b]),
+         static_cast<long long>(b));
+  fail();
+}
+
+constexpr int kPart = 960;  // lengths in one launch: arguments are at most 4 KiB
+
+struct PartOfLengths {
+  int32_t values[kPart];
+};
+
+FASTRNN_KERNEL(kThreads, 1)
+void take_lengths_kernel(const __grid_constant__ PartOfLengths part, int count, int64_t* lengths) {
+  const int64_t i = thread_number();
+  if (i < count) lengths[i] = part.values[i];
+}
+
+// Tile plan: one block; a round has a step for each thread, which counts the step's rows by a
+// search in the sorted lengths and adds up the counts of the steps before. Sync plan: two barriers
+// a round, around the reads of the counts. Limits: lengths sorted, longest first.
+FASTRNN_KERNEL(kThreads, 1)
+void start_of_steps_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len, int64_t* start) {
+  int64_t* sums = shared_memory<int64_t>();  // [kThreads]
+  const int i = threadIdx.x;
+  int64_t before = 0;
+  for (int64_t first = 0; first < seq_len; first += kThreads) {
+    const int64_t t = first + i;
+    int64_t low = 0, high = t < seq_len ? batch : 0;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      lengths[middle] > t ? low = middle + 1 : high = middle;
+    }
+    sums[i] = low;
+    block_sync();  // all counts are there
+    int64_t own = before, all = before;
+    for (int s = 0; s < kThreads; ++s) {
+      if (s < i) own += sums[s];
+      all += sums[s];
+    }
+    block_sync();  // all have read them
+    if (t < seq_len) start[t] = own;
+    before = all;
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_forward_step(const ForwardStep& step, cudaStream_t stream) {
+  const ForwardRecurrence& r = step.recurrence;
+  dim3 grid;
+  if (!grid_for(step.num_rows * r.hidden_size, r.num_directions, &grid))
+    return cudaErrorInvalidValue;
+  return with_type(r.dtype, [&](auto type) {
+    return launch(forward_step_kernel<decltype(type)>, {grid, kThreads, 0, stream}, step);
+  });
+}
+
+cudaError_t launch_backward_step(const BackwardStep& step, cudaStream_t stream) {
+  const BackwardRecurrence& r = step.recurrence;
+  dim3 grid;
+  if (!grid_for(step.num_rows * r.hidden_size, r.num_directions, &grid))
+    return cudaErrorInvalidValue;
+  return with_type(r.dtype, [&](auto type) {
+    return launch(backward_step_kernel<decltype(type)>, {grid, kThreads, 0, stream}, step);
+  });
+}
+
+cudaError_t launch_previous_states(const PreviousStates& task, cudaStream_t stream) {
+  dim3 grid;
+  if (!grid_for(task.rows.seq_len * task.rows.batch * task.hidden_size, 1, &grid))
+    return cudaErrorInvalidValue;
+  return with_type(task.dtype, [&](auto type) {
+    return launch(previous_states_kernel<decltype(type)>, {grid, kThreads, 0, stream}, task);
+  });
+}
+
+cudaError_t launch_masked_copy(const MaskedCopy& task, cudaStream_t stream) {
+  dim3 grid;
+  if (!grid_for(task.rows.seq_len * task.rows.batch * task.features, 1, &grid))
+    return cudaErrorInvalidValue;
+  return with_type(task.dtype, [&](auto type) {
+    return launch(masked_copy_kernel<decltype(type)>, {grid, kThreads, 0, stream}, task);
+  });
+}
+
+cudaError_t launch_check_lengths(const int64_t* lengths, int64_t batch, int64_t seq_len,
+                                 cudaStream_t stream) {
+  dim3 grid;
+  if (!grid_for(batch, 1, &grid)) return cudaErrorInvalidValue;
+  return launch(check_lengths_kernel, {grid, kThreads, 0, stream}, lengths, batch, seq_len);
+}
+
+cudaError_t launch_packed_rows(const int64_t* host_lengths, int64_t batch, int64_t seq_len,
+                               int64_t* lengths, int64_t* start, cudaStream_t stream) {
+  if (seq_len > INT32_MAX) return cudaErrorInvalidValue;
+  for (int64_t first = 0; first < batch; first += kPart) {
+    const int count = static_cast<int>(batch - first < kPart ? batch - first : kPart);
+    PartOfLengths part{};
+    for (int i = 0; i < count; ++i) part.values[i] = static_cast<int32_t>(host_lengths[first + i]);
+    const dim3 grid((kPart + kThreads - 1) / kThreads);
+    const cudaError_t error =
+        launch(take_lengths_kernel, {grid, kThreads, 0, stream}, part, count, lengths + first);
+    if (error != cudaSuccess) return error;
+  }
+  return launch(start_of_steps_kernel,
+                {dim3(1), kThreads, kThreads * static_cast<int>(sizeof(int64_t)), stream},
+                static_cast<const int64_t*>(lengths), batch, seq_len, start);
+}
+
+}  // namespace fastrnn::cuda

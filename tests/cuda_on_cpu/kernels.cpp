@@ -1,0 +1,4 @@
+// The kernels and their launchers, one file each of csrc/cuda.
+#include "cuda/step.cu"
+#include "cuda/tile.cu"
+#include "cuda/vector.cu"

@@ -1,0 +1,76 @@
+// Small runs of the kernels that exchange data between threads, for ThreadSanitizer: a missing
+// barrier ends the program with a report. With -DFASTRNN_WITHOUT_BARRIERS block_sync does nothing,
+// and the report must come.
+#include <cstdio>
+#include <vector>
+
+#include "cuda/choose.h"
+#include "cuda/launchers.h"
+#include "cuda/step.h"
+
+using namespace fastrnn;
+using namespace fastrnn::cuda;
+
+namespace {
+
+constexpr int64_t kSteps = 5, kBatch = 3;
+
+template <typename Direction>
+Recurrence<Direction> recurrence_of(Dtype dtype, int64_t hidden_size, const int64_t* lengths) {
+  Recurrence<Direction> r{};
+  r.dtype = dtype;
+  r.tf32 = true;
+  r.hidden_size = hidden_size;
+  r.rows.seq_len = kSteps;
+  r.rows.batch = kBatch;
+  r.rows.lengths = lengths;
+  r.num_directions = 2;
+  return r;
+}
+
+bool run(const char* kernel, Dtype dtype, int64_t hidden_size) {
+  const Device h200{90, 132, 227 << 10, 228 << 10, 65536, true};
+  const int64_t lengths[kBatch] = {5, 2, 0}, size = kSteps * kBatch * hidden_size;
+  // Zeros of any type: what is computed does not matter here.
+  std::vector<double> w(hidden_size * hidden_size), h(2 * size), grad(2 * size),
+      state(4 * kBatch * hidden_size);
+  auto f = recurrence_of<ForwardDirection>(dtype, hidden_size, lengths);
+  auto b = recurrence_of<BackwardDirection>(dtype, hidden_size, lengths);
+  const int64_t bytes = dtype == Dtype::kFloat32 ? 4 : 2;
+  for (int d = 0; d < 2; ++d) {
+    const auto part = [&](std::vector<double>& x, int64_t i, int64_t count) {
+      return static_cast<void*>(reinterpret_cast<char*>(x.data()) + i * count * bytes);
+    };
+    const Sequence output{part(h, d, size), kBatch * hidden_size, hidden_size};
+    const Sequence grad_pre{part(grad, d, size), kBatch * hidden_size, hidden_size};
+    void* hn = part(state, d, kBatch * hidden_size);
+    void* grad_hx = part(state, 2 + d, kBatch * hidden_size);
+    f.direction[d] = {d == 1, w.data(), nullptr, nullptr, nullptr, 0, output, output, {}, hn};
+    b.direction[d] = {d == 1, w.data(), output, grad_pre, nullptr, grad_pre, grad_hx};
+  }
+  const Problem problem{dtype, false, true, kSteps, kBatch, hidden_size, 2};
+  const Choice choice = choose(problem, h200, kernel);
+  const bool tile = choice.kernel == Kernel::kTile;
+  const cudaError_t forward = (tile ? launch_tile_forward : launch_vector_forward)(f, choice, {});
+  const cudaError_t backward =
+      (tile ? launch_tile_backward : launch_vector_backward)(b, choice, {});
+  std::printf("%s, hidden_size %d: %d %d\n", kernel, static_cast<int>(hidden_size), forward,
+              backward);
+  return forward == cudaSuccess && backward == cudaSuccess;
+}
+
+bool run_packed_rows() {
+  const int64_t lengths[kBatch] = {300, 299, 2};
+  std::vector<int64_t> on_device(kBatch), start(300);
+  const cudaError_t error =
+      launch_packed_rows(lengths, kBatch, 300, on_device.data(), start.data(), {});
+  return error == cudaSuccess && start[2] == 6 && start[299] == 600 - 2 + 2;
+}
+
+}  // namespace
+
+int main() {
+  bool ok = run("vector", Dtype::kFloat32, 60) && run("vector", Dtype::kFloat32, 190);
+  ok = ok && run("tile", Dtype::kFloat32, 64) && run("tile", Dtype::kBFloat16, 250);
+  return ok && run_packed_rows() ? 0 : 1;
+}

@@ -1,0 +1,229 @@
+"""What only a GPU can show: each kernel on the device, streams, graphs, strides, large tensors.
+
+The device-parametrised tests of the other files run there as well.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import CASES, Case, assert_as_accurate, away_from_the_kink
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fastrnn
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif("cuda" not in fastrnn._ops.KERNEL_DEVICES, reason="built without CUDA"),
+]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+KERNELS = ["step", "vector", "tile"]
+SHAPES = [
+    Case(40, 5, 3, 64),
+    Case(40, 70, 30, 128, bidirectional=True, num_layers=2),
+    Case(33, 9, 8, 192, nonlinearity="relu"),
+    Case(33, 17, 8, 250, batch_first=True),
+    Case(9, 3, 8, 700),
+]
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.backends.cudnn.rnn.fp32_precision
+    yield
+    torch.backends.cudnn.rnn.fp32_precision = before
+
+
+def outcome(
+    module: torch.nn.Module,
+    x: Tensor,
+    stored: torch.dtype,
+    device: str = "cuda",
+    computed: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Results and gradients of numbers rounded to one type, computed in that or another."""
+    dtype = computed or stored
+    module = module.to(stored).to(dtype).to(device)
+    leaf = x.to(stored).to(dtype).to(device).requires_grad_()
+    output, hn = module(leaf)
+    torch.manual_seed(1)
+    grads = [torch.randn(y.shape).to(stored).to(y) for y in (output, hn)]
+    torch.autograd.backward([output, hn], grads)
+    found = {"output": output, "hn": hn, "grad_input": leaf.grad}
+    found |= {f"grad_{name}": w.grad for name, w in module.named_parameters()}
+    return {name: y.detach().cpu() for name, y in found.items()}
+
+
+def copy_of(module: torch.nn.RNNBase, cls: type, case: Case) -> torch.nn.RNNBase:
+    other = case.module(cls, torch.float64)
+    other.load_state_dict(module.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", [*SHAPES, *[c for c in CASES if not c.lengths]], ids=str)
+def test_kernels(
+    case: Case,
+    kernel: str,
+    dtype: torch.dtype,
+    precision: str,
+    tf32: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if precision == "tf32" and dtype != torch.float32:
+        pytest.skip("TF32 is of float32")
+    torch.backends.cudnn.rnn.fp32_precision = precision
+    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", kernel)
+    module = case.module(torch.nn.RNN, torch.float64)
+    shape = (case.seq_len, case.batch) if not case.batch_first else (case.batch, case.seq_len)
+    x = torch.randn(*shape, case.input_size, dtype=torch.float64)
+    if case.nonlinearity == "relu":
+        away_from_the_kink(module, x)
+    truth = outcome(copy_of(module, torch.nn.RNN, case), x, dtype, "cpu", torch.float64)
+    theirs = outcome(copy_of(module, torch.nn.RNN, case), x, dtype)
+    ours = outcome(copy_of(module, fastrnn.RNN, case), x, dtype)
+    if dtype == torch.float64:  # the truth is no better than the rest
+        for name, expected in truth.items():
+            torch.testing.assert_close(ours[name], expected, rtol=1e-10, atol=1e-10)
+    else:
+        assert_as_accurate(ours, theirs, truth)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_repeatable(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", kernel)
+    case = SHAPES[1]
+    module, x = case.module(fastrnn.RNN, torch.float32), torch.randn(40, 70, 30)
+    first = outcome(module, x, torch.float32)
+    module.zero_grad()
+    second = outcome(module, x, torch.float32)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_packed_and_lengths_agree(
+    kernel: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", kernel)
+    rnn = fastrnn.RNN(5, 60, 2, bidirectional=True, device="cuda", dtype=dtype)
+    x = torch.randn(50, 30, 5, device="cuda", dtype=dtype)
+    lengths = torch.randint(1, 51, (30,)).sort(descending=True).values
+    lengths[0] = 50
+    packed, packed_hn = rnn(pack_padded_sequence(x, lengths))
+    output, hn = rnn(x, lengths=lengths.cuda())
+    torch.testing.assert_close(pad_packed_sequence(packed)[0], output)
+    torch.testing.assert_close(packed_hn, hn)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_graph_capture(kernel: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training step captured once and replayed on new numbers."""
+    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", kernel)
+    rnn = fastrnn.RNN(8, 64, 2, device="cuda")
+    x = torch.randn(20, 4, 8, device="cuda")
+    lengths = torch.tensor([20, 11, 7, 1])
+    sizes = (torch.arange(20)[:, None] < lengths).sum(1)
+
+    def step(data: Tensor) -> Tensor:
+        rnn.zero_grad(set_to_none=False)
+        sequence = data
+        if packed:
+            rows = torch.nn.utils.rnn.PackedSequence(data.flatten(0, 1)[: int(sizes.sum())], sizes)
+            sequence = rows
+        output, hn = rnn(sequence)
+        y = output.data if packed else output
+        (y.square().sum() + hn.sum()).backward()
+        return hn.detach()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(x)
+    fresh = torch.randn_like(x)
+    x.copy_(fresh)
+    graph.replay()
+    hn, grads = captured.clone(), [w.grad.clone() for w in rnn.parameters()]
+    torch.testing.assert_close(hn, step(fresh))
+    for grad, w in zip(grads, rnn.parameters(), strict=True):
+        torch.testing.assert_close(grad, w.grad)
+
+
+def test_other_stream() -> None:
+    """Work queued on a stream waits for the stream's own earlier work."""
+    rnn = fastrnn.RNN(16, 64, device="cuda")
+    x = torch.randn(100, 8, 16, device="cuda")
+    expected, _ = rnn(x)
+    stream, late = torch.cuda.Stream(), torch.zeros_like(x)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(x)
+        output, _ = rnn(late)
+    stream.synchronize()
+    torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_second_device() -> None:
+    rnn = fastrnn.RNN(8, 64, device="cuda:1")
+    x = torch.randn(10, 3, 8, device="cuda:1", requires_grad=True)
+    output, _ = rnn(x)
+    output.sum().backward()
+    assert output.device == x.grad.device == torch.device("cuda:1")
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(output.cpu(), rnn.cpu()(x.cpu())[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_strides(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", kernel)
+    rnn = fastrnn.RNN(6, 64, device="cuda")
+    x = torch.randn(7, 20, 12, device="cuda").transpose(0, 1)[..., ::2]
+    hx = torch.randn(1, 1, 64, device="cuda").expand(1, 7, 64)
+    output, hn = rnn(x, hx)
+    expected, expected_hn = rnn(x.contiguous(), hx.contiguous())
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(hn, expected_hn)
+
+
+@pytest.mark.slow
+def test_offsets_beyond_32_bits() -> None:
+    """T*B*H is more than 2^31: the last steps are right."""
+    if torch.cuda.mem_get_info()[0] < 20 << 30:
+        pytest.skip("less than 20 GiB free")
+    seq_len, batch, hidden = 4100, 4096, 130
+    rnn = fastrnn.RNN(1, hidden, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(seq_len, batch, 1, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        output, hn = rnn(x)
+        assert output.numel() > 2**31
+        last, last_hn = rnn(x[-100:, -64:])  # a contraction: the state before is forgotten
+    torch.testing.assert_close(output[-1, -64:], last[-1], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(hn[:, -64:], last_hn, atol=0.05, rtol=0.05)
+
+
+def test_bad_lengths_stop_the_kernel() -> None:
+    """The device finds them, and as after torch's own device assertions it serves no more."""
+    code = (
+        "import torch, fastrnn; rnn = fastrnn.RNN(2, 3, device='cuda');"
+        "rnn(torch.zeros(4, 2, 2, device='cuda'), lengths=torch.tensor([4, 9], device='cuda'));"
+        "torch.cuda.synchronize()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert run.returncode != 0
+    assert "expected lengths between 0 and 4, got 9 for row 1" in run.stdout + run.stderr

@@ -1,0 +1,287 @@
+"""The CUDA half on the CPU: its orchestration and its kernels' own source, against the reference.
+
+What only a GPU can show (see tests/test_cuda.py) is left: real memory, real tensor cores, speed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case, assert_as_accurate, away_from_the_kink
+from torch import Tensor
+from torch.utils import cpp_extension
+
+from fastrnn import reference
+
+ROOT = Path(__file__).parent.parent
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+FLAGS = ["-std=c++20", "-O1", "-g0", "-Wall", "-Wextra", "-DFASTRNN_ON_CPU", "-ffp-contract=off"]
+
+
+@pytest.fixture(scope="module")
+def cuda() -> Any:
+    build = ROOT / "build/cuda_on_cpu"
+    build.mkdir(parents=True, exist_ok=True)
+    here = ROOT / "tests/cuda_on_cpu"
+    sources = [*here.glob("*.cpp"), *(ROOT / "csrc/cuda").glob("*.cpp")]
+    return cpp_extension.load(
+        "fastrnn_cuda_on_cpu",
+        sorted(str(path) for path in sources if path.name not in ("rnn_cuda.cpp", "race.cpp")),
+        extra_cflags=FLAGS,
+        extra_include_paths=[str(ROOT / "csrc"), str(here)],
+        build_directory=str(build),
+    )
+
+
+def results(arguments: Sequence[Any], grads: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Outputs and gradients of the reference."""
+    with torch.enable_grad():
+        x, hx, weights, *rest = arguments
+        leaves = [t.detach().clone().requires_grad_() for t in (x, *weights)]
+        state = None if hx is None else hx.detach().clone().requires_grad_()
+        output, hn = reference.rnn(leaves[0], state, leaves[1:], *rest)
+        wanted = [*leaves, *([] if state is None else [state])]
+        found = torch.autograd.grad([output, hn], wanted, list(grads), allow_unused=True)
+    names = ["grad_input", *(f"grad_weight_{i}" for i in range(len(weights))), "grad_hx"]
+    named = {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for name, leaf, grad in zip(names, wanted, found, strict=False)
+    }
+    return {"output": output.detach(), "hn": hn.detach(), **named}
+
+
+def ours(cuda: Any, kernel: str, arguments: Any, grads: tuple[Tensor, Tensor], tf32: bool) -> Any:
+    hx, weights = arguments[1:3]
+    output, hn, saved = cuda.forward(kernel, tf32, tuple(arguments), True)
+    alone, alone_hn, nothing = cuda.forward(kernel, tf32, tuple(arguments), False)
+    assert nothing.numel() == 0
+    torch.testing.assert_close(alone, output)  # MKL's sums vary with the place in memory
+    torch.testing.assert_close(alone_hn, hn)
+    grad_input, grad_hx, grad_weights = cuda.backward(
+        kernel, tf32, *grads, saved, tuple(arguments), True, hx is not None, True
+    )
+    names = [f"grad_weight_{i}" for i in range(len(weights))]
+    found = {"output": output, "hn": hn, "grad_input": grad_input}
+    found |= dict(zip(names, grad_weights, strict=True))
+    return found | ({"grad_hx": grad_hx} if hx is not None else {})
+
+
+def to(arguments: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    def convert(x: Any) -> Any:
+        if isinstance(x, list):
+            return [convert(y) for y in x]
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return [convert(x) for x in arguments]
+
+
+def check(
+    cuda: Any, kernel: str, case: Case, dtype: torch.dtype, extra: str = "", tf32: bool = False
+) -> None:
+    """Our error is at most twice that of the reference in the same type, or the floor.
+
+    With TF32, of the reference in float16, which has as many bits.
+    """
+    torch.manual_seed(0)
+    module = case.module(torch.nn.RNN, torch.float64)
+    x = torch.randn(case.seq_len, case.batch, case.input_size, dtype=torch.float64)
+    if case.nonlinearity == "relu":
+        away_from_the_kink(module, x)
+    directions = 2 if case.bidirectional else 1
+    features, states = directions * case.hidden_size, case.num_layers * directions
+    hx = None
+    if case.hx:
+        hx = torch.randn(states, case.batch, case.hidden_size, dtype=torch.float64)
+        if case.nonlinearity == "relu":
+            hx = hx.abs().clamp(0.5, 2.0)
+    weights = [w.detach() for w in module.parameters()]
+    lengths = reset = mask = sizes = None
+    valid = torch.ones(case.seq_len, case.batch, dtype=torch.bool)
+    if case.lengths or extra == "packed":
+        lengths = torch.randint(0, case.seq_len + 1, (case.batch,))
+        lengths[0] = case.seq_len
+    if extra == "packed":
+        lengths = lengths.clamp(min=1).sort(descending=True).values
+        sizes = (torch.arange(case.seq_len)[:, None] < lengths).sum(1)
+        x = torch.cat([x[t, :n] for t, n in enumerate(sizes.tolist())])
+        lengths = None
+    elif lengths is not None:
+        valid = torch.arange(case.seq_len)[:, None] < lengths
+        x[~valid] = 3.0
+    if extra == "reset":
+        reset = torch.rand(case.seq_len, case.batch) < 0.3
+    if extra == "dropout" or (extra and case.num_layers > 1):
+        rows = x.shape[:-1] if extra == "packed" else (case.seq_len, case.batch)
+        mask = torch.randint(0, 2, (case.num_layers - 1, *rows, features)).double() * 1.25
+        if case.num_layers == 1:
+            mask = None
+    batch_first = case.batch_first and extra != "packed"
+    if batch_first:
+        x = x.transpose(0, 1).contiguous()
+        reset = None if reset is None else reset.t().contiguous()
+    flags = (case.bias, case.num_layers, case.nonlinearity == "relu", case.bidirectional)
+    arguments = [x, hx, weights, sizes, lengths, reset, mask, *flags, batch_first]
+    grad_output = torch.randn(*x.shape[:-1], features, dtype=torch.float64)
+    grad_hn = torch.randn(states, case.batch, case.hidden_size, dtype=torch.float64)
+    stored = to(to(arguments, dtype), torch.float64)
+    grads = to(to((grad_output, grad_hn), dtype), torch.float64)
+    truth = results(stored, (grads[0], grads[1]))
+    narrow, rough = to(grads, dtype), to(grads, torch.float16 if tf32 else dtype)
+    theirs = results(to(arguments, rough[0].dtype), (rough[0], rough[1]))
+    found = ours(cuda, kernel, to(arguments, dtype), (narrow[0], narrow[1]), tf32)
+    assert_as_accurate(found, theirs, truth)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_step_kernels(cuda: Any, case: Case, dtype: torch.dtype) -> None:
+    check(cuda, "step", case, dtype)
+
+
+VARIANTS = [
+    Case(6, 3, 5, 7),
+    Case(6, 3, 5, 7, hx=False, bias=False),
+    Case(7, 4, 3, 9, num_layers=2, bidirectional=True, batch_first=True),
+    Case(7, 4, 3, 9, num_layers=2, bidirectional=True, nonlinearity="relu", hx=False),
+    Case(7, 5, 3, 9, num_layers=3, lengths=True, bidirectional=True),
+]
+
+
+@pytest.mark.parametrize("extra", ["packed", "reset", "dropout"])
+@pytest.mark.parametrize("case", VARIANTS, ids=str)
+def test_step_kernels_variants(cuda: Any, case: Case, extra: str) -> None:
+    for dtype in DTYPES:
+        check(cuda, "step", case, dtype, extra)
+
+
+BLOCK_CASES = [
+    Case(1, 1, 1, 1),
+    Case(5, 2, 3, 33, hx=False),
+    Case(6, 9, 3, 64, bidirectional=True, num_layers=2, batch_first=True),
+    Case(9, 5, 4, 65, bias=False),
+    Case(4, 17, 4, 128, nonlinearity="relu"),
+    Case(9, 11, 3, 40, lengths=True, bidirectional=True, nonlinearity="relu"),
+    Case(5, 3, 4, 150),
+    Case(3, 9, 4, 192, lengths=True),
+]
+WIDE_CASES = [Case(3, 9, 4, 193), Case(4, 2, 4, 256, lengths=True, bidirectional=True)]
+
+
+@pytest.mark.parametrize("extra", ["", "packed", "reset"])
+@pytest.mark.parametrize("case", BLOCK_CASES, ids=str)
+def test_vector_kernels(cuda: Any, case: Case, extra: str) -> None:
+    check(cuda, "vector", case, torch.float32, extra)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("extra", ["", "packed", "reset"])
+@pytest.mark.parametrize("case", BLOCK_CASES, ids=str)
+def test_tile_kernels(cuda: Any, case: Case, extra: str, dtype: torch.dtype) -> None:
+    check(cuda, "tile", case, dtype, extra)
+
+
+@pytest.mark.parametrize("case", WIDE_CASES, ids=str)
+def test_wide_tile_kernels(cuda: Any, case: Case) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        check(cuda, "tile", case, dtype, "dropout")
+
+
+@pytest.mark.parametrize("extra", ["", "packed", "reset"])
+@pytest.mark.parametrize("case", BLOCK_CASES[1:], ids=str)  # of one term, float16 may be exact
+def test_tile_kernels_in_tf32(cuda: Any, case: Case, extra: str) -> None:
+    """The state and w_hh have 11 bits in the recurrence's products, as in float16."""
+    check(cuda, "tile", case, torch.float32, extra, tf32=True)
+
+
+# capability, multiprocessors, shared memory of a block and of a multiprocessor, registers
+DEVICES = {
+    "T4": [75, 40, 64 << 10, 64 << 10, 65536],
+    "A100": [80, 108, 163 << 10, 164 << 10, 65536],
+    "A100 MIG 1g": [80, 14, 163 << 10, 164 << 10, 65536],
+    "RTX 3090": [86, 82, 99 << 10, 100 << 10, 65536],
+    "RTX 4090": [89, 128, 99 << 10, 100 << 10, 65536],
+    "H200": [90, 132, 227 << 10, 228 << 10, 65536],
+    "H200 MIG 1g": [90, 16, 227 << 10, 228 << 10, 65536],
+    "B200": [100, 148, 227 << 10, 228 << 10, 65536],
+    "RTX 5090": [120, 170, 99 << 10, 100 << 10, 65536],
+}
+FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)  # as in csrc/rnn.h
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_choice_can_be_launched(cuda: Any, device: str) -> None:
+    facts = DEVICES[device]
+    for dtype in range(4):
+        for batch in (1, 7, 64, 1000, 100_000, 2**31):
+            for hidden in (1, 64, 65, 128, 192, 193, 256, 257, 512, 2560):
+                for forced in ("", "step", "vector", "tile"):
+                    for flags in range(4):
+                        name, rows, threads, registers, shared, launches = cuda.choose(
+                            dtype, flags & 1, flags & 2, 100, batch, hidden, 2, facts, forced
+                        )
+                        assert launches
+                        if name == "step":
+                            continue
+                        assert forced in ("", name)
+                        assert threads * registers <= facts[4]
+                        assert registers <= 255
+                        assert shared <= facts[2]
+                        assert -(-batch // rows) <= 2**31 - 1
+                        assert hidden <= 256
+                        assert dtype != FLOAT64
+                        if name == "tile":
+                            assert facts[0] >= (75 if dtype == FLOAT16 else 80)
+                            assert dtype != FLOAT32 or flags & 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch", "hidden", "expected"),
+    [
+        (FLOAT32, 1, 64, ("vector", 1)),
+        (FLOAT32, 32, 64, ("vector", 1)),
+        (FLOAT32, 64, 128, ("vector", 1)),
+        (BFLOAT16, 64, 64, ("tile", 8)),
+        (BFLOAT16, 64, 256, ("tile", 8)),
+        (FLOAT16, 4096, 128, ("tile", 16)),
+        (BFLOAT16, 64, 257, ("step", 0)),
+        (FLOAT64, 64, 64, ("step", 0)),
+    ],
+)
+def test_choice_on_h200(
+    cuda: Any, dtype: int, batch: int, hidden: int, expected: tuple[str, int]
+) -> None:
+    choice = cuda.choose(dtype, False, False, 512, batch, hidden, 1, DEVICES["H200"], "")
+    assert choice[:2] == expected
+
+
+def compile_race(tmp_path: Path, *flags: str) -> Path:
+    """The program of race.cpp under ThreadSanitizer, which does not look into the fibers."""
+    here, compiler = ROOT / "tests/cuda_on_cpu", shutil.which("g++") or "c++"
+    common = [compiler, "-std=c++20", "-O1", "-g1", "-DFASTRNN_ON_CPU", *flags]
+    common += [f"-I{ROOT / 'csrc'}", f"-I{here}"]
+    sources = [here / "race.cpp", here / "kernels.cpp", ROOT / "csrc/cuda/choose.cpp"]
+    fibers, program = tmp_path / "fibers.o", tmp_path / "race"
+    subprocess.run([*common, "-c", here / "fibers.cpp", "-o", fibers], check=True)
+    subprocess.run(
+        [*common, "-fsanitize=thread", *sources, fibers, "-o", program, "-pthread"], check=True
+    )
+    return program
+
+
+@pytest.mark.parametrize("barriers", [True, False], ids=["as it is", "without barriers"])
+def test_races(tmp_path: Path, barriers: bool) -> None:
+    """ThreadSanitizer finds nothing, and does where the barriers are taken out."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    program = compile_race(tmp_path, *([] if barriers else ["-DFASTRNN_WITHOUT_BARRIERS"]))
+    run = subprocess.run([program], capture_output=True, text=True, timeout=600)
+    if barriers:
+        assert run.returncode == 0, run.stdout + run.stderr
+    else:
+        assert "data race" in run.stderr
