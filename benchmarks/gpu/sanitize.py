@@ -13,7 +13,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from benchmarks.gpu.compare import DeviceProblem, compare_errors, kernel_of, make_contestant, use
+from benchmarks.contestants import make_contestant
+from benchmarks.gpu.compare import DeviceProblem, compare_errors, kernel_of, use
 from benchmarks.gpu.shapes import SETTINGS, Row, Setting
 from benchmarks.shapes import Shape
 
