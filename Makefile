@@ -29,7 +29,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow build bench bench-full bench-peers bench-report compare-peers cuda-check lint format clean always
+.PHONY: help mnist test test-slow build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,16 +76,19 @@ bench-report: build ## write docs/benchmarks.md from the results
 cuda-check: ## compile the CUDA kernels for every architecture, and show what each needs
 	$(PYTHON) cuda_build.py $(ARGS)
 
+gpu-check: $(INSTALLED) ## on a machine with a GPU: build, test, sanitize and measure, in 8 minutes
+	$(PY) -m benchmarks.gpu.check $(ARGS)
+
 lint: $(INSTALLED_DEV) ## check style and types
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
 	$(BIN)mypy
-	$(BIN)clang-format --dry-run -Werror $(CPP)
+	$(BIN)clang-format --dry-run -Werror $(CPP) examples/cpp/*.cpp
 
 format: $(INSTALLED_DEV) ## rewrite the sources in the project's style
 	$(BIN)ruff check --fix-only .
 	$(BIN)ruff format .
-	$(BIN)clang-format -i $(CPP)
+	$(BIN)clang-format -i $(CPP) examples/cpp/*.cpp
 
 clean: ## remove what was built, but not the virtual environment
 	rm -rf build dist *.egg-info fastrnn/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -3,20 +3,23 @@
     python -m benchmarks.report
 
 No number is typed by hand: a file of `benchmarks.compare` becomes a section of tables, or plots if
-it is a sweep; a file of pytest-benchmark becomes the tables of the kernels and of the overhead.
+it is a sweep; a file of pytest-benchmark becomes the tables of the kernels and of the overhead; a
+file of `benchmarks.gpu.check` becomes tables and plots of a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
 from benchmarks.compare import MODES, geometric_mean, peer_names, scaling, verdict
+from benchmarks.gpu import report as gpu_report
 from benchmarks.machine import ROOT
+from benchmarks.markdown import judged, number, table
 from benchmarks.shapes import PEER_GOAL, PEER_MEAN_GOALS, SCALING_GOALS, Goal
 
 Record = dict[str, Any]
@@ -45,24 +48,6 @@ make bench-full bench-peers      # measure
 make bench-report                # write this page
 ```
 """
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
-
-
-def number(x: float | None) -> str:
-    """About three digits."""
-    if x is None:
-        return ""
-    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
-
-
-def judged(ratio: float, goal: Goal) -> str:
-    words = {"below": "below the goal", "met": "goal met", "stretch": "aim met"}
-    return ("slower, " if ratio < 1 else "") + words[verdict(ratio, goal)]
 
 
 def facts_of(document: Record) -> str:
@@ -229,6 +214,8 @@ def profile(name: str, document: Record) -> str:
 
 def section(path: Path, images: Path) -> str:
     document = json.loads(path.read_text())
+    if "gpu_check" in document:
+        return gpu_report.section(path.stem, document, images)
     if "profile" in document:
         return profile(path.stem, document)
     if "benchmarks" in document:

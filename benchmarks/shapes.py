@@ -190,11 +190,18 @@ def _examples() -> Iterator[Shape]:
     yield row("mnist_rows", 8, 28, 28, 64)
     yield row("mnist_rows", 1000, 28, 28, 64)
     yield row("vanishing_gradients", 32, 64, 64, 64)
+    yield row("char_lm", 32, 35, 65, 256)
+    yield row("char_lm", 1, 1, 65, 256)
+    yield row("sentiment", 32, 42, 100, 64, bidirectional=True, ragged="lengths")
+    yield row("sentiment", 500, 59, 100, 64, bidirectional=True, ragged="lengths")
     yield row("dna_tagging", 32, 240, 4, 128, 2, nonlinearity="relu", bidirectional=True)
     yield row("dna_tagging", 100, 240, 4, 128, 2, nonlinearity="relu", bidirectional=True)
     yield row("pos_tagging", 16, 34, 192, 128, bidirectional=True, ragged="lengths")
     yield row("pos_tagging", 100, 45, 192, 128, bidirectional=True, ragged="lengths")
     yield row("pos_tagging", 142, 16, 32, 64, bidirectional=True, ragged="lengths")
+    yield row("translation", 64, 14, 256, 256, bidirectional=True, ragged="lengths")
+    yield row("translation", 64, 14, 256, 512)
+    yield row("translation", 256, 1, 256, 512)
 
 
 def _sweep(axis: str) -> Iterator[Shape]:

@@ -25,7 +25,10 @@ const Tensor* plain_tensor(PyObject* x) {
   if (!THPVariable_CheckExact(x) && reinterpret_cast<PyObject*>(Py_TYPE(x)) != parameter_type)
     return nullptr;
   const Tensor& t = THPVariable_Unpack(x);
-  if (t.unsafeGetTensorImpl()->is_python_dispatch() || t._fw_grad(0).defined()) return nullptr;
+  if (t.unsafeGetTensorImpl()->is_python_dispatch() || t._fw_grad(0).defined() ||
+      t.layout() != at::kStrided) {
+    return nullptr;
+  }
   return &t;
 }
 

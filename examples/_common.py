@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from matplotlib.axes import Axes
@@ -43,25 +43,26 @@ def fail(message: str) -> NoReturn:
 # Options
 
 
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return value
+def number(
+    parse: Callable[[str], float], holds: Callable[[float], bool], words: str
+) -> Callable[[str], Any]:
+    """An argparse type: numbers for which `holds` is true, `words` in the message for others."""
+
+    def read(text: str) -> float:
+        try:
+            value = parse(text)
+        except ValueError:
+            value = math.nan
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"expected {words}, got {text}")
+        return value
+
+    return read
 
 
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
-
-
-def seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text}")
-    return value
+positive_int = number(int, lambda n: n >= 1, "a whole number of at least 1")
+positive_float = number(float, lambda x: x > 0, "a number above 0")
+seed = number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2**63 - 1")
 
 
 def usable_device(text: str) -> torch.device:

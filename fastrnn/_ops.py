@@ -35,6 +35,9 @@ def why_reference(tensors: Iterable[Tensor | None]) -> str | None:
     for dtype in dtypes:
         if dtype not in KERNEL_DTYPES:
             return f"no kernel for {dtype}"
+    for x in given:
+        if x.layout != torch.strided:
+            return f"no kernel for {x.layout}"
     device = given[0].device.type
     if device not in KERNEL_DEVICES:
         return f"no kernel for {device} in this build"

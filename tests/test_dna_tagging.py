@@ -206,7 +206,7 @@ def test_writes_a_picture(tmp_path: Path) -> None:
     [
         (["--steps", "0"], "argument --steps: expected a whole number of at least 1, got 0"),
         (["--length", "0"], "argument --length: expected a whole number of at least 1, got 0"),
-        (["--layers", "two"], "argument --layers: invalid positive_int value: 'two'"),
+        (["--layers", "two"], "argument --layers: expected a whole number of at least 1, got two"),
         (["--learning-rate", "-1"], "argument --learning-rate: expected a number above 0, got -1"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
         (["--impl", "jax"], "argument --impl: invalid choice: 'jax'"),

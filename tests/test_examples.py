@@ -225,7 +225,7 @@ def test_help(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_arguments(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
     for argv, message in [
         ([program.length, "0"], f"{program.length}: expected a whole number of at least 1, got 0"),
-        ([program.length, "many"], f"{program.length}: invalid"),
+        ([program.length, "many"], f"{program.length}: expected a whole number of at least 1"),
         (["--impl", "numpy"], "--impl: invalid choice"),
         (["--device", "abacus"], "--device: cannot use device 'abacus'"),
         (["--seed", "-1"], "--seed: expected"),

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -47,6 +48,19 @@ def test_reference_says_why() -> None:
 
     torch.func.vmap(note)(torch.zeros(2, 5, 1, 3))
     assert seen == ["reference (a torch.func transform is active)"]
+
+
+def test_sparse_weights_take_the_reference() -> None:
+    ours, theirs, x = fastrnn.RNN(3, 4), torch.nn.RNN(3, 4), torch.randn(5, 2, 3)
+    ours.load_state_dict(theirs.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's word on sparse CSR being in beta
+        for rnn in (ours, theirs):
+            w = rnn.weight_hh_l0.detach().to_sparse_csr()
+            del rnn.weight_hh_l0
+            rnn.weight_hh_l0 = w
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
 
 
 def test_a_device_without_kernels_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,7 +333,7 @@ def test_files_that_do_not_fit_together(tmp_path: Path, capsys: pytest.CaptureFi
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--epochs", "0"], "--epochs: expected a whole number of at least 1, got 0"),
         (["--batch-size", "-8"], "--batch-size: expected"),
-        (["--hidden-size", "many"], "--hidden-size: invalid"),
+        (["--hidden-size", "many"], "--hidden-size: expected a whole number"),
         (["--limit", "0"], "--limit: expected"),
         (["--learning-rate", "nan"], "--learning-rate: expected a number above 0, got nan"),
         (["--clip-norm", "0"], "--clip-norm: expected"),

@@ -125,6 +125,9 @@ bool opposed(int64_t depth) {
 constexpr int64_t kFusedRows = 12;
 constexpr int64_t kFusedBytes = 256 << 10;
 
+// From this hidden size on, a step forward is long enough to pay for fetching rows into cache.
+constexpr int64_t kFetchedSize = 128;
+
 // Tile plan: a block of up to kBlockRows rows runs through all steps. A step is a product of the
 //   block's rows with the packed w_hh: a few rows by a panel of columns in registers at a time.
 //   With enough rows the input projection joins that product; with few, it is made for a chunk of
@@ -175,6 +178,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   C* chunk_rows[kBlockRows];
   const void* h_rows[kBlockRows];
   C* out_rows[kBlockRows];
+  const void *ahead_out[kBlockRows], *ahead_in[kBlockRows];
   Product<C> projection{.layout = layout,
                         .terms = {{x_rows, I, task.w_ih}},
                         .bias = static_cast<const C*>(task.bias),
@@ -227,6 +231,17 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
       step.start = fused ? nullptr : gate_rows + done;
       step.back = t & 1;  // by time, not by the walk: the same for padded and packed sequences
       step.k_back = step.back != opposed<C>(H);
+      step.ahead[0] = step.ahead[1] = nullptr;
+      if (!kNarrow<S> && H >= kFetchedSize && s + 1 < T && n > 0) {
+        const int64_t next = walk.time(s + 1), m = count(next);
+        const int64_t far = s + chunk < T ? walk.time(s + chunk) : next, l = count(far);
+        for (int64_t i = 0; i < n; ++i) {
+          ahead_out[i] = row_of<const S>(task.output, steps, next, begin + (i < m ? i : 0));
+          ahead_in[i] = row_of<const S>(task.input, steps, far, begin + (i < l ? i : 0));
+        }
+        step.ahead[0] = ahead_out;
+        step.ahead[1] = ahead_in;
+      }
       run<S>(step, n, share);
       done += n;
       wait(share);

@@ -1,6 +1,6 @@
-"""Time nn.RNN and fastrnn on one GPU, row by row: a process that `benchmarks.gpu_check` starts.
+"""Time nn.RNN and fastrnn on one GPU, row by row: a process that `benchmarks.gpu.check` starts.
 
-    python -m benchmarks.gpu_compare --rows KEYS.json --out ROWS.jsonl
+    python -m benchmarks.gpu.compare --rows KEYS.json --out ROWS.jsonl
 
 Each row is written as soon as it is measured, after a line that says that it was begun: should a
 kernel hang or end the process, whoever started it knows in which row. Times are those of CUDA
@@ -28,15 +28,16 @@ import torch
 from torch import Tensor
 
 import fastrnn
-from benchmarks import gpu_model, machine, timing
+from benchmarks import machine, timing
 from benchmarks.contestants import FLOOR, Contestant, Problem, error, grad_mode, make_contestant
-from benchmarks.gpu_shapes import Row, Setting, plan
+from benchmarks.gpu import model
+from benchmarks.gpu.shapes import Row, Setting, plan
 
 Record = dict[str, Any]
 Step = Callable[[], object]
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 40
-POISONED = 3  # exit status: the device refuses all that follows in this process
+POISONED = 3  # exit status
 
 
 class DeviceProblem(Problem):
@@ -179,7 +180,7 @@ def measure(row: Row, device: str, budget: float, theirs_only: bool = False) -> 
     count = row.shape.seq_len * row.shape.num_layers
     bound = None
     if device == "cuda" and torch.cuda.get_device_capability() == (9, 0):
-        bound = gpu_model.seconds(row.shape, row.setting.tf32, training)
+        bound = model.seconds(row.shape, row.setting.tf32, training)
     record["bound_microseconds"] = bound and bound * 1e6
     with grad_mode(training):
         record["forms"]["eager"] = describe(interleaved(steps, device, budget), count, bound)
@@ -248,7 +249,7 @@ def facts(device: str) -> Record:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.gpu_compare")
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu.compare")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--rows", type=Path, help="JSON list of the rows' keys; none: only facts")
     parser.add_argument("--out", type=Path, required=True, help="append a line of JSON for each")
@@ -268,16 +269,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         for key in json.loads(args.rows.read_text()):
             write({"begun": key})
             try:
-                write(
-                    {"row": key, **measure(rows[key], args.device, args.budget, args.theirs_only)}
-                )
+                found = measure(rows[key], args.device, args.budget, args.theirs_only)
             except Exception as e:
-                write({"row": key, "failed": first_line(e)})
-                try:
-                    if args.device == "cuda":
-                        torch.cuda.synchronize()
-                except RuntimeError:
-                    sys.exit(POISONED)
+                found = {"failed": first_line(e)}
+                if args.device == "cuda":
+                    stop_if_poisoned(partial(write, {"row": key, **found}))
+                if not args.theirs_only:
+                    found |= measure(rows[key], args.device, args.budget, theirs_only=True)
+            write({"row": key, **found})
+
+
+def stop_if_poisoned(last_words: Step) -> None:
+    """After some errors the device refuses all that follows in the same process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        last_words()
+        sys.exit(POISONED)
 
 
 if __name__ == "__main__":

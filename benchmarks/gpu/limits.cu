@@ -3,7 +3,7 @@
 // Prints a line of JSON for each; clocks are those of the multiprocessor, medians of kRuns runs.
 // Every exchange checks what came. Wrong or missing data end the program with a message.
 //
-//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Icsrc benchmarks/gpu_limits.cu
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Icsrc benchmarks/gpu/limits.cu
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
@@ -23,7 +23,7 @@ constexpr long long kPatience = 1LL << 31;  // clocks to wait for data: about a 
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  std::fprintf(stderr, "gpu_limits: %s: %s\n", what, cudaGetErrorString(error));
+  std::fprintf(stderr, "limits: %s: %s\n", what, cudaGetErrorString(error));
   std::exit(1);
 }
 
@@ -46,7 +46,7 @@ double median_clocks(const char* what, void (*kernel)(Result*, Parameters...), L
     check(cudaDeviceSynchronize(), what);
     check(cudaMemcpy(&host, result, sizeof(Result), cudaMemcpyDefault), what);
     if (host.wrong != 0) {
-      std::fprintf(stderr, "gpu_limits: %s: %u wrong words\n", what, host.wrong);
+      std::fprintf(stderr, "limits: %s: %u wrong words\n", what, host.wrong);
       std::exit(1);
     }
     const int blocks = how.grid.x;

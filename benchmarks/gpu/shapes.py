@@ -157,4 +157,4 @@ def plan(quick: bool = False, only: Sequence[str] = (), toy: bool = False) -> li
         named = any(t == row.shape.kind if t in kinds else t in str(row) for t in only)
         return (row.shape.quick or not quick) and (named or not only)
 
-    return list(dict.fromkeys(row for row in rows if wanted(row)))
+    return list({str(row): row for row in rows if wanted(row)}.values())

@@ -1,6 +1,6 @@
 """Run one CUDA kernel on small shapes, to be watched by compute-sanitizer.
 
-    FASTRNN_CUDA_KERNEL=tile compute-sanitizer python -m benchmarks.gpu_sanitize
+    FASTRNN_CUDA_KERNEL=tile compute-sanitizer python -m benchmarks.gpu.sanitize
 
 Forward and backward, every dtype, both activations, both directions, packed rows and rows of one
 length, sizes on and beside the kernels' tiles. Results are compared with nn.RNN's as well.
@@ -13,8 +13,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from benchmarks.gpu_compare import DeviceProblem, compare_errors, kernel_of, make_contestant, use
-from benchmarks.gpu_shapes import SETTINGS, Row, Setting
+from benchmarks.contestants import make_contestant
+from benchmarks.gpu.compare import DeviceProblem, compare_errors, kernel_of, use
+from benchmarks.gpu.shapes import SETTINGS, Row, Setting
 from benchmarks.shapes import Shape
 
 NOT_CHOSEN = 4  # exit status
@@ -44,7 +45,7 @@ def cases(quick: bool) -> Iterator[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.gpu_sanitize")
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu.sanitize")
     parser.add_argument("--quick", action="store_true", help="half of the sizes")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     args = parser.parse_args(argv)

@@ -1,0 +1,1 @@
+"""Measurements of fastrnn against torch.nn.RNN, against other libraries and against the machine."""

@@ -1,0 +1,261 @@
+"""The section of the report that a results file of `benchmarks.gpu.check` becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+
+from benchmarks import plots
+from benchmarks.compare import geometric_mean
+from benchmarks.gpu.shapes import MODES, MUST_MEAN, SETTINGS, Row, plan
+from benchmarks.markdown import judged, number, table
+from benchmarks.shapes import NEVER_BELOW
+
+Record = dict[str, Any]
+FORMS = {"eager": "eager", "graph": "in a CUDA graph"}
+
+EXPLANATION = """\
+- Times are those of CUDA events: medians of interleaved rounds, each a repetition of the same step
+  on the same tensors, so the L2 cache is warm. Both modules run eagerly, and captured in a CUDA
+  graph that is replayed. µs/step is the whole time by steps and layers.
+- "Of the bound" is the share of the least time that the recurrence can take, by the model in
+  `benchmarks/gpu/model.py`, which is an estimate. Input products, weight gradients and launches
+  come on top of it.
+- Goals are for the eager ratio. Memory is the peak that a step adds, ours by nn.RNN's. Error is
+  ours by nn.RNN's against float64, of the result in which that is largest.
+- TF32: products of float32 may round their factors, as in nn.RNN unless it is told otherwise.
+"""
+
+
+def measured_rows(document: Record) -> list[tuple[Row, Record]]:
+    """In the plan's order, class by class."""
+    bench = document["parts"].get("bench", {})
+    found, rows = bench.get("rows", {}), plan(toy=bench.get("device") == "cpu")
+    kinds = list(dict.fromkeys(row.shape.kind for row in rows))
+    pairs = [(row, found[str(row)]) for row in rows if str(row) in found]
+    return sorted(pairs, key=lambda pair: kinds.index(pair[0].shape.kind))
+
+
+def value_of(record: Record, form: str, what: str, name: str | None = None) -> Any:
+    """A number of a form, or None where it was not measured."""
+    found = record.get("forms", {}).get(form, {}).get(what)
+    return found.get(name) if name and found else found
+
+
+def ratio_of(record: Record, form: str) -> float | None:
+    found: float | None = value_of(record, form, "ratio")
+    return found
+
+
+def facts(document: Record) -> str:
+    machine = document["parts"].get("facts", {}).get("machine", {})
+    bench = document["parts"].get("bench", {})
+    cells = [(k.replace("_", " "), v) for k, v in machine.items() if k != "threads"]
+    cells += [("command", f"`{bench['command']}`")] if "command" in bench else []
+    shown = [(k, number(v) if isinstance(v, float) else v) for k, v in cells]
+    return "\n".join(f"- {k}: {v}" for k, v in shown) + "\n"
+
+
+def parts_table(document: Record) -> str:
+    lines = []
+    for name, part in document["parts"].items():
+        items = part.get("files", []) + part.get("runs", [])
+        bad = [item for item in items if item["status"] not in ("ok", "skipped")]
+        notes = [part["reason"]] if "reason" in part else []
+        if "files" in part:
+            counts = {k: sum(f.get(k, 0) for f in items) for k in ("tests", "failures", "errors")}
+            notes.append(", ".join(f"{k}: {n}" for k, n in counts.items()))
+        if "wanted" in part:
+            notes.append(f"{part.get('measured', 0)} of {part['wanted']} rows, last run")
+        names = [i.get("file") or f"{i['kernel']}, {i['tool']}" for i in bad]
+        notes += [f"{name} {i['status']}" for name, i in zip(names, bad, strict=True)]
+        lines.append([name, part["status"], number(part.get("seconds")), "; ".join(notes)])
+    return table(["part", "status", "seconds", ""], lines)
+
+
+def summary(rows: Sequence[tuple[Row, Record]]) -> str:
+    """Geometric mean and least ratio of each class, and of all."""
+    columns = [(mode, form) for mode in MODES for form in FORMS]
+
+    def cell(chosen: Callable[[Row], bool], mode: str, form: str) -> str:
+        found = [ratio_of(r, form) for row, r in rows if chosen(row) and row.mode == mode]
+        ratios = [x for x in found if x is not None]
+        return f"{number(geometric_mean(ratios))} ({number(min(ratios))})" if ratios else ""
+
+    kinds = dict.fromkeys(row.shape.kind for row, _ in rows)
+    groups: list[tuple[str, Callable[[Row], bool]]] = [
+        *((kind, lambda row, kind=kind: row.shape.kind == kind) for kind in kinds),
+        *((str(s), lambda row, s=s: row.setting == s) for s in SETTINGS),
+        ("all", lambda row: True),
+    ]
+    lines = [[name, *(cell(chosen, *c) for c in columns)] for name, chosen in groups]
+    header = ["class", *(f"{mode}, {FORMS[form]}" for mode, form in columns)]
+    ratios = [x for _, r in rows if (x := ratio_of(r, "eager")) is not None]
+    if not ratios:
+        return "fastrnn has no kernels for this device: what there is to beat.\n"
+    below = sum(x < NEVER_BELOW.at_once for x in ratios)
+    missed = sum(x < row.goal.at_once for row, r in rows if (x := ratio_of(r, "eager")) is not None)
+    return (
+        f"Ratio to nn.RNN, geometric mean (and least); the mean of all has to reach {MUST_MEAN}.\n"
+        f"Of {len(ratios)} eager rows {below} are below {NEVER_BELOW.at_once}, {missed} below "
+        f"their goals. Rows that failed: {sum('failed' in r for _, r in rows)}.\n\n"
+        + table(header, lines)
+    )
+
+
+def quotient(record: Record | None) -> str:
+    """Of two numbers by name, ours by nn.RNN's."""
+    if not record or not record.get("nn.RNN") or "fastrnn" not in record:
+        return ""
+    return number(record["fastrnn"] / record["nn.RNN"])
+
+
+def notes_of(row: Row, record: Record, commit: str | None) -> str:
+    notes = []
+    ratio = ratio_of(record, "eager")
+    if ratio is not None:
+        notes.append(judged(ratio, row.goal))
+    if "failed" in record:
+        notes.append(f"failed: {record['failed']}")
+    if record.get("error", {}).get("wrong"):
+        notes.append(f"wrong: {record['error']['result']}")
+    for name, why in (value_of(record, "graph", "refused") or {}).items():
+        notes.append(f"{name} not captured: {why}")
+    if record.get("commit") != commit:
+        notes.append(f"measured at {record.get('commit')}")
+    return "; ".join(notes).replace("|", "/")
+
+
+def row_cells(row: Row, record: Record, ours: bool, commit: str | None) -> list[str]:
+    cells = [str(row).split(" ", 1)[1].removesuffix(f" {row.mode}")]
+    for form in FORMS:
+        cells.append(number(value_of(record, form, "microseconds", "nn.RNN")))
+        if ours:
+            cells.append(number(value_of(record, form, "microseconds", "fastrnn")))
+            ratio = ratio_of(record, form)
+            cells.append("" if ratio is None else f"**{number(ratio)}**")
+    name = "fastrnn" if ours else "nn.RNN"
+    for form in FORMS:
+        cells.append(number(value_of(record, form, "microseconds_per_step", name)))
+    share = value_of(record, "graph", "fraction_of_bound", name)
+    cells.append("" if share is None else f"{share:.0%}")
+    if ours:
+        error = record.get("error", {}).get("ratio")
+        cells += [
+            quotient(record.get("peak_bytes")),
+            error if isinstance(error, str) else number(error),
+        ]
+        cells += [number(row.goal.at_once), number(row.goal.stretch)]
+        cells.append((record.get("kernel") or "").removeprefix("cuda "))
+    return [*cells, notes_of(row, record, commit)]
+
+
+def row_tables(name: str, document: Record, rows: Sequence[tuple[Row, Record]]) -> Iterator[str]:
+    commit = document["parts"].get("facts", {}).get("machine", {}).get("commit")
+    ours = any(record.get("kernel") for _, record in rows)
+    header = ["shape"]
+    for form in FORMS:
+        header += [f"nn.RNN µs, {form}"]
+        header += [f"fastrnn µs, {form}", "ratio"] if ours else []
+    header += [f"µs/step, {form}" for form in FORMS] + ["of the bound, graph"]
+    header += ["memory", "error", "goal", "aim", "kernel"] if ours else []
+    for mode in MODES:
+        for kind in dict.fromkeys(row.shape.kind for row, _ in rows):
+            chosen = [p for p in rows if (p[0].mode, p[0].shape.kind) == (mode, kind)]
+            if chosen:
+                yield f"### {name}: {kind}, {mode}\n"
+                yield table([*header, ""], [row_cells(*pair, ours, commit) for pair in chosen])
+
+
+def plot_ratios(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> Path | None:
+    """A point for each row: how many times faster than nn.RNN, by class and dtype."""
+    panels = [(m, f) for m in MODES for f in FORMS if any(ratio_of(r, f) for _, r in rows)]
+    if not panels:
+        return None
+    kinds = list(dict.fromkeys(row.shape.kind for row, _ in rows))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(2 + 2.8 * len(panels), 1.2 + 0.4 * len(kinds)), sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    for ax, (mode, form) in zip(axes[0], panels, strict=True):
+        for i, setting in enumerate(SETTINGS):
+            points = [(ratio, kinds.index(row.shape.kind) + 0.15 * (i - 1.5)) for row, r in rows
+                      if row.mode == mode and row.setting == setting
+                      and (ratio := ratio_of(r, form)) is not None]  # fmt: skip
+            if points:
+                ax.plot(*zip(*points, strict=True), ".", label=str(setting), markersize=5)
+        ax.axvline(1, color="black", linewidth=0.8)
+        ax.set_xscale("log")
+        plots.plain_ticks(ax.xaxis)
+        ax.grid(axis="x", alpha=0.3)
+        ax.set_title(f"{mode}, {FORMS[form]}", fontsize=9)
+        ax.set_xlabel("nn.RNN / fastrnn")
+    axes[0, 0].set_yticks(range(len(kinds)), kinds)
+    axes[0, 0].set_ylim(len(kinds) - 0.4, -0.6)
+    axes[0, 0].legend(fontsize=7)
+    return plots.save(figure, folder, f"ratio-{name}")
+
+
+def plot_steps(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> Path | None:
+    """Microseconds per step against the bound's, of both modules."""
+    panels = [(m, f) for m in MODES for f in FORMS]
+    found = [(row, r) for row, r in rows if r.get("bound_microseconds")]
+    if not found:
+        return None
+    figure, axes = plt.subplots(1, len(panels), figsize=(14, 3.6), sharey=True, sharex=True)
+    for ax, (mode, form) in zip(axes, panels, strict=True):
+        for module in ("nn.RNN", "fastrnn"):
+            points = [
+                (r["bound_microseconds"] / row.shape.seq_len / row.shape.num_layers, time)
+                for row, r in found
+                if row.mode == mode
+                and (time := value_of(r, form, "microseconds_per_step", module)) is not None
+            ]
+            if points:
+                ax.plot(*zip(*points, strict=True), ".", color=plots.COLOURS[module], label=module)
+        ax.axline((1, 1), slope=1, color="black", linewidth=0.8)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        plots.plain_ticks(ax.xaxis)
+        plots.plain_ticks(ax.yaxis)
+        ax.grid(alpha=0.3)
+        ax.set_title(f"{mode}, {FORMS[form]}", fontsize=9)
+        ax.set_xlabel("bound, µs per step")
+    axes[0].set_ylabel("measured, µs per step")
+    axes[0].legend(fontsize=8)
+    return plots.save(figure, folder, f"steps-{name}")
+
+
+def limits_table(document: Record) -> str:
+    measured = document["parts"].get("limits", {}).get("measured", [])
+    units = {"clocks": "clocks", "microseconds": "µs", "clusters": "clusters"}
+    units["multiply_adds_per_clock"] = "multiply-adds a clock"
+    lines = []
+    for item in measured:
+        unit = next((key for key in units if key in item), None)
+        if unit:
+            rest = {k: v for k, v in item.items() if k not in ("what", unit)}
+            what = ", ".join(
+                [item["what"], *(f"{k.replace('_', ' ')}: {v}" for k, v in rest.items())]
+            )
+            lines.append([what, number(item[unit]), units[unit]])
+    return (
+        table(["pieces of a step (`benchmarks/gpu/limits.cu`)", "", "unit"], lines) if lines else ""
+    )
+
+
+def section(name: str, document: Record, images: Path) -> str:
+    rows = measured_rows(document)
+    sections = [f"## {name}\n", facts(document), parts_table(document)]
+    if rows:
+        sections += [EXPLANATION, summary(rows)]
+    for title, plot in [("ratio by class", plot_ratios), ("time per step", plot_steps)]:
+        path = plot(images, name, rows)
+        if path is not None:
+            sections.append(f"![{title}](images/{path.name})\n")
+    sections += row_tables(name, document, rows)
+    sections.append(limits_table(document))
+    return "\n".join(filter(None, sections))
