@@ -199,6 +199,48 @@ def test_tile_kernels_in_tf32(cuda: Any, case: Case, extra: str) -> None:
     check(cuda, "tile", case, torch.float32, extra, tf32=True)
 
 
+CLUSTER_CASES = [
+    Case(1, 1, 1, 1),
+    Case(5, 3, 3, 193, hx=False, bidirectional=True, num_layers=2, batch_first=True),
+    Case(4, 9, 4, 257, lengths=True, bidirectional=True),
+    Case(6, 2, 4, 384, lengths=True, nonlinearity="relu", bias=False),
+    Case(3, 2, 4, 509, hx=False),
+    Case(5, 10, 4, 512),
+]
+WIDE_CLUSTER_CASES = [
+    Case(4, 9, 4, 513, lengths=True, bidirectional=True),
+    Case(3, 2, 4, 1021),
+    Case(3, 3, 4, 1024, nonlinearity="relu"),
+]
+# Rows enough that wider groups pay on a small device.
+MANY_ROWS = [Case(3, 33, 4, 200), Case(3, 33, 4, 380), Case(3, 35, 4, 512)]
+
+
+@pytest.mark.parametrize("extra", ["", "packed", "reset"])
+@pytest.mark.parametrize("case", CLUSTER_CASES, ids=str)
+def test_cluster_kernels(cuda: Any, case: Case, extra: str) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        check(cuda, "cluster", case, dtype, extra)
+
+
+@pytest.mark.parametrize("case", [*MANY_ROWS, *WIDE_CLUSTER_CASES], ids=str)
+def test_wide_cluster_kernels(cuda: Any, case: Case) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        check(cuda, "cluster", case, dtype)
+        check(cuda, "cluster@16", case, dtype, "reset")
+
+
+@pytest.mark.parametrize("case", MANY_ROWS, ids=str)
+def test_cluster_kernels_in_exact_float32(cuda: Any, case: Case) -> None:
+    for kernel in ("cluster", "cluster@64", "cluster@16"):
+        check(cuda, kernel, case, torch.float32, "reset")
+
+
+@pytest.mark.parametrize("case", MANY_ROWS, ids=str)
+def test_cluster_kernels_in_tf32(cuda: Any, case: Case) -> None:
+    check(cuda, "cluster@16", case, torch.float32, "reset", tf32=True)
+
+
 # capability, multiprocessors, shared memory of a block and of a multiprocessor, registers
 DEVICES = {
     "T4": [75, 40, 64 << 10, 64 << 10, 65536],
@@ -219,8 +261,8 @@ def test_choice_can_be_launched(cuda: Any, device: str) -> None:
     facts = DEVICES[device]
     for dtype in range(4):
         for batch in (1, 7, 64, 1000, 100_000, 2**31):
-            for hidden in (1, 64, 65, 128, 192, 193, 256, 257, 512, 2560):
-                for forced in ("", "step", "vector", "tile"):
+            for hidden in (1, 64, 65, 128, 192, 193, 256, 257, 512, 513, 1024, 1025):
+                for forced in ("", "step", "vector", "tile", "cluster"):
                     for flags in range(4):
                         name, rows, threads, registers, shared, launches = cuda.choose(
                             dtype, flags & 1, flags & 2, 100, batch, hidden, 2, facts, forced
@@ -233,12 +275,16 @@ def test_choice_can_be_launched(cuda: Any, device: str) -> None:
                         assert registers <= 255
                         assert shared <= facts[2]
                         assert -(-batch // rows) <= 2**31 - 1
-                        assert hidden <= 256
+                        assert hidden <= (1024 if name == "cluster" else 256)
                         assert dtype != FLOAT64
                         if name == "tile":
                             assert facts[0] >= (75 if dtype == FLOAT16 else 80)
                             assert hidden <= 192 or facts[0] < 120
                             assert dtype != FLOAT32 or flags & 2
+                        if name == "cluster":
+                            assert facts[0] >= 90 and hidden > 0
+                            assert hidden <= 512 or dtype != FLOAT32
+                            assert dtype != FLOAT32 or flags & 2 or rows < 8
 
 
 @pytest.mark.parametrize(
@@ -250,7 +296,10 @@ def test_choice_can_be_launched(cuda: Any, device: str) -> None:
         (BFLOAT16, 64, 64, ("tile", 8)),
         (BFLOAT16, 64, 256, ("tile", 8)),
         (FLOAT16, 4096, 128, ("tile", 16)),
-        (BFLOAT16, 64, 257, ("step", 0)),
+        (BFLOAT16, 64, 257, ("cluster", 8)),
+        (BFLOAT16, 64, 1024, ("cluster", 8)),
+        (BFLOAT16, 64, 1025, ("step", 0)),
+        (FLOAT32, 32, 256, ("cluster", 1)),
         (FLOAT64, 64, 64, ("step", 0)),
     ],
 )
@@ -275,14 +324,19 @@ def compile_race(tmp_path: Path, *flags: str) -> Path:
     return program
 
 
-@pytest.mark.parametrize("barriers", [True, False], ids=["as it is", "without barriers"])
-def test_races(tmp_path: Path, barriers: bool) -> None:
-    """ThreadSanitizer finds nothing, and does where the barriers are taken out."""
+def test_races(tmp_path: Path) -> None:
+    """ThreadSanitizer finds nothing."""
     if shutil.which("g++") is None:
         pytest.skip("no g++")
-    program = compile_race(tmp_path, *([] if barriers else ["-DFASTRNN_WITHOUT_BARRIERS"]))
-    run = subprocess.run([program], capture_output=True, text=True, timeout=600)
-    if barriers:
-        assert run.returncode == 0, run.stdout + run.stderr
-    else:
-        assert "data race" in run.stderr
+    run = subprocess.run([compile_race(tmp_path)], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_races_are_found(tmp_path: Path) -> None:
+    """ThreadSanitizer reports each kernel where the barriers are taken out."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    program = compile_race(tmp_path, "-DFASTRNN_WITHOUT_BARRIERS")
+    for kernel in ("vector", "tile", "cluster"):
+        run = subprocess.run([program, kernel], capture_output=True, text=True, timeout=600)
+        assert "data race" in run.stderr, kernel

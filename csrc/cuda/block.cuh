@@ -1,17 +1,23 @@
-// The recurrence of a group of rows in one block, for any way to hold w_hh and to multiply by it.
+// The recurrence of a group of rows in one block, or in the kBlocks blocks of a cluster, for any
+// way to hold w_hh and to multiply by it.
 //
 // A Group is that way: each thread owns kElements elements of the group's state, [kRows, kHidden].
+// Every block has two copies of all of the state.
 //   Storage                  the type of h in memory
 //   load(w, H, transposed)   takes w_hh [H, H], or its transpose, into registers; zeros beyond H
 //   row(s), slot(e), unit(e) a thread's elements lie in kSlots rows; row -1: none
 //   product(state, c)        c[e] = sum over k of w[unit(e), k] * state[row(e), k]
 //   put(state, e, x)         writes an element of the state in shared memory, of kStateBytes
+//   send(state, copy)        after all of the thread's puts, before anything that need not be soon
+//   receive(copy)            waits for the whole state in this copy
 //
 // Tile plan: a block has kRows rows of one direction for all steps, and ends with the longest. The
 //   weights stay in registers; the state is in shared memory, twice; what a step reads from global
 //   memory is asked for kAhead steps before.
-// Sync plan: one barrier a step. It stands between the writes of a state and its reads in the next
-//   step, and between these reads and the writes of the step after that, which go to the same copy.
+// Sync plan: one receive a step, in one block a barrier. It stands between the writes of a state
+// and
+//   its reads in the next step, and between these reads and the writes of the step after that,
+//   which go to the same copy. For clusters see cluster.cuh.
 // Limits: hidden_size at most kHidden; fewer than 2^31 steps and rows. Any strides. Launchers
 // check. Why: no exchange between blocks, and no weight read twice; see docs/benchmarks.md.
 #pragma once
@@ -32,7 +38,7 @@ struct Owned {
 
   FASTRNN_DEVICE Owned(const Rows& rows, const Group& group, int64_t hidden_size)
       : rows(rows), hidden_size(static_cast<int>(hidden_size)) {
-    const int64_t first = int64_t{blockIdx.x} * Group::kRows;
+    const int64_t first = int64_t{blockIdx.x / Group::kBlocks} * Group::kRows;
     for (int r = 0; r < Group::kRows; ++r) {
       if (first + r >= rows.batch) break;
       const int length = static_cast<int>(row_length(rows, row_at(rows, first + r)));
@@ -69,7 +75,7 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   constexpr int kElements = Group::kElements;
   const ForwardDirection& d = r.direction[blockIdx.y];
   const int64_t H = r.hidden_size;
-  unsigned char* states = shared_memory<unsigned char>();  // [2][kStateBytes]
+  unsigned char* states = shared_memory<unsigned char>();  // [2][kStateBytes], and the group's own
   Group group;
   group.load(static_cast<const S*>(d.w_hh), H, false);
   const Owned<Group> own(r.rows, group, H);
@@ -107,9 +113,10 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
       igates[u][e] = row[group.unit(e)];
     }
   };
+  group.send(states, 0);
 #pragma unroll
   for (int u = 0; u < kAhead; ++u) ask(u, u);
-  block_sync();  // the first state is there
+  group.receive(0);
 
   for (int first = 0; first < steps; first += kAhead) {
 #pragma unroll
@@ -121,19 +128,25 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
       group.product(states + u % 2 * Group::kStateBytes, c);
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
-        const int s = Group::slot(e), b = own.b[s], unit = group.unit(e);
-        if (own.at(s, t) && unit < H) {
+        const int s = Group::slot(e);
+        if (own.at(s, t) && group.unit(e) < H) {
           S value;
           narrow(&value, activate(c[e] + (widen(igates[u][e]) + bias[e]), r.relu));
           h[e] = widen(value);
-          (static_cast<S*>(d.output.data) + place(r.rows, d.output, t, b))[unit] = value;
-          if (d.copy.data)
-            (static_cast<S*>(d.copy.data) + place(r.rows, d.copy, t, b))[unit] = value;
         }
         group.put(next, e, cut[(u + 1) % kAhead][s] ? hx(e) : h[e]);
       }
+      group.send(next, (u + 1) % 2);
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        const int s = Group::slot(e), b = own.b[s], unit = group.unit(e);
+        if (!own.at(s, t) || unit >= H) continue;
+        narrow(static_cast<S*>(d.output.data) + place(r.rows, d.output, t, b) + unit, h[e]);
+        if (d.copy.data)
+          narrow(static_cast<S*>(d.copy.data) + place(r.rows, d.copy, t, b) + unit, h[e]);
+      }
       ask(u, i + kAhead);
-      block_sync();  // the next state is there, and this one has been read
+      group.receive((u + 1) % 2);
     }
   }
 #pragma unroll
@@ -156,21 +169,22 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
   constexpr int kElements = Group::kElements;
   const BackwardDirection& d = r.direction[blockIdx.y];
   const int64_t H = r.hidden_size;
-  unsigned char* states = shared_memory<unsigned char>();  // [2][kStateBytes]
+  unsigned char* states = shared_memory<unsigned char>();  // [2][kStateBytes], and the group's own
   Group group;
   group.load(static_cast<const S*>(d.w_hh), H, true);
   const Owned<Group> own(r.rows, group, H);
   const int steps = own.longest + (d.grad_hx ? 1 : 0);
   const auto time = [&](int i) { return d.reverse ? i : own.longest - 1 - i; };
 
-  float grad_hn[kElements], grad_hx[kElements];
+  const auto grad_hn = [&](int e) {
+    const int64_t at = own.b[Group::slot(e)] * H + group.unit(e);
+    return own.has(group, e) ? load_or_zero<float, S>(d.grad_hn, at) : 0.0f;
+  };
+
+  float grad_hx[kElements];
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
-    const int s = Group::slot(e);
-    grad_hn[e] = 0;
-    if (own.has(group, e))
-      grad_hn[e] = load_or_zero<float, S>(d.grad_hn, own.b[s] * H + group.unit(e));
-    grad_hx[e] = own.length[s] == 0 ? grad_hn[e] : 0.0f;
+    grad_hx[e] = own.length[Group::slot(e)] == 0 ? grad_hn(e) : 0.0f;
     group.put(states, e, 0.0f);
   }
 
@@ -193,9 +207,10 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
             (static_cast<const S*>(d.grad_output.data) + place(r.rows, d.grad_output, t, b))[unit];
     }
   };
+  group.send(states, 0);
 #pragma unroll
   for (int u = 0; u < kAhead; ++u) ask(u, u);
-  block_sync();  // the first state is there
+  group.receive(0);
 
   for (int first = 0; first < steps; first += kAhead) {
 #pragma unroll
@@ -209,21 +224,28 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
       for (int e = 0; e < kElements; ++e) {
         const int s = Group::slot(e), unit = group.unit(e);
         const bool here = own.at(s, t), came = own.at(s, after);
-        float grad = came ? c[e] : here ? grad_hn[e] : 0.0f;
+        float grad = came ? c[e] : here ? grad_hn(e) : 0.0f;
         if (came && (!here || cut[u][s])) {
           grad_hx[e] += c[e];
           grad = 0;
         }
         if (here && unit < H) {
-          S value;
-          narrow(&value, (grad + widen(grad_output[u][e])) * slope(widen(output[u][e]), r.relu));
-          grad = widen(value);
-          (static_cast<S*>(d.grad_pre.data) + place(r.rows, d.grad_pre, t, own.b[s]))[unit] = value;
+          S* value = &grad_output[u][e];  // from here on grad_pre
+          narrow(value, (grad + widen(*value)) * slope(widen(output[u][e]), r.relu));
+          grad = widen(*value);
         }
         group.put(next, e, unit < H ? grad : 0.0f);
       }
+      group.send(next, (u + 1) % 2);
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        const int s = Group::slot(e), unit = group.unit(e);
+        if (own.at(s, t) && unit < H)
+          (static_cast<S*>(d.grad_pre.data) + place(r.rows, d.grad_pre, t, own.b[s]))[unit] =
+              grad_output[u][e];
+      }
       ask(u, i + kAhead);
-      block_sync();  // the next state is there, and this one has been read
+      group.receive((u + 1) % 2);
     }
   }
 #pragma unroll
@@ -239,11 +261,11 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
 template <typename Group, int kAhead, typename Direction>
 cudaError_t launch_blocks(const Recurrence<Direction>& r, cudaStream_t stream) {
   const int64_t groups = (r.rows.batch + Group::kRows - 1) / Group::kRows;
-  if (groups == 0 || r.rows.batch > INT32_MAX || r.rows.seq_len > INT32_MAX - 2 * kAhead ||
-      r.hidden_size > Group::kHidden)
+  if (groups == 0 || r.rows.batch > INT32_MAX / Group::kBlocks ||
+      r.rows.seq_len > INT32_MAX - 2 * kAhead || r.hidden_size > Group::kHidden)
     return cudaErrorInvalidValue;
-  const Launch how{dim3(static_cast<unsigned>(groups), r.num_directions), Group::kThreads,
-                   2 * Group::kStateBytes, stream};
+  const Launch how{dim3(static_cast<unsigned>(groups * Group::kBlocks), r.num_directions),
+                   Group::kThreads, Group::kSharedBytes, stream, Group::kBlocks};
   if constexpr (std::is_same_v<Direction, ForwardDirection>) {
     return launch(forward_block_kernel<Group, kAhead>, how, r);
   } else {

@@ -3,14 +3,16 @@
 namespace fastrnn::cuda {
 namespace {
 
-// One line for each configuration that tile.cu and vector.cu have. Registers are the most that a
-// thread can have with so many in a block; make cuda-check shows what each takes.
+// One line for each configuration that tile.cu, vector.cu and cluster.cu have. Registers are the
+// most that a thread can have with so many in a block; make cuda-check shows what each takes. With
+// 8 rows and more, the products are the tensor cores'.
 struct BlockKernel {
   Kernel kernel;
   int element_bytes;  // of the storage type
   int hidden_size;    // at most
   int rows;
   int threads;
+  int blocks = 1;
 };
 
 constexpr BlockKernel kBlockKernels[] = {
@@ -32,7 +34,27 @@ constexpr BlockKernel kBlockKernels[] = {
     {Kernel::kTile, 2, 128, 16, 256},   //
     {Kernel::kTile, 2, 192, 8, 384},    //
     {Kernel::kTile, 2, 256, 8, 256},    //
+    {Kernel::kCluster, 4, 256, 1, 512, 2},   {Kernel::kCluster, 4, 256, 2, 512, 2},
+    {Kernel::kCluster, 4, 256, 4, 512, 2},   {Kernel::kCluster, 4, 384, 1, 384, 4},
+    {Kernel::kCluster, 4, 384, 2, 384, 4},   {Kernel::kCluster, 4, 384, 4, 384, 4},
+    {Kernel::kCluster, 4, 512, 1, 256, 8},   {Kernel::kCluster, 4, 512, 2, 256, 8},
+    {Kernel::kCluster, 4, 512, 4, 256, 8},   {Kernel::kCluster, 4, 256, 8, 256, 2},  // TF32
+    {Kernel::kCluster, 4, 384, 8, 192, 4},   {Kernel::kCluster, 4, 512, 8, 128, 8},
+    {Kernel::kCluster, 2, 384, 8, 192, 4},   {Kernel::kCluster, 2, 384, 16, 192, 4},
+    {Kernel::kCluster, 2, 512, 8, 128, 8},   {Kernel::kCluster, 2, 512, 8, 256, 4},
+    {Kernel::kCluster, 2, 512, 16, 256, 4},  {Kernel::kCluster, 2, 768, 8, 192, 8},
+    {Kernel::kCluster, 2, 768, 16, 192, 8},  {Kernel::kCluster, 2, 1024, 8, 256, 8},
+    {Kernel::kCluster, 2, 1024, 16, 256, 8},
 };
+
+bool on_tensor_cores(const BlockKernel& k) { return k.rows >= 8; }
+
+// Shared memory for what registers of a cluster's threads do not hold of w_hh, as in cluster.cu.
+int stored_bytes(const BlockKernel& k) {
+  const int fragments = k.hidden_size * k.element_bytes / 32, kept = 28;
+  if (k.kernel != Kernel::kCluster || !on_tensor_cores(k) || fragments <= kept) return 0;
+  return (fragments - kept) * k.threads * 16;
+}
 
 constexpr Choice kSteps{Kernel::kStep, 0, 0, 0, 0, 0, 0, 0};
 
@@ -51,17 +73,22 @@ int resident(const Choice& c, const Device& device) {
 }
 
 Choice configuration(const BlockKernel& k) {
-  const bool tile = k.kernel == Kernel::kTile;
   const int most = 65536 / k.threads, registers = most / 8 * 8 < 255 ? most / 8 * 8 : 255;
-  const int row_bytes = k.hidden_size * k.element_bytes + (tile ? 16 : 0);
-  return {k.kernel, k.rows, 1, k.threads, registers, 2 * k.rows * row_bytes, 0, k.hidden_size};
+  const int row_bytes = k.hidden_size * k.element_bytes + (on_tensor_cores(k) ? 16 : 0);
+  const int barriers = k.kernel == Kernel::kCluster ? 16 : 0;
+  const int shared = 2 * k.rows * row_bytes + stored_bytes(k) + barriers;
+  return {k.kernel, k.rows, k.blocks, k.threads, registers, shared, 0, k.hidden_size};
 }
 
 bool serves(const BlockKernel& k, const Problem& p, const Device& device) {
   if (k.element_bytes != element_bytes(p.dtype) || p.hidden_size > k.hidden_size) return false;
-  if (k.kernel == Kernel::kVector) return true;
+  if (k.kernel == Kernel::kCluster) {
+    // Half of a small device at most, so that one of its GPCs holds a cluster.
+    if (device.capability < 90 || device.multiprocessors < 2 * k.blocks) return false;
+  }
+  if (!on_tensor_cores(k)) return true;
   // There the compiler spills this one's registers.
-  if (k.hidden_size == 256 && device.capability >= 120) return false;
+  if (k.kernel == Kernel::kTile && k.hidden_size == 256 && device.capability >= 120) return false;
   if (p.dtype == Dtype::kFloat32) return p.tf32 && device.capability >= 80;
   return device.capability >= (p.dtype == Dtype::kFloat16 ? 75 : 80);
 }
@@ -69,21 +96,26 @@ bool serves(const BlockKernel& k, const Problem& p, const Device& device) {
 // Estimated nanoseconds of a step of all rows: what a block needs for one, as many times as blocks
 // must wait for one another. The constants are estimates from published latencies (170 cycles for
 // loads, shuffles, tanh and the barrier; 128 FMAs and 512 or 1024 tensor multiply-adds a cycle, in
-// mma.sync's practice); to be measured.
+// mma.sync's practice; for clusters a hop of 300 cycles, and 18 bytes a cycle into each block); to
+// be measured.
 double step_time(const BlockKernel& k, const Choice& c, const Problem& p, const Device& device) {
   const double H = k.hidden_size;
-  const double rate = k.kernel == Kernel::kVector ? 100 : k.element_bytes == 4 ? 300 : 600;
+  const bool tensor = on_tensor_cores(k);
+  const double rate = !tensor ? 100 : k.element_bytes == 4 ? 300 : 600;
   // At least the reads of the state: 128 bytes a cycle for each warp that reads all of it.
-  const double reads = k.kernel == Kernel::kTile
-                           ? k.threads / 32 * (k.rows * H * k.element_bytes) / 128
-                           : k.threads / 32 * k.rows * (H * 4) / (k.threads == 384 ? 2 : 4) / 128;
-  const double math = k.rows * H * H / rate;
-  const double cycles = 170 + (math > reads ? math : reads);
+  const double lanes = k.hidden_size == 192 ? 2 : 4;
+  const double state = k.rows * H * k.element_bytes, warps = k.threads / 32;
+  const double reads =
+      (tensor ? warps * state : warps * state / lanes) / 128 + stored_bytes(k) / 128.0;
+  const double math = k.rows * H * H / k.blocks / rate;
+  const double others = static_cast<double>(k.blocks - 1) / k.blocks;
+  const double exchange = k.blocks == 1 ? 0 : 300 + state * others / 18;
+  const double cycles = 170 + exchange + (math > reads ? math : reads);
   const double groups = static_cast<double>((p.batch + k.rows - 1) / k.rows) * p.num_directions;
-  const int at_once = resident(c, device) * device.multiprocessors;
+  const int at_once = resident(c, device) * device.multiprocessors / k.blocks;
   const double waves = at_once == 0 ? 1e9 : static_cast<double>(int64_t(groups - 1) / at_once + 1);
   // Blocks that share a multiprocessor share its units, not its latencies.
-  const double shared = groups / waves / device.multiprocessors;
+  const double shared = groups * k.blocks / waves / device.multiprocessors;
   return waves * (170 + (cycles - 170) * (shared > 1 ? shared : 1)) / 1.7;
 }
 

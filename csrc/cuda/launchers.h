@@ -10,7 +10,7 @@ namespace fastrnn::cuda {
 using ForwardLauncher = cudaError_t(const ForwardRecurrence&, const Choice&, cudaStream_t);
 using BackwardLauncher = cudaError_t(const BackwardRecurrence&, const Choice&, cudaStream_t);
 
-ForwardLauncher launch_vector_forward, launch_tile_forward;
-BackwardLauncher launch_vector_backward, launch_tile_backward;
+ForwardLauncher launch_vector_forward, launch_tile_forward, launch_cluster_forward;
+BackwardLauncher launch_vector_backward, launch_tile_backward, launch_cluster_backward;
 
 }  // namespace fastrnn::cuda

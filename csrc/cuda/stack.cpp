@@ -165,6 +165,8 @@ ForwardLauncher* forward_launcher(Kernel kernel) {
       return launch_vector_forward;
     case Kernel::kTile:
       return launch_tile_forward;
+    case Kernel::kCluster:
+      return launch_cluster_forward;
     default:
       return nullptr;
   }
@@ -176,6 +178,8 @@ BackwardLauncher* backward_launcher(Kernel kernel) {
       return launch_vector_backward;
     case Kernel::kTile:
       return launch_tile_backward;
+    case Kernel::kCluster:
+      return launch_cluster_backward;
     default:
       return nullptr;
   }

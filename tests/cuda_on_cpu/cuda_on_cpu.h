@@ -294,7 +294,11 @@ inline bool try_wait(SharedBarrier* barrier, int parity) {
   fibers::give_way();
   return false;
 }
-inline void wait(SharedBarrier* barrier, int parity) { fibers::wait_phase(barrier, parity); }
+inline void wait(SharedBarrier* barrier, int parity) {
+#if !defined(FASTRNN_WITHOUT_BARRIERS)
+  fibers::wait_phase(barrier, parity);
+#endif
+}
 
 // --- Clusters
 

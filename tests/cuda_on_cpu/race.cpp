@@ -1,7 +1,8 @@
 // Small runs of the kernels that exchange data between threads, for ThreadSanitizer: a missing
-// barrier ends the program with a report. With -DFASTRNN_WITHOUT_BARRIERS block_sync does nothing,
-// and the report must come.
+// barrier ends the program with a report. With -DFASTRNN_WITHOUT_BARRIERS block_sync and wait do
+// nothing, and the report must come. An argument is the one kernel to run.
 #include <cstdio>
+#include <string>
 #include <vector>
 
 #include "cuda/choose.h"
@@ -50,10 +51,14 @@ bool run(const char* kernel, Dtype dtype, int64_t hidden_size) {
   }
   const Problem problem{dtype, false, true, kSteps, kBatch, hidden_size, 2};
   const Choice choice = choose(problem, h200, kernel);
-  const bool tile = choice.kernel == Kernel::kTile;
-  const cudaError_t forward = (tile ? launch_tile_forward : launch_vector_forward)(f, choice, {});
-  const cudaError_t backward =
-      (tile ? launch_tile_backward : launch_vector_backward)(b, choice, {});
+  if (std::string(name_of(choice.kernel)) != kernel) return false;
+  const bool tile = choice.kernel == Kernel::kTile, cluster = choice.kernel == Kernel::kCluster;
+  const cudaError_t forward = (cluster ? launch_cluster_forward
+                               : tile  ? launch_tile_forward
+                                       : launch_vector_forward)(f, choice, {});
+  const cudaError_t backward = (cluster ? launch_cluster_backward
+                                : tile  ? launch_tile_backward
+                                        : launch_vector_backward)(b, choice, {});
   std::printf("%s, hidden_size %d: %d %d\n", kernel, static_cast<int>(hidden_size), forward,
               backward);
   return forward == cudaSuccess && backward == cudaSuccess;
@@ -69,8 +74,20 @@ bool run_packed_rows() {
 
 }  // namespace
 
-int main() {
-  bool ok = run("vector", Dtype::kFloat32, 60) && run("vector", Dtype::kFloat32, 190);
-  ok = ok && run("tile", Dtype::kFloat32, 64) && run("tile", Dtype::kBFloat16, 250);
-  return ok && run_packed_rows() ? 0 : 1;
+int main(int count, char** arguments) {
+  struct {
+    const char* kernel;
+    Dtype dtype;
+    int64_t hidden_size;
+  } runs[] = {
+      {"vector", Dtype::kFloat32, 60},    {"vector", Dtype::kFloat32, 190},
+      {"tile", Dtype::kFloat32, 64},      {"tile", Dtype::kBFloat16, 250},
+      {"cluster", Dtype::kFloat32, 200},  {"cluster", Dtype::kBFloat16, 300},
+      {"cluster", Dtype::kFloat16, 500},
+  };
+  bool ok = run_packed_rows();
+  for (const auto& r : runs)
+    if (count < 2 || std::string(r.kernel) == arguments[1])
+      ok = run(r.kernel, r.dtype, r.hidden_size) && ok;
+  return ok ? 0 : 1;
 }

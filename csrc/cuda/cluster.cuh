@@ -1,0 +1,84 @@
+// A group of rows in the blocks of a thread-block cluster (sm_90 and later).
+#pragma once
+
+#include "cuda/math.cuh"
+
+namespace fastrnn::cuda {
+
+// Slice is a Group of which each block has kHidden / kBlocks units, and each warp kWarpUnits of
+// them from warp_unit() on. Every block keeps all of the state, twice.
+//
+// Tile plan: a warp puts its units of the next state into its own block's copy, and sends them from
+//   there to the other blocks, 16 bytes at a time. A barrier in shared memory for each copy counts
+//   the warps that have put, and the bytes that have come.
+// Sync plan: exchange n (0: the first state) goes to copy n % 2 and is phase n / 2 of its barrier.
+//   - All parts are there when a phase ends: it takes an arrival of each warp of the block, made
+//     after its puts (warp_sync orders those of its lanes before lane 0's arrival), and the bytes
+//     of the other blocks' warps, as many as these arrivals announce. Bytes may come before they
+//     are announced: as an arrival is missing, the phase goes on.
+//   - No part of exchange n + 2 overwrites what somebody still reads of exchange n: whoever sends
+//     or puts it has received exchange n + 1, to which every warp of every block has given a part,
+//     computed from all that it read of exchange n. For the same reason bytes of exchange n + 2
+//     come only after exchange n's phase has ended, and a waiter never misses a phase.
+//   - Own parts are read (to be sent) before they are put again, two exchanges later: the next
+//     exchange's warp_sync stands between.
+//   - Barriers are initialised before anybody sends: cluster_arrive in the constructor,
+//     cluster_wait in load.
+//   - No block ends before all that is sent to it has come: all of it belongs to exchanges that it
+//     receives, the last included.
+template <typename Slice>
+struct ClusterGroup : Slice {
+  using Slice::kBlocks, Slice::kRows, Slice::kRowBytes, Slice::kStateBytes, Slice::kThreads;
+  static constexpr int kSharedBytes = Slice::kSharedBytes + 2 * sizeof(SharedBarrier);
+  static constexpr int kWarpBytes = Slice::kWarpUnits * sizeof(typename Slice::Storage);
+  static_assert(kBlocks > 1 && kRowBytes % 16 == 0 && kWarpBytes % 16 == 0);
+
+  int received = 0;
+
+  FASTRNN_DEVICE ClusterGroup() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    fail();  // never chosen
+#endif
+    if (threadIdx.x == 0) {
+      init_barrier(barrier(0), kThreads / 32);
+      init_barrier(barrier(1), kThreads / 32);
+      publish_barriers();
+    }
+    cluster_arrive();
+  }
+
+  FASTRNN_DEVICE static SharedBarrier* barrier(int copy) {
+    unsigned char* own = shared_memory<unsigned char>() + Slice::kSharedBytes;
+    return reinterpret_cast<SharedBarrier*>(own) + copy;
+  }
+
+  FASTRNN_DEVICE void load(const typename Slice::Storage* w, int64_t H, bool transposed) {
+    Slice::load(w, H, transposed);
+    cluster_wait();  // every block's barriers are there
+  }
+
+  FASTRNN_DEVICE void send(unsigned char* state, int copy) const {
+    constexpr int kPerRow = kWarpBytes / 16, kPieces = kRows * kPerRow;
+    constexpr int kToSend = (kBlocks - 1) * kPieces;
+    const int lane = threadIdx.x % 32, rank = cluster_rank();
+    warp_sync();  // the warp's puts are there
+    unsigned char* part = state + this->warp_unit() * int(sizeof(typename Slice::Storage));
+#pragma unroll
+    for (int first = 0; first < kToSend; first += 32) {
+      const int n = first + lane, piece = n % kPieces;
+      if (kToSend % 32 != 0 && n >= kToSend) break;
+      const int to = (rank + 1 + n / kPieces) % kBlocks;
+      const void* from = part + piece / kPerRow * kRowBytes + piece % kPerRow * 16;
+      store_async(map_shared(from, to), *static_cast<const uint4*>(from),
+                  map_shared(barrier(copy), to));
+    }
+    if (lane == 0) arrive_expecting(barrier(copy), kToSend * 16);
+  }
+
+  FASTRNN_DEVICE void receive(int copy) {
+    wait(barrier(copy), received / 2 % 2);
+    ++received;
+  }
+};
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,129 @@
+// Groups of 8 or 16 rows on tensor cores.
+#pragma once
+
+#include "cuda/math.cuh"
+
+namespace fastrnn::cuda {
+
+// A warp has kStacked times 16 units; its rows of w_hh are the stationary operand, one fragment for
+// each kDepth columns. The state's rows are the columns of the other operand: 8 for each of kTiles.
+// A row of the state is 16 bytes longer than its elements, so that eight rows lie in different
+// banks. Where registers do not hold all fragments, the last kStored are in shared memory, each
+// thread's part of them where no other thread reads it.
+template <typename S, int kUnits, int kTiles, int kStacked = 1, int kOfBlocks = 1, int kStored = 0>
+struct TileGroup {
+  using Storage = S;
+  static constexpr int kHidden = kUnits, kRows = 8 * kTiles, kSlots = 2 * kTiles,
+                       kElements = 4 * kTiles * kStacked, kBlocks = kOfBlocks;
+  static constexpr int kBlockUnits = kUnits / kBlocks, kWarpUnits = 16 * kStacked,
+                       kThreads = kBlockUnits / kWarpUnits * 32;
+  static constexpr int kDepth = 32 / sizeof(S);  // of an mma
+  static constexpr int kRowBytes = kUnits * sizeof(S) + 16, kStateBytes = kRows * kRowBytes;
+  static constexpr int kFragments = kUnits / kDepth, kKept = kFragments - kStored;
+  static constexpr int kSharedBytes = 2 * kStateBytes + kStored * kThreads * 16;
+  // Sums that do not wait for one another.
+  static constexpr int kChains = kBlocks > 1 && kTiles* kStacked == 1 ? 4 : 1;
+  static_assert(kFragments % 2 == 0 && kKept > 0 && (kStored == 0 || kStacked == 1));
+  static_assert(kBlockUnits * kBlocks == kUnits && kBlockUnits % kWarpUnits == 0);
+
+  uint32_t weights[kStacked][kKept][4];
+
+  FASTRNN_DEVICE int lane() const { return threadIdx.x % 32; }
+  // The warp's first unit.
+  FASTRNN_DEVICE int warp_unit() const {
+    const int block = kBlocks > 1 ? cluster_rank() : 0;
+    return block * kBlockUnits + static_cast<int>(threadIdx.x) / 32 * kWarpUnits;
+  }
+  FASTRNN_DEVICE int first_unit(int stacked) const {
+    return warp_unit() + stacked * 16 + lane() / 4;
+  }
+  // Elements are [kStacked][kTiles][4]; two rows of each tile are this thread's.
+  FASTRNN_DEVICE static constexpr int slot(int e) { return e / 4 % kTiles * 2 + e % 2; }
+  FASTRNN_DEVICE int row(int s) const { return s / 2 * 8 + lane() % 4 * 2 + s % 2; }
+  FASTRNN_DEVICE int unit(int e) const { return first_unit(e / 4 / kTiles) + e % 4 / 2 * 8; }
+
+  FASTRNN_DEVICE static uint32_t bits(S x) {
+    if constexpr (sizeof(S) == 4) {
+      return tf32_of(x);
+    } else {
+      uint16_t half;
+      memcpy(&half, &x, sizeof half);
+      return half;
+    }
+  }
+
+  FASTRNN_DEVICE void load(const S* w, int64_t H, bool transposed) {
+    const auto element = [&](int64_t j, int64_t k) {
+      return j < H && k < H ? bits(transposed ? w[k * H + j] : w[j * H + k]) : 0u;
+    };
+    constexpr int kPer = kDepth / 8;  // columns in a register
+    const auto part = [&](int stacked, int f, int i) {
+      const int j = first_unit(stacked) + i % 2 * 8;
+      const int k = f * kDepth + lane() % 4 * kPer + i / 2 * 4 * kPer;
+      uint32_t x = element(j, k);
+      if constexpr (kPer == 2) x |= element(j, k + 1) << 16;
+      return x;
+    };
+#pragma unroll
+    for (int n = 0; n < kStacked * kKept * 4; ++n) {
+      weights[n / 4 / kKept][n / 4 % kKept][n % 4] = part(n / 4 / kKept, n / 4 % kKept, n % 4);
+      // Not all loads at once: the addresses of so many leave too few registers.
+      if (kBlocks > 1 && n % 16 == 15) warp_sync();
+    }
+#pragma unroll 1
+    for (int f = kKept; f < kFragments; ++f)
+      *stored(f) = make_uint4(part(0, f, 0), part(0, f, 1), part(0, f, 2), part(0, f, 3));
+  }
+
+  FASTRNN_DEVICE static uint4* stored(int f) {
+    uint4* all = reinterpret_cast<uint4*>(shared_memory<unsigned char>() + 2 * kStateBytes);
+    return all + (f - kKept) * kThreads + threadIdx.x;
+  }
+
+  FASTRNN_DEVICE void multiply(float (&sum)[4], int stacked, int f,
+                               const uint32_t (&columns)[2]) const {
+    if (f < kKept) {
+      mma<S>(sum, weights[stacked][f < kKept ? f : 0], columns);
+    } else {
+      const uint4 x = *stored(f);
+      mma<S>(sum, {x.x, x.y, x.z, x.w}, columns);
+    }
+  }
+
+  FASTRNN_DEVICE void product(const unsigned char* state, float (&c)[kElements]) const {
+    float sums[kChains][kStacked][kTiles][4] = {};
+#pragma unroll
+    for (int f = 0; f < kFragments; f += 2) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        uint32_t columns[4];  // of two fragments
+        load_matrices(columns, state + (n * 8 + lane() % 8) * kRowBytes + f * 32 + lane() / 8 * 16);
+#pragma unroll
+        for (int s = 0; s < kStacked; ++s) {
+          multiply(sums[f % kChains][s][n], s, f, {columns[0], columns[1]});
+          multiply(sums[(f + 1) % kChains][s][n], s, f + 1, {columns[2], columns[3]});
+        }
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      c[e] = 0;
+#pragma unroll
+      for (int n = 0; n < kChains; ++n) c[e] += sums[n][e / 4 / kTiles][e / 4 % kTiles][e % 4];
+    }
+  }
+
+  FASTRNN_DEVICE void put(unsigned char* state, int e, float x) const {
+    unsigned char* to = state + row(slot(e)) * kRowBytes + unit(e) * static_cast<int>(sizeof(S));
+    if constexpr (sizeof(S) == 4) {
+      *reinterpret_cast<uint32_t*>(to) = tf32_of(x);
+    } else {
+      narrow(reinterpret_cast<S*>(to), x);
+    }
+  }
+
+  FASTRNN_DEVICE void send(unsigned char*, int) const {}
+  FASTRNN_DEVICE void receive(int) const { block_sync(); }
+};
+
+}  // namespace fastrnn::cuda
