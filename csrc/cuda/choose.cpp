@@ -87,8 +87,10 @@ bool serves(const BlockKernel& k, const Problem& p, const Device& device) {
     if (device.capability < 90 || device.multiprocessors < 2 * k.blocks) return false;
   }
   if (!on_tensor_cores(k)) return true;
-  // There the compiler spills this one's registers.
-  if (k.kernel == Kernel::kTile && k.hidden_size == 256 && device.capability >= 120) return false;
+  // There the compiler spills these ones' registers.
+  const bool widest = k.kernel == Kernel::kTile ? k.hidden_size == 256
+                                                : k.hidden_size == 512 && k.element_bytes == 4;
+  if (widest && device.capability >= 120) return false;
   if (p.dtype == Dtype::kFloat32) return p.tf32 && device.capability >= 80;
   return device.capability >= (p.dtype == Dtype::kFloat16 ? 75 : 80);
 }

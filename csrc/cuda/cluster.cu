@@ -31,7 +31,8 @@ using Vector = ClusterGroup<VectorGroup<kUnits, kRows, 4, kBlocks>>;
 constexpr int key(int units, int rows, int blocks) { return (units * 32 + rows) * 32 + blocks; }
 
 template <typename S, typename Direction>
-cudaError_t run_narrow_clusters(const Recurrence<Direction>& r, const Choice& choice, cudaStream_t stream) {
+cudaError_t run_narrow_clusters(const Recurrence<Direction>& r, const Choice& choice,
+                                cudaStream_t stream) {
   switch (key(choice.units, choice.rows, choice.blocks)) {
     case key(384, 8, 4):
       return run_cluster<Tile<S, 384, 1, 4>>(r, choice, stream);
@@ -58,7 +59,8 @@ cudaError_t run_narrow_clusters(const Recurrence<Direction>& r, const Choice& ch
 
 // TF32
 template <typename Direction>
-cudaError_t run_tf32_clusters(const Recurrence<Direction>& r, const Choice& choice, cudaStream_t stream) {
+cudaError_t run_tf32_clusters(const Recurrence<Direction>& r, const Choice& choice,
+                              cudaStream_t stream) {
   switch (key(choice.units, choice.rows, choice.blocks)) {
     case key(256, 8, 2):
       return run_cluster<Tile<float, 256, 1, 2>>(r, choice, stream);
@@ -72,7 +74,8 @@ cudaError_t run_tf32_clusters(const Recurrence<Direction>& r, const Choice& choi
 }
 
 template <typename Direction>
-cudaError_t run_exact_clusters(const Recurrence<Direction>& r, const Choice& choice, cudaStream_t stream) {
+cudaError_t run_exact_clusters(const Recurrence<Direction>& r, const Choice& choice,
+                               cudaStream_t stream) {
   switch (key(choice.units, choice.rows, choice.blocks)) {
     case key(256, 1, 2):
       return run_cluster<Vector<256, 1, 2>>(r, choice, stream);
@@ -98,7 +101,8 @@ cudaError_t run_exact_clusters(const Recurrence<Direction>& r, const Choice& cho
 }
 
 template <typename Direction>
-cudaError_t run_any_cluster(const Recurrence<Direction>& r, const Choice& choice, cudaStream_t stream) {
+cudaError_t run_any_cluster(const Recurrence<Direction>& r, const Choice& choice,
+                            cudaStream_t stream) {
   if (r.dtype == Dtype::kFloat16) return run_narrow_clusters<Half>(r, choice, stream);
   if (r.dtype == Dtype::kBFloat16) return run_narrow_clusters<BFloat16>(r, choice, stream);
   if (r.dtype != Dtype::kFloat32) return cudaErrorInvalidValue;

@@ -80,9 +80,9 @@ int main(int count, char** arguments) {
     Dtype dtype;
     int64_t hidden_size;
   } runs[] = {
-      {"vector", Dtype::kFloat32, 60},    {"vector", Dtype::kFloat32, 190},
-      {"tile", Dtype::kFloat32, 64},      {"tile", Dtype::kBFloat16, 250},
-      {"cluster", Dtype::kFloat32, 200},  {"cluster", Dtype::kBFloat16, 300},
+      {"vector", Dtype::kFloat32, 60},   {"vector", Dtype::kFloat32, 190},
+      {"tile", Dtype::kFloat32, 64},     {"tile", Dtype::kBFloat16, 250},
+      {"cluster", Dtype::kFloat32, 200}, {"cluster", Dtype::kBFloat16, 300},
       {"cluster", Dtype::kFloat16, 500},
   };
   bool ok = run_packed_rows();
