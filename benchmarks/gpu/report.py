@@ -216,7 +216,7 @@ def plot_steps(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> P
             ]
             if points:
                 ax.plot(*zip(*points, strict=True), ".", color=plots.COLOURS[module], label=module)
-        ax.axline((1, 1), slope=1, color="black", linewidth=0.8)
+        ax.axline((1, 1), (2, 2), color="black", linewidth=0.8)
         ax.set_xscale("log")
         ax.set_yscale("log")
         plots.plain_ticks(ax.xaxis)
