@@ -297,12 +297,33 @@ def test_a_second_run_keeps_what_it_does_not_measure(dry_run: Path, tmp_path: Pa
     words = ["--device", "cpu", "--quick", "--json", str(path), "--rows", "tiny", "stack"]
     check.main([*words, "--only", "bench", "--again"])
     after = json.loads(path.read_text())["parts"]
-    assert {k: v for k, v in after.items() if k != "bench"} == {
-        k: v for k, v in before.items() if k != "bench"
-    }
+    assert [after[name] for name in ("limits", "sanitize")] == [
+        before[name] for name in ("limits", "sanitize")
+    ]
     rows = after["bench"]["rows"]
     assert after["bench"]["measured"] == after["bench"]["wanted"] == 4
     assert {k: v for k, v in rows.items() if not k.startswith("stack")} == before["bench"]["rows"]
+
+
+def test_a_part_without_time_or_with_a_defect_keeps_what_there_was(
+    dry_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gpu.json"
+    shutil.copy(dry_run, path)
+    before = json.loads(path.read_text())["parts"]
+
+    def broken(this: parts.Run, limit: float) -> Record:
+        raise ZeroDivisionError("a defect")
+
+    parts_now = {**check.PARTS, "facts": check.Part(broken, 40, 40)}
+    monkeypatch.setattr(check, "PARTS", {**parts_now, "bench": check.Part(broken, 0.5, 0.5)})
+    with pytest.raises(SystemExit):
+        check.main(["--device", "cpu", "--json", str(path), "--only", "bench"])
+    after = json.loads(path.read_text())["parts"]
+    assert (after["facts"]["status"], after["bench"]["status"]) == ("failed", "skipped")
+    assert "a defect" in after["facts"]["reason"]
+    assert after["facts"]["machine"] == before["facts"]["machine"]
+    assert after["bench"]["rows"] == before["bench"]["rows"]
 
 
 def test_the_report_of_both_modules_and_of_nn_rnn_alone(dry_run: Path, tmp_path: Path) -> None:

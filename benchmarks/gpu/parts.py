@@ -179,7 +179,7 @@ def sanitize(this: Run, limit: float) -> Record:
     """compute-sanitizer over each kernel on small shapes."""
     if this.args.device == "cpu":
         raise CannotRun("needs a GPU")
-    if machine_of(this.document).get("cuda_kernels", "not built") == "not built":
+    if machine_of(this.document).get("cuda_kernels") == "not built":
         raise CannotRun("this build has no CUDA kernels")
     program, end = sanitizer(), time.monotonic() + limit
     tools = TOOLS[:1] if this.args.quick else TOOLS
