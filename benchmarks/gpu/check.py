@@ -146,7 +146,8 @@ def remark(found: Record) -> str:
     bad = [item for item in items if item["status"] not in ("ok", "skipped")]
     names = [item.get("file") or f"{item['kernel']} under {item['tool']}" for item in bad]
     if items:
-        return f"{len(items)} runs" + "".join(f"; {name} failed" for name in names)
+        counts = parts.count_tests(found) or f"{len(items)} runs"
+        return "; ".join([counts, *(f"{n} {i['status']}" for n, i in zip(names, bad, strict=True))])
     return str(found.get("output", ""))[-2000:]
 
 
