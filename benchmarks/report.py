@@ -45,6 +45,7 @@ INTRODUCTION = """\
 
 ```
 make bench-full bench-peers      # measure
+make gpu-check                   # measure on a machine with a GPU
 make bench-report                # write this page
 ```
 """

@@ -3,7 +3,7 @@
 // A Group is that way: each thread owns kElements elements of the group's state, [kRows, kHidden].
 //   Storage                  the type of h in memory
 //   load(w, H, transposed)   takes w_hh [H, H], or its transpose, into registers; zeros beyond H
-//   row(e), unit(e)          of an element, or row -1: none
+//   row(s), slot(e), unit(e) a thread's elements lie in kSlots rows; row -1: none
 //   product(state, c)        c[e] = sum over k of w[unit(e), k] * state[row(e), k]
 //   put(state, e, x)         writes an element of the state in shared memory, of kStateBytes
 //
@@ -24,12 +24,14 @@ namespace fastrnn::cuda {
 template <typename Group>
 struct Owned {
   const Rows& rows;
-  int b[Group::kElements];       // of the batch
-  int length[Group::kElements];  // 0: not there
-  bool there[Group::kElements];
+  int hidden_size;
+  int b[Group::kSlots];       // of the batch
+  int length[Group::kSlots];  // 0: not there
+  bool there[Group::kSlots];
   int longest = 0;
 
-  FASTRNN_DEVICE Owned(const Rows& rows, const Group& group, int64_t hidden_size) : rows(rows) {
+  FASTRNN_DEVICE Owned(const Rows& rows, const Group& group, int64_t hidden_size)
+      : rows(rows), hidden_size(static_cast<int>(hidden_size)) {
     const int64_t first = int64_t{blockIdx.x} * Group::kRows;
     for (int r = 0; r < Group::kRows; ++r) {
       if (first + r >= rows.batch) break;
@@ -37,14 +39,18 @@ struct Owned {
       longest = length > longest ? length : longest;
     }
 #pragma unroll
-    for (int e = 0; e < Group::kElements; ++e) {
-      const int row = group.row(e);
-      there[e] = row >= 0 && first + row < rows.batch && group.unit(e) < hidden_size;
-      b[e] = there[e] ? static_cast<int>(row_at(rows, first + row)) : 0;
-      length[e] = there[e] ? static_cast<int>(row_length(rows, b[e])) : 0;
+    for (int s = 0; s < Group::kSlots; ++s) {
+      const int row = group.row(s);
+      there[s] = row >= 0 && first + row < rows.batch;
+      b[s] = there[s] ? static_cast<int>(row_at(rows, first + row)) : 0;
+      length[s] = there[s] ? static_cast<int>(row_length(rows, b[s])) : 0;
     }
   }
-  FASTRNN_DEVICE bool at(int e, int t) const { return t >= 0 && t < length[e]; }
+  FASTRNN_DEVICE bool at(int s, int t) const { return t >= 0 && t < length[s]; }
+  // Whether the element is one of the tensor.
+  FASTRNN_DEVICE bool has(const Group& group, int e) const {
+    return there[Group::slot(e)] && group.unit(e) < hidden_size;
+  }
 };
 
 template <typename S>
@@ -70,30 +76,35 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   const int steps = own.longest;
   const auto time = [&](int i) { return d.reverse ? steps - 1 - i : i; };
 
-  float bias[kElements], hx[kElements], h[kElements];
+  const auto hx = [&](int e) {
+    const int64_t at = int64_t{own.b[Group::slot(e)]} * d.hx_row_stride + group.unit(e);
+    return own.has(group, e) ? load_or_zero<float, S>(d.hx, at) : 0.0f;
+  };
+
+  float bias[kElements], h[kElements];
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
     const int unit = group.unit(e);
-    bias[e] = hx[e] = 0;
-    if (own.there[e]) {
+    bias[e] = 0;
+    if (unit < H)
       bias[e] = load_or_zero<float, S>(d.b_ih, unit) + load_or_zero<float, S>(d.b_hh, unit);
-      hx[e] = load_or_zero<float, S>(d.hx, int64_t{own.b[e]} * d.hx_row_stride + unit);
-    }
-    h[e] = hx[e];
-    if (group.row(e) >= 0) group.put(states, e, hx[e]);
+    h[e] = hx(e);
+    group.put(states, e, h[e]);
   }
 
   S igates[kAhead][kElements];
-  bool cut[kAhead][kElements];  // whether h_prev of this step is hx again
+  bool cut[kAhead][Group::kSlots];  // whether h_prev of this step is hx again
   const auto ask = [&](int u, int i) {
     const int t = time(i), before = d.reverse ? t + 1 : t - 1;
 #pragma unroll
+    for (int s = 0; s < Group::kSlots; ++s)
+      cut[u][s] = own.at(s, t) && own.at(s, before) && is_cut(r.rows, t, before, own.b[s]);
+#pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      cut[u][e] = false;
-      if (!own.at(e, t)) continue;
-      igates[u][e] = static_cast<const S*>(
-          d.igates.data)[place(r.rows, d.igates, t, own.b[e]) + group.unit(e)];
-      cut[u][e] = own.at(e, before) && is_cut(r.rows, t, before, own.b[e]);
+      const int s = Group::slot(e);
+      if (!own.at(s, t) || group.unit(e) >= H) continue;
+      const S* row = static_cast<const S*>(d.igates.data) + place(r.rows, d.igates, t, own.b[s]);
+      igates[u][e] = row[group.unit(e)];
     }
   };
 #pragma unroll
@@ -110,15 +121,16 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
       group.product(states + u % 2 * Group::kStateBytes, c);
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
-        if (own.at(e, t)) {
+        const int s = Group::slot(e), b = own.b[s], unit = group.unit(e);
+        if (own.at(s, t) && unit < H) {
           S value;
           narrow(&value, activate(c[e] + (widen(igates[u][e]) + bias[e]), r.relu));
           h[e] = widen(value);
-          const int b = own.b[e], unit = group.unit(e);
-          static_cast<S*>(d.output.data)[place(r.rows, d.output, t, b) + unit] = value;
-          if (d.copy.data) static_cast<S*>(d.copy.data)[place(r.rows, d.copy, t, b) + unit] = value;
+          (static_cast<S*>(d.output.data) + place(r.rows, d.output, t, b))[unit] = value;
+          if (d.copy.data)
+            (static_cast<S*>(d.copy.data) + place(r.rows, d.copy, t, b))[unit] = value;
         }
-        if (group.row(e) >= 0) group.put(next, e, cut[(u + 1) % kAhead][e] ? hx[e] : h[e]);
+        group.put(next, e, cut[(u + 1) % kAhead][s] ? hx(e) : h[e]);
       }
       ask(u, i + kAhead);
       block_sync();  // the next state is there, and this one has been read
@@ -126,10 +138,11 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   }
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
-    if (!own.there[e]) continue;
-    narrow(static_cast<S*>(d.hn) + int64_t{own.b[e]} * H + group.unit(e), h[e]);
-    put_zeros<S>(r.rows, d.output, own.b[e], group.unit(e), own.length[e]);
-    put_zeros<S>(r.rows, d.copy, own.b[e], group.unit(e), own.length[e]);
+    if (!own.has(group, e)) continue;
+    const int s = Group::slot(e);
+    narrow(static_cast<S*>(d.hn) + own.b[s] * H + group.unit(e), h[e]);
+    put_zeros<S>(r.rows, d.output, own.b[s], group.unit(e), own.length[s]);
+    put_zeros<S>(r.rows, d.copy, own.b[s], group.unit(e), own.length[s]);
   }
 }
 
@@ -153,29 +166,31 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
   float grad_hn[kElements], grad_hx[kElements];
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
+    const int s = Group::slot(e);
     grad_hn[e] = 0;
-    if (own.there[e])
-      grad_hn[e] = load_or_zero<float, S>(d.grad_hn, int64_t{own.b[e]} * H + group.unit(e));
-    grad_hx[e] = own.length[e] == 0 ? grad_hn[e] : 0.0f;
-    if (group.row(e) >= 0) group.put(states, e, 0.0f);
+    if (own.has(group, e))
+      grad_hn[e] = load_or_zero<float, S>(d.grad_hn, own.b[s] * H + group.unit(e));
+    grad_hx[e] = own.length[s] == 0 ? grad_hn[e] : 0.0f;
+    group.put(states, e, 0.0f);
   }
 
   S output[kAhead][kElements], grad_output[kAhead][kElements];
-  bool cut[kAhead][kElements];  // whether a sequence begins between this step and the one walked
-                                // before
+  // Whether a sequence begins between this step and the one walked before.
+  bool cut[kAhead][Group::kSlots];
   const auto ask = [&](int u, int i) {
     const int t = time(i), after = d.reverse ? t - 1 : t + 1;
 #pragma unroll
+    for (int s = 0; s < Group::kSlots; ++s)
+      cut[u][s] = own.at(s, t) && own.at(s, after) && is_cut(r.rows, t, after, own.b[s]);
+#pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      cut[u][e] = false;
+      const int s = Group::slot(e), b = own.b[s], unit = group.unit(e);
       narrow(&grad_output[u][e], 0.0f);
-      if (!own.at(e, t)) continue;
-      const int b = own.b[e], unit = group.unit(e);
-      output[u][e] = static_cast<const S*>(d.output.data)[place(r.rows, d.output, t, b) + unit];
+      if (!own.at(s, t) || unit >= H) continue;
+      output[u][e] = (static_cast<const S*>(d.output.data) + place(r.rows, d.output, t, b))[unit];
       if (d.grad_output.data)
         grad_output[u][e] =
-            static_cast<const S*>(d.grad_output.data)[place(r.rows, d.grad_output, t, b) + unit];
-      cut[u][e] = own.at(e, after) && is_cut(r.rows, t, after, b);
+            (static_cast<const S*>(d.grad_output.data) + place(r.rows, d.grad_output, t, b))[unit];
     }
   };
 #pragma unroll
@@ -192,20 +207,20 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
       group.product(states + u % 2 * Group::kStateBytes, c);
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
-        const bool here = own.at(e, t), came = own.at(e, after);
+        const int s = Group::slot(e), unit = group.unit(e);
+        const bool here = own.at(s, t), came = own.at(s, after);
         float grad = came ? c[e] : here ? grad_hn[e] : 0.0f;
-        if (came && (!here || cut[u][e])) {
+        if (came && (!here || cut[u][s])) {
           grad_hx[e] += c[e];
           grad = 0;
         }
-        if (here) {
+        if (here && unit < H) {
           S value;
           narrow(&value, (grad + widen(grad_output[u][e])) * slope(widen(output[u][e]), r.relu));
           grad = widen(value);
-          static_cast<S*>(d.grad_pre.data)[place(r.rows, d.grad_pre, t, own.b[e]) + group.unit(e)] =
-              value;
+          (static_cast<S*>(d.grad_pre.data) + place(r.rows, d.grad_pre, t, own.b[s]))[unit] = value;
         }
-        if (group.row(e) >= 0) group.put(next, e, grad);
+        group.put(next, e, unit < H ? grad : 0.0f);
       }
       ask(u, i + kAhead);
       block_sync();  // the next state is there, and this one has been read
@@ -213,10 +228,10 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
   }
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
-    if (!own.there[e]) continue;
-    if (d.grad_hx)
-      narrow(static_cast<S*>(d.grad_hx) + int64_t{own.b[e]} * H + group.unit(e), grad_hx[e]);
-    put_zeros<S>(r.rows, d.grad_pre, own.b[e], group.unit(e), own.length[e]);
+    if (!own.has(group, e)) continue;
+    const int s = Group::slot(e);
+    if (d.grad_hx) narrow(static_cast<S*>(d.grad_hx) + own.b[s] * H + group.unit(e), grad_hx[e]);
+    put_zeros<S>(r.rows, d.grad_pre, own.b[s], group.unit(e), own.length[s]);
   }
 }
 

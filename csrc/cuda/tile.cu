@@ -12,7 +12,8 @@ namespace {
 template <typename S, int kUnits, int kTiles, int kStacked>
 struct TileGroup {
   using Storage = S;
-  static constexpr int kHidden = kUnits, kRows = 8 * kTiles, kElements = 4 * kTiles * kStacked;
+  static constexpr int kHidden = kUnits, kRows = 8 * kTiles, kSlots = 2 * kTiles,
+                       kElements = 4 * kTiles * kStacked;
   static constexpr int kThreads = kUnits / 16 / kStacked * 32;
   static constexpr int kDepth = 32 / sizeof(S);  // of an mma
   static constexpr int kRowBytes = kUnits * sizeof(S) + 16, kStateBytes = kRows * kRowBytes;
@@ -25,8 +26,9 @@ struct TileGroup {
   FASTRNN_DEVICE int first_unit(int stacked) const {
     return (threadIdx.x / 32 * kStacked + stacked) * 16 + lane() / 4;
   }
-  // Elements are [kStacked][kTiles][4].
-  FASTRNN_DEVICE int row(int e) const { return e / 4 % kTiles * 8 + lane() % 4 * 2 + e % 2; }
+  // Elements are [kStacked][kTiles][4]; two rows of each tile are this thread's.
+  FASTRNN_DEVICE static constexpr int slot(int e) { return e / 4 % kTiles * 2 + e % 2; }
+  FASTRNN_DEVICE int row(int s) const { return s / 2 * 8 + lane() % 4 * 2 + s % 2; }
   FASTRNN_DEVICE int unit(int e) const { return first_unit(e / 4 / kTiles) + e % 4 / 2 * 8; }
 
   FASTRNN_DEVICE static uint32_t bits(S x) {
@@ -74,7 +76,7 @@ struct TileGroup {
   }
 
   FASTRNN_DEVICE void put(unsigned char* state, int e, float x) const {
-    unsigned char* to = state + row(e) * kRowBytes + unit(e) * static_cast<int>(sizeof(S));
+    unsigned char* to = state + row(slot(e)) * kRowBytes + unit(e) * static_cast<int>(sizeof(S));
     if constexpr (sizeof(S) == 4) {
       *reinterpret_cast<uint32_t*>(to) = tf32_of(x);
     } else {

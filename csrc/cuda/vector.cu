@@ -11,7 +11,7 @@ namespace {
 template <int kUnits, int kStateRows, int kLanes>
 struct VectorGroup {
   using Storage = float;
-  static constexpr int kHidden = kUnits, kRows = kStateRows, kElements = 1;
+  static constexpr int kHidden = kUnits, kRows = kStateRows, kSlots = 1, kElements = 1;
   static constexpr int kThreads = kUnits * kLanes, kFours = kUnits / 4 / kLanes;
   static constexpr int kStateBytes = kRows * kUnits * sizeof(float);
   static_assert(kRows <= kLanes && kThreads <= 1024);
@@ -19,6 +19,7 @@ struct VectorGroup {
   float4 weights[kFours];
 
   FASTRNN_DEVICE int lane() const { return threadIdx.x % kLanes; }
+  FASTRNN_DEVICE static constexpr int slot(int) { return 0; }
   FASTRNN_DEVICE int row(int) const { return lane() < kRows ? lane() : -1; }
   FASTRNN_DEVICE int unit(int) const { return threadIdx.x / kLanes; }
 
@@ -56,7 +57,7 @@ struct VectorGroup {
   }
 
   FASTRNN_DEVICE void put(unsigned char* state, int e, float x) const {
-    reinterpret_cast<float*>(state)[row(e) * kUnits + unit(e)] = x;
+    if (row(0) >= 0) reinterpret_cast<float*>(state)[row(0) * kUnits + unit(e)] = x;
   }
 };
 
