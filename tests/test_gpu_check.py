@@ -313,7 +313,7 @@ def test_a_sanitizer_run_is_read(
     this.args.quick = True
     program = fake_sanitizer(tmp_path, last)
     found = parts.sanitize_one(this, program, kernel, "memcheck", time.monotonic() + 120)
-    assert (found["status"], found["summary"]) == (status, summary), found
+    assert (found["status"], found["summary"]) == (status, summary), found.get("output")
     assert found["cases"] == (20 if kernel == "cpu" else 0)
 
 
