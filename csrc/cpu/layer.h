@@ -57,14 +57,25 @@ FASTRNN_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
 }
 
+// The scratch memory of a task of these sizes, dealt out from its start.
 template <typename C>
-struct Arena {
-  C* next;
+class Arena {
+ public:
+  Arena(void* scratch, int64_t input_size, int64_t hidden_size)
+      : next_(static_cast<C*>(scratch)),
+        left_(task_scratch_bytes(kDtype, input_size, hidden_size)) {}
   C* take(int64_t n) {
-    C* p = next;
-    next += padded(n);
+    C* p = next_;
+    next_ += padded(n);
+    left_ -= padded(n) * int64_t{sizeof(C)};
+    if (left_ < 0) __builtin_trap();  // task_scratch_bytes is wrong: better than a stray write
     return p;
   }
+
+ private:
+  static constexpr Dtype kDtype = sizeof(C) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
+  C* next_;
+  int64_t left_;
 };
 
 // A row as accumulation type: itself where storage is that type, else widened into the buffer;
@@ -153,7 +164,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   const Share& share = task.share;
   const int64_t chunk = fused ? 1 : kBlockRows / rows;
 
-  Arena<C> arena{static_cast<C*>(scratch)};
+  Arena<C> arena(scratch, I, H);
   C* inputs = arena.take(kBlockRows * I);
   C* igates = arena.take(fused ? 0 : kBlockRows * padded(H));
   C* states[2] = {arena.take(kNarrow<S> ? rows * H : 0), arena.take(kNarrow<S> ? rows * H : 0)};
@@ -239,7 +250,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
         ahead_in[i] = row_of<const C>(task.input, steps, walk.time(s + chunk), begin + i);
       }
       step.ahead[0] = fetch ? ahead_out : nullptr;
-      step.ahead[1] = fetch ? ahead_in : nullptr;
+      step.ahead[1] = fetch && I >= H ? ahead_in : nullptr;  // a tile fetches its columns
       run<S>(step, n, share);
       done += n;
       wait(share);
@@ -284,7 +295,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   };
   const Share& share = task.share;
 
-  Arena<C> arena{static_cast<C*>(scratch)};
+  Arena<C> arena(scratch, 0, H);
   C* grads = arena.take(rows * H);
   C* states = arena.take(kNarrow<S> ? rows * H : 0);
   // The sum of grad_pre over the steps that start from hx.
