@@ -22,8 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 # 90a and not 90: the same machine code, and room for what only Hopper has.
 ARCHS = ["75", "80", "86", "89", "90a", "100", "120"]
-FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo"]
-# No --use_fast_math: it changes divisions, square roots and denormals everywhere.
+FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
+# No --use_fast_math: it changes divisions, square roots and denormals everywhere. No -lineinfo: it
+# makes the kernels three times as large; add it to profile them.
 
 MAY_USE_STACK = {"check_lengths_kernel"}  # for the arguments of printf
 # Part of a kernel's name, and an architecture on which csrc/cuda/choose.cpp never chooses it.

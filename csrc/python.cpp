@@ -42,7 +42,7 @@ bool call_is_watched() {
 
 bool has_kernels(const Tensor& x) {
   const at::ScalarType dtype = x.scalar_type();
-  return (x.is_cpu() || (kWithCuda && x.is_cuda())) &&
+  return (x.is_cpu() || (kWithCuda && x.is_cuda())) && x.size(-1) > 0 &&
          (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
           dtype == at::kBFloat16);
 }
@@ -200,7 +200,8 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   const Tensor steps = batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0);
   const auto [output, hn] =
       call(steps, hx, weights, std::nullopt, std::nullopt, has_biases, 1, relu, false, false);
-  // No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
+  // No view of a batch, so that detach_() works as on nn.RNNCell's result; nothing else sees the
+  // memory.
   Tensor h = at::_unsafe_view(output, {batch, hidden_size});
   if (!batched) h = h.squeeze(0);
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(h)));

@@ -194,12 +194,12 @@ def study_clipping(args: argparse.Namespace) -> dict[float, Clipping]:
         free = make_run(args.impl, radius, math.inf, args)
         label = f"radius {radius}"
         train_part([*runs, free], recall_batches(args), steps=args.steps, label=label, quiet=True)
-        print(f"  {label}: {final_loss(runs[0]):.4f} clipped, {final_loss(free):.4f} not clipped")
+        print(f"  {label}: {final_loss(runs[0]):.4g} clipped, {final_loss(free):.4g} not clipped")
         comparison = Comparison.of(*runs) if args.compare else None
         if comparison is not None:
             print(comparison)
             for run in runs:
-                print(f"{run.name}: loss of the last {LAST} steps {final_loss(run):.4f}")
+                print(f"{run.name}: loss of the last {LAST} steps {final_loss(run):.4g}")
         studies[radius] = Clipping(free, runs[0], comparison)
     return studies
 
@@ -320,8 +320,8 @@ def main(argv: list[str] | None = None) -> Results:
     print(
         summary_line(
             "vanishing_gradients",
-            f"loss at radius 1.5 {final_loss(exploding.clipped):.4f} clipped and "
-            f"{final_loss(exploding.free):.4f} not clipped",
+            f"loss at radius 1.5 {final_loss(exploding.clipped):.4g} clipped and "
+            f"{final_loss(exploding.free):.4g} not clipped",
             sum(run.seconds for run in runs),
             sum(len(run.step_losses) for run in runs),
         )

@@ -35,6 +35,9 @@ def why_reference(tensors: Iterable[Tensor | None]) -> str | None:
     for dtype in dtypes:
         if dtype not in KERNEL_DTYPES:
             return f"no kernel for {dtype}"
+    # A trace would record the size.
+    if not torch.jit.is_tracing() and given[0].shape[-1:] == (0,):  # type: ignore[attr-defined, no-untyped-call]
+        return "the input has no features"
     for x in given:
         if x.layout != torch.strided:
             return f"no kernel for {x.layout}"
@@ -130,6 +133,8 @@ def check_marks(
     """Check ``lengths`` or ``reset``."""
     if marks is None:
         return
+    if not isinstance(marks, Tensor):
+        raise TypeError(f"rnn: expected {name} that are a tensor, got {type(marks).__name__}")
     if marks.dtype != dtype or tuple(marks.shape) != shape:
         raise ValueError(
             f"rnn: expected {name} of dtype {dtype} and shape {shape}, "

@@ -208,3 +208,9 @@ def test_vmap_over_cells() -> None:
     input = x(B, I)
     results = torch.vmap(lambda w: torch.func.functional_call(cells[0], w, (input,)))(weights)
     torch.testing.assert_close(results, torch.stack([cell(input) for cell in cells]))
+
+
+def test_no_features() -> None:
+    ours, theirs = RNNCell(0, H), nn.RNNCell(0, H)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(torch.zeros(B, 0)), theirs(torch.zeros(B, 0)))

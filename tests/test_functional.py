@@ -90,3 +90,9 @@ def test_errors(name: str) -> None:
     call, (kind, words) = ERRORS[name]
     with pytest.raises(kind, match=words):
         call()
+
+
+@pytest.mark.parametrize("name", ["lengths", "reset"])
+def test_a_list_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=f"expected {name} that are a tensor, got list"):
+        RNN(3, 4)(torch.zeros(5, 2, 3), **{name: [5, 2]})

@@ -66,6 +66,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.device == "cpu" and args.json is None:
         parser.error("--device cpu: say with --json where the results go; they are no benchmarks")
+    if {"sanitize", "bench"} & set(args.only):  # the results are those of this build
+        args.only = ["facts", *args.only]
     args.json = args.json or ROOT / "benchmarks/results/gpu.json"
     if args.total <= 0 or args.budget <= 0:
         parser.error("--total and --budget: expected more than 0 seconds")
@@ -109,20 +111,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.device == "cuda":
         this.capability = capability()
     for name in (n for n in PARTS if n in args.only):
-        part, start = PARTS[name], time.monotonic()
-        limit = min(part.quick_limit if args.quick else part.limit, this.end - start)
+        start = time.monotonic()
+        limit = min(PARTS[name].quick_limit if args.quick else PARTS[name].limit, this.end - start)
+        before = document["parts"].get(name, {})
         try:
-            found = part.run(this, limit) if limit > 1 else {"status": "cut off"}
+            if limit < 1:
+                raise CannotRun("no time was left")
+            found = PARTS[name].run(this, limit)
         except CannotRun as e:
-            found = {"status": "skipped", "reason": str(e)}
+            found = {**before, "status": "skipped", "reason": str(e)}
+        except Exception as e:  # the other parts go on
+            found = {**document["parts"].get(name, {}), "status": "failed", "reason": repr(e)}
         found["seconds"] = round(time.monotonic() - start, 1)
         found["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         found["command"] = " ".join(["python -m benchmarks.gpu.check", *words])
         document["parts"][name] = found
         this.save()
-        print(
-            f"{name:9} {found['status']:8} {found['seconds']:6.1f} s  {remark(found)}", flush=True
-        )
+        heading = f"{name:9} {found['status']:8} {found['seconds']:6.1f} s"
+        print(f"{heading}  {remark(found)}", flush=True)
     print(args.json)
     if any(document["parts"][n]["status"] == "failed" for n in args.only):
         sys.exit(1)
@@ -130,15 +136,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def remark(found: Record) -> str:
     """A line that says what matters in a part's record."""
+    if "reason" in found:
+        return str(found["reason"])
     if "rows" in found:
         return f"{found.get('measured', 0)} of {found['wanted']} rows, {found['failed']} failed"
     if "measured" in found:
         return f"{len(found['measured'])} measurements"
-    lines = [r for r in found.get("files", found.get("runs", [])) if r["status"] not in ("ok",)]
-    if lines:
-        return "; ".join(f"{r.get('file') or r['kernel'] + ' ' + r['tool']} {r['status']}"
-                         for r in lines)  # fmt: skip
-    return str(found.get("reason") or found.get("output", ""))[-2000:]
+    items = found.get("files", []) + found.get("runs", [])
+    bad = [item for item in items if item["status"] not in ("ok", "skipped")]
+    names = [item.get("file") or f"{item['kernel']} under {item['tool']}" for item in bad]
+    if items:
+        counts = parts.count_tests(found) or f"{len(items)} runs"
+        return "; ".join([counts, *(f"{n} {i['status']}" for n, i in zip(names, bad, strict=True))])
+    return str(found.get("output", ""))[-2000:]
 
 
 if __name__ == "__main__":

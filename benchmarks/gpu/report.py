@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks import plots
 from benchmarks.compare import geometric_mean
+from benchmarks.gpu.parts import count_tests
 from benchmarks.gpu.shapes import MODES, MUST_MEAN, SETTINGS, Row, plan
 from benchmarks.markdown import judged, number, table
 from benchmarks.shapes import NEVER_BELOW
@@ -65,9 +66,7 @@ def parts_table(document: Record) -> str:
         items = part.get("files", []) + part.get("runs", [])
         bad = [item for item in items if item["status"] not in ("ok", "skipped")]
         notes = [part["reason"]] if "reason" in part else []
-        if "files" in part:
-            counts = {k: sum(f.get(k, 0) for f in items) for k in ("tests", "failures", "errors")}
-            notes.append(", ".join(f"{k}: {n}" for k, n in counts.items()))
+        notes += [counts] if (counts := count_tests(part)) else []
         if "wanted" in part:
             notes.append(f"{part.get('measured', 0)} of {part['wanted']} rows, last run")
         names = [i.get("file") or f"{i['kernel']}, {i['tool']}" for i in bad]
@@ -216,7 +215,7 @@ def plot_steps(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> P
             ]
             if points:
                 ax.plot(*zip(*points, strict=True), ".", color=plots.COLOURS[module], label=module)
-        ax.axline((1, 1), slope=1, color="black", linewidth=0.8)
+        ax.axline((1, 1), (2, 2), color="black", linewidth=0.8)
         ax.set_xscale("log")
         ax.set_yscale("log")
         plots.plain_ticks(ax.xaxis)

@@ -17,7 +17,7 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
   using C = typename Accumulate<S>::type;
   const Steps& steps = *task.steps;
   const int64_t H = task.hidden_size, I = task.input_size;
-  C* results = static_cast<C*>(scratch);
+  C* results = Arena<C>(scratch, I, H).take(kBlockRows * padded(I));
   const Layout layout = layout_of(task.form, Layout::kNatural);
   constexpr bool kDirect = !kNarrow<S>;
   const void* rows[2][kBlockRows];
@@ -80,7 +80,7 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
   const Layout layout = kPairs ? Layout::kPairs : Layout::kPacked;
   const int64_t H = task.hidden_size, I = task.input_size, units = end - begin;
 
-  Arena<C> arena{static_cast<C*>(scratch)};
+  Arena<C> arena(scratch, I, H);
   C* states = arena.take(kNarrow<S> && !kPairs ? kDepthBlock * H : 0);
   C* inputs = arena.take((kNarrow<S> && !kPairs) || task.input_mask.data ? kDepthBlock * I : 0);
   const Columns<C> grads(arena.take(Columns<C>::room(units)), units);
@@ -157,10 +157,9 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
 // grad_w_hh = grad_pre^T @ h_prev, grad_w_ih = grad_pre^T @ input, grad_b = sum(grad_pre), for a
 // range of hidden units.
 // Tile plan: blocks of kDepthBlock rows of all steps. A tile of units by a panel of columns is
-// summed
-//   in registers over the block and added to memory. grad_pre is read where it lies; h_prev and
-//   input are packed, a panel at a time. With pairs, two rows of the block are one step of the sum,
-//   and grad_pre is packed in pairs as well.
+//   summed in registers over the block and added to memory. grad_pre is copied (Columns); h_prev
+//   and input are packed, a panel at a time. With pairs, two rows of the block are one step of the
+//   sum, and grad_pre is copied in pairs as well.
 // Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete.
 // Limits: none.
 // Why: one product over all steps runs at the speed of a matrix product; one a step does not.

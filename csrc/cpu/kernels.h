@@ -125,12 +125,24 @@ struct Kernels {
 constexpr int64_t kBlockRows = 96;    // rows that run through all steps together
 constexpr int64_t kDepthBlock = 256;  // rows of a block of the weight gradients' reduction
 
+// The weight gradients read grad_pre by columns, from a copy [depth, units] that is cut into chunks
+// of kUnitChunk units: the rows of a chunk lie on few pages, and not at a power of two from each
+// other, where they would fall into a few sets of the nearest cache.
+constexpr int64_t kUnitChunk = 256;
+inline int64_t unit_chunks(int64_t units) { return (units + kUnitChunk - 1) / kUnitChunk; }
+// The distance between the rows of a chunk.
+inline int64_t unit_stride(int64_t units) {
+  return units < kUnitChunk ? (padded(units) / 16 | 1) * 16 : kUnitChunk + 16;
+}
+
 // Bytes of scratch of any one task of these sizes: the parts that layer.h and grads.h take from it,
 // with room for their padding.
 inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size) {
   const int64_t in = padded(input_size), hidden = padded(hidden_size);
   const int64_t rows = kBlockRows * (in + 4 * hidden) + 2 * hidden;
-  const int64_t grads = kDepthBlock * (in + 2 * hidden + hidden / 16 + 32 + 64) + 2 * hidden;
+  const int64_t units =
+      unit_chunks(hidden_size) * (hidden < kUnitChunk ? hidden + 16 : unit_stride(kUnitChunk));
+  const int64_t grads = kDepthBlock * (in + hidden + units + 64) + 2 * hidden;
   return ((rows > grads ? rows : grads) + 256) * accumulator_bytes(dtype);
 }
 

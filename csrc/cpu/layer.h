@@ -30,6 +30,8 @@ struct Walk {
   const Steps& steps;
   bool reverse;
 
+  // The distance from a row of x, not packed, to the same row at the next step walked.
+  int64_t stride(const Sequence& x) const { return reverse ? -x.step_stride : x.step_stride; }
   // Of the s-th step walked.
   int64_t time(int64_t s) const { return reverse ? steps.seq_len - 1 - s : s; }
   int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
@@ -55,14 +57,25 @@ FASTRNN_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
 }
 
+// The scratch memory of a task of these sizes, dealt out from its start.
 template <typename C>
-struct Arena {
-  C* next;
+class Arena {
+ public:
+  Arena(void* scratch, int64_t input_size, int64_t hidden_size)
+      : next_(static_cast<C*>(scratch)),
+        left_(task_scratch_bytes(kDtype, input_size, hidden_size)) {}
   C* take(int64_t n) {
-    C* p = next;
-    next += padded(n);
+    C* p = next_;
+    next_ += padded(n);
+    left_ -= padded(n) * int64_t{sizeof(C)};
+    if (left_ < 0) __builtin_trap();  // task_scratch_bytes is wrong: better than a stray write
     return p;
   }
+
+ private:
+  static constexpr Dtype kDtype = sizeof(C) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
+  C* next_;
+  int64_t left_;
 };
 
 // A row as accumulation type: itself where storage is that type, else widened into the buffer;
@@ -151,7 +164,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   const Share& share = task.share;
   const int64_t chunk = fused ? 1 : kBlockRows / rows;
 
-  Arena<C> arena{static_cast<C*>(scratch)};
+  Arena<C> arena(scratch, I, H);
   C* inputs = arena.take(kBlockRows * I);
   C* igates = arena.take(fused ? 0 : kBlockRows * padded(H));
   C* states[2] = {arena.take(kNarrow<S> ? rows * H : 0), arena.take(kNarrow<S> ? rows * H : 0)};
@@ -231,17 +244,13 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
       step.start = fused ? nullptr : gate_rows + done;
       step.back = t & 1;  // by time, not by the walk: the same for padded and packed sequences
       step.k_back = step.back != opposed<C>(H);
-      step.ahead[0] = step.ahead[1] = nullptr;
-      if (!kNarrow<S> && H >= kFetchedSize && s + 1 < T && n > 0) {
-        const int64_t next = walk.time(s + 1), m = count(next);
-        const int64_t far = s + chunk < T ? walk.time(s + chunk) : next, l = count(far);
-        for (int64_t i = 0; i < n; ++i) {
-          ahead_out[i] = row_of<const S>(task.output, steps, next, begin + (i < m ? i : 0));
-          ahead_in[i] = row_of<const S>(task.input, steps, far, begin + (i < l ? i : 0));
-        }
-        step.ahead[0] = ahead_out;
-        step.ahead[1] = ahead_in;
+      const bool fetch = !kNarrow<S> && !steps.start && H >= kFetchedSize && s + chunk < T;
+      for (int64_t i = 0; i < n && fetch; ++i) {
+        ahead_out[i] = out_rows[i] + walk.stride(task.output);
+        ahead_in[i] = row_of<const C>(task.input, steps, walk.time(s + chunk), begin + i);
       }
+      step.ahead[0] = fetch ? ahead_out : nullptr;
+      step.ahead[1] = fetch && I >= H ? ahead_in : nullptr;  // a tile fetches its columns
       run<S>(step, n, share);
       done += n;
       wait(share);
@@ -286,7 +295,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   };
   const Share& share = task.share;
 
-  Arena<C> arena{static_cast<C*>(scratch)};
+  Arena<C> arena(scratch, 0, H);
   C* grads = arena.take(rows * H);
   C* states = arena.take(kNarrow<S> ? rows * H : 0);
   // The sum of grad_pre over the steps that start from hx.
@@ -341,21 +350,15 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     step.terms[0] = {carry_rows, s < T - 1 ? H : 0, task.w_hh};
     step.back = t & 1;
     step.k_back = step.back != opposed<C>(H);
-    if (!kNarrow<S> && s > 0) {
-      const int64_t next = walk.time(s - 1), m = clamp(active_rows(steps, next) - begin, 0, rows);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t j = begin + (i < m ? i : 0);
-        ahead_grads[i] =
-            task.grad_output.data ? row_of<const S>(task.grad_output, steps, next, j) : nullptr;
-        ahead_states[i] = row_of<const S>(task.state, steps, next, j);
-        ahead_out[i] = grad_pre_row(next, j - begin);
-      }
-      step.ahead[0] = task.grad_output.data ? ahead_grads : nullptr;
-      step.ahead[1] = ahead_states;
-      step.ahead[2] = ahead_out;
-    } else {
-      step.ahead[0] = step.ahead[1] = step.ahead[2] = nullptr;
+    const bool fetch = !kNarrow<S> && !steps.start && s > 0;
+    for (int64_t i = 0; i < n && fetch; ++i) {
+      ahead_grads[i] = grad_rows[i] - walk.stride(task.grad_output);
+      ahead_states[i] = state_rows[i] - walk.stride(task.state);
+      ahead_out[i] = out_rows[i] - walk.stride(task.grad_pre);
     }
+    step.ahead[0] = fetch && task.grad_output.data ? ahead_grads : nullptr;
+    step.ahead[1] = fetch ? ahead_states : nullptr;
+    step.ahead[2] = fetch ? ahead_out : nullptr;
     run<S>(step, n, share);
     wait(share);
     for (int64_t i = 0; i < n; ++i) {

@@ -6,20 +6,14 @@
 namespace fastrnn::cpu {
 namespace {
 
-// The factor that a tile reads by columns, [depth, units]: cut into chunks of up to kUnitChunk
-// units, so that the rows of a chunk lie on few pages, and at an odd number of cache lines from
-// each other: at a power of two they would fall into a few sets of the nearest cache.
+// The copy of grad_pre, by chunks of units.
 template <typename C>
 struct Columns {
-  static constexpr int64_t kUnitChunk = 256;
   C* data;
   int64_t units, ld;
-  Columns(C* memory, int64_t units)
-      : data(memory),
-        units(units),
-        ld(units < kUnitChunk ? (padded(units) / 16 | 1) * 16 : kUnitChunk + 16) {}
+  Columns(C* memory, int64_t units) : data(memory), units(units), ld(unit_stride(units)) {}
 
-  int64_t chunks() const { return (units + kUnitChunk - 1) / kUnitChunk; }
+  int64_t chunks() const { return unit_chunks(units); }
   int64_t size(int64_t chunk) const {
     const int64_t left = units - chunk * kUnitChunk;
     return left < kUnitChunk ? left : kUnitChunk;
@@ -27,8 +21,7 @@ struct Columns {
   C* row(int64_t chunk, int64_t k) const { return data + (chunk * kDepthBlock + k) * ld; }
   // The number of elements that `units` units take.
   static int64_t room(int64_t units) {
-    const Columns columns(nullptr, units);
-    return columns.chunks() * kDepthBlock * columns.ld;
+    return unit_chunks(units) * kDepthBlock * unit_stride(units);
   }
 };
 

@@ -251,6 +251,7 @@ bool prefers_aten(int64_t batch, int64_t hidden_size) {
 
 std::optional<std::tuple<Tensor, Tensor>> rnn_by_aten(FASTRNN_ARGUMENTS) {
   if (!has_short_vectors() || !input.is_cpu() || lengths || reset || dropout_mask ||
+      input.unsafeGetTensorImpl()->is_python_dispatch() ||
       input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
     return std::nullopt;
   }
