@@ -15,8 +15,7 @@
 //   weights stay in registers; the state is in shared memory, twice; what a step reads from global
 //   memory is asked for kAhead steps before.
 // Sync plan: one receive a step, in one block a barrier. It stands between the writes of a state
-// and
-//   its reads in the next step, and between these reads and the writes of the step after that,
+//   and its reads in the next step, and between these reads and the writes of the step after that,
 //   which go to the same copy. For clusters see cluster.cuh.
 // Limits: hidden_size at most kHidden; fewer than 2^31 steps and rows. Any strides. Launchers
 // check. Why: no exchange between blocks, and no weight read twice; see docs/benchmarks.md.
