@@ -41,9 +41,9 @@ INTRODUCTION = """\
   the same run. Weights GB/s count the weights once, in training three times: read, read, written.
 - A goal is the least ratio to accept, the aim is where it should go. A row that is slower than
   `torch.nn.RNN` says `slower`.
-- `share` in the last column judges a large row's share of the fastest matrix product against goals of
-  85 % in inference and 82 % in training (`met`), and 95 % and 93 % (`stretch`). Shares above 100 % mean
-  that torch has no fast product in that dtype, as in float64.
+- `share` in the last column judges a large row's share of the fastest matrix product against goals
+  of 85 % in inference and 82 % in training (`met`), and 95 % and 93 % (`stretch`). Shares above
+  100 % mean that torch has no fast product in that dtype, as in float64.
 - Rows of class `example` are the RNNs of `examples/`, a training step and a prediction of each.
 - `noisy` marks a row during which something else used the machine, in each of three tries.
 

@@ -337,6 +337,7 @@ class Comparison:
     """
 
     names: tuple[str, str]
+    first_steps: int  # of the first turn
     step_difference: float  # the largest between the two losses of a step of the first turn
     epoch_difference: float  # the largest between the two mean losses of a part
     speed_ratio: float  # seconds of the second run per second of the first: the median turn's
@@ -352,6 +353,7 @@ class Comparison:
         pairs = zip(run.turn_seconds, other.turn_seconds, strict=True)
         return cls(
             names=(run.name, other.name),
+            first_steps=min(STEPS_PER_TURN, len(run.step_losses)),
             step_difference=largest(run.step_losses[first], other.step_losses[first]),
             epoch_difference=largest(run.losses, other.losses),
             speed_ratio=statistics.median(theirs / ours for ours, theirs in pairs),
@@ -361,7 +363,7 @@ class Comparison:
     def __str__(self) -> str:
         return (
             f"largest difference of the losses: {self.step_difference:.1e} in the first "
-            f"{STEPS_PER_TURN} steps, {self.epoch_difference:.1e} between "
+            f"{self.first_steps} steps, {self.epoch_difference:.1e} between "
             f"the means of {self.part}\n"
             f"{self.names[0]} trains {self.speed_ratio:.2f} times as fast as {self.names[1]}"
         )

@@ -42,6 +42,7 @@ from _common import (
     plot_losses,
     positive_float,
     positive_int,
+    summary_line,
     tidy,
     train,
 )
@@ -420,10 +421,8 @@ def main(argv: list[str] | None = None) -> Results:
         other = percent(predict(runs[1].model, digits.test_images, args) == digits.test_labels)
         print(f"{comparison}\n{runs[1].name}: test accuracy {other:.2f} %")
     speed = args.epochs * len(images) / runs[0].seconds
-    print(
-        f"{args.impl}: test accuracy {accuracy:.2f} %, "
-        f"{runs[0].seconds:.1f} s of training, {speed:,.0f} images/s"
-    )
+    figure = f"test accuracy {accuracy:.2f} %"
+    print(summary_line("mnist_rows", figure, runs[0].seconds, len(runs[0].step_losses)))
     return Results(
         data=digits.name,
         losses=runs[0].losses,

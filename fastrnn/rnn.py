@@ -362,6 +362,9 @@ def restore(model: _Model) -> _Model:
 
 
 def _change_classes(model: _Model, classes: dict[type, type]) -> _Model:
+    if not isinstance(model, torch.nn.Module):
+        what = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"expected a torch.nn.Module, got {what}")
     for module in model.modules():
         original = parametrize.type_before_parametrizations(module)
         target = classes.get(original)

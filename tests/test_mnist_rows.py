@@ -123,7 +123,7 @@ def test_learns_digits(
     out, err = capsys.readouterr()
     assert out.splitlines()[0].endswith("taking scikit-learn's digits of 8 x 8 pixels instead")
     assert out.count("epoch ") == len(results.losses)
-    assert re.search(r": test accuracy \d+\.\d\d %, \S+ s of training, \S+ images/s$", out)
+    assert re.search(r"mnist_rows: test accuracy \d+\.\d\d %, \S+ s, \S+ steps/s$", out)
     assert err == ""  # no progress bar where stderr is no terminal
 
 

@@ -201,3 +201,9 @@ def test_restored_model_can_be_scripted() -> None:
     x = torch.randn(5, 2, I)
     expected = model(x)
     assert_same(torch.jit.script(fastrnn.restore(model))(x), expected)
+
+
+@pytest.mark.parametrize(("given", "name"), [(None, "NoneType"), (3, "int"), (nn.RNN, "RNN")])
+def test_what_is_no_module_is_refused(given: object, name: str) -> None:
+    with pytest.raises(TypeError, match=f"expected a torch.nn.Module, got {name}"):
+        fastrnn.replace(given)
