@@ -268,7 +268,7 @@ def test_bad_data(
         (["--dropout", "nan"], "--dropout: expected a number from 0 to below 1, got nan"),
         (["--sequences", "padded"], "--sequences: invalid choice"),
         (["--epochs", "0"], "--epochs: expected a whole number of at least 1, got 0"),
-        (["--hidden-size", "many"], "--hidden-size: invalid"),
+        (["--hidden-size", "many"], "--hidden-size: expected a whole number"),
         (["--out", __file__], "File exists"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -490,7 +490,7 @@ def test_bad_files(
         (["--beam", "0"], "--beam: expected a whole number of at least 1, got 0"),
         (["--limit", "-1"], "--limit: expected"),
         (["--learning-rate", "0"], "--learning-rate: expected a number above 0, got 0"),
-        (["--batch-size", "some"], "--batch-size: invalid"),
+        (["--batch-size", "some"], "--batch-size: expected a whole number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
