@@ -214,7 +214,7 @@ def test_compare_trains_both_alike(capsys: pytest.CaptureFixture[str]) -> None:
     comparisons = example("--compare", "--epochs", "2").comparisons
     assert list(comparisons) == ["random", "sequential"]
     for comparison in comparisons.values():
-        assert comparison.names == ("fastrnn", "torch")
+        assert comparison.speed_ratio > 0
         assert comparison.step_difference <= 1e-5
         assert comparison.epoch_difference <= 1e-5
     assert "fastrnn trains" in capsys.readouterr().out

@@ -135,7 +135,6 @@ def test_learns_digits(
 def test_compare_trains_both_alike(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Losses of up to 3 carry roundings of 2e-7; a few hundred steps may let them grow to 1e-5."""
     comparison = example("--compare", *options).comparison
-    assert comparison.names == ("fastrnn", "torch")
     assert comparison.step_difference <= 1e-5
     assert comparison.epoch_difference <= 1e-5
     assert comparison.speed_ratio > 0

@@ -54,7 +54,7 @@ class Workspace {
     return Block(static_cast<char*>(p));
   }
 
-  static constexpr int64_t kKeep = int64_t{16} << 20;
+  static constexpr int64_t kKeep = int64_t{64} << 20;
   Block own_;
   char* next_;
 };
@@ -263,17 +263,21 @@ class Weights {
 };
 
 // Which rows and columns a member of the team works on. Rows need nothing of one another, so they
-// are shared out where there are enough; else columns are, where a step is long enough to pay for
-// the wait at its end.
+// are shared out where there are enough: two each, or ten where each member would fetch weights
+// anew in each step that its own cache cannot hold. Else columns are, where a step is long enough
+// to pay for the wait at its end.
 struct Part {
   int64_t begin, end;
   Share columns;
 
   Part(const Stack& s, const Team& team) {
     constexpr int64_t kLeastStepWork = 250'000;  // multiply-adds
+    constexpr int64_t kCachedWeight = 2 << 20;   // bytes
     const Steps& steps = s.steps;
-    if (team.size > 1 && steps.batch < 2 * team.size && storage_bytes(s.dtype) > 2 &&
-        steps.batch * s.hidden_size * s.hidden_size >= kLeastStepWork) {
+    const int64_t weights = s.hidden_size * s.hidden_size;
+    const bool cached = weights * storage_bytes(s.dtype) < kCachedWeight;
+    if (team.size > 1 && steps.batch < (cached ? 2 : 10) * team.size &&
+        storage_bytes(s.dtype) > 2 && steps.batch * weights >= kLeastStepWork) {
       begin = 0;
       end = steps.batch;
       columns = {team.index, team.size, [](const void* t) { static_cast<const Team*>(t)->wait(); },
