@@ -55,6 +55,31 @@ make bench-report                # write this page
 """
 
 
+PEERS = """\
+What a call is: JAX's is one compiled function, in training the value and all gradients; ONNX
+Runtime's a session's run with bound inputs and outputs; oneDNN's its two primitives called from
+C++, with weights transposed beforehand and gradients into memory that is there. None of them
+builds a graph as it goes, as a training step of `torch.nn.RNN` or `fastrnn.RNN` does: of the
+tiniest rows' step that takes most (the table of call overhead has a module that computes nothing),
+and there they are ahead."""
+
+NEXT_GAINS = """\
+Where the next gain would be:
+
+- tiny: the call itself. A module that computes nothing takes most of that time, so it would have to
+  be spared: many steps of a serving loop or a whole training step in one call.
+- small: the activations, and in training torch's autograd, whose share does not shrink with the size.
+- medium: in training the weight gradients, whose products are short: fusing them into the time loop
+  would read grad_pre while it is in the cache.
+- large: the products stand near the fastest matrix product of the machine; what is left is memory,
+  the first touch of pages of outputs and gradients that the allocator gave back to the system.
+- long: a step's latency. Its product needs 128 cycles for 64 units, its chain of multiply-adds, tanh
+  and the way of h through memory as many again.
+- few rows: reading the weights, at the speed of the cache or memory that holds them; 16-bit weights
+  halve it.
+- packed: as medium."""
+
+
 def facts_of(document: Record) -> str:
     facts = document["machine"]
     cells = [(name.replace("_", " "), str(value)) for name, value in facts.items()]
@@ -108,7 +133,7 @@ def peer_summary(rows: Sequence[Record]) -> str:
     if not lines:
         return ""
     header = ["against", "rows", "geometric mean", "", "least", ""]
-    return "\nOther libraries' time by ours:\n\n" + table(header, lines)
+    return f"\nOther libraries' time by ours. {PEERS}\n\n{table(header, lines)}"
 
 
 def row_cells(r: Record, peers: Sequence[str]) -> list[str]:
@@ -214,7 +239,9 @@ def profile(name: str, document: Record) -> str:
     facts = [f"- {k.replace('_', ' ')}: {v}" for k, v in document["machine"].items()]
     facts.append(f"- command: `{document['command']}`")
     title = "Where the time goes: shares of perf's samples, one thread."
-    return "\n".join([f"## {name}\n", *facts, f"\n{title}\n", table(["call", *names], lines)])
+    return "\n".join(
+        [f"## {name}\n", *facts, f"\n{title}\n", table(["call", *names], lines), NEXT_GAINS, ""]
+    )
 
 
 def section(path: Path, images: Path) -> str:
