@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _C, _ops
 from fastrnn._version import __version__
+from fastrnn.rnn import RNN, RNNCell
 
 
 def info(
@@ -21,14 +22,14 @@ def info(
 
     Args:
         module: An :class:`fastrnn.RNN` or :class:`fastrnn.RNNCell`.
-        input: An input for it.
+        input: An input for it. What the call would refuse is not checked.
 
     Returns:
         Names and values: versions, the library of the operators for C++ programs, the instruction
         set of the CPU kernels, threads, CUDA devices and, if ``module`` is given, ``kernel``.
 
     Raises:
-        TypeError: ``module`` is one of torch's own.
+        TypeError: ``module`` is none of these.
 
     Example:
         >>> import torch, fastrnn
@@ -49,9 +50,10 @@ def info(
         "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
     if module is not None:
-        if type(module).__module__.startswith("torch.nn."):
-            name = type(module).__name__
-            raise TypeError(f"info: expected a fastrnn.RNN or fastrnn.RNNCell, got torch's {name}")
+        if not isinstance(module, RNN | RNNCell):
+            cls = type(module)
+            name = f"{cls.__module__}.{cls.__qualname__}"
+            raise TypeError(f"info: expected a fastrnn.RNN or fastrnn.RNNCell, got {name}")
         facts["kernel"] = _kernel(module, input)
     return facts
 
@@ -76,7 +78,10 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
             module.hidden_size,  # type: ignore[arg-type]
             bidirectional,
         )
-    return f"{like.device.type} {kernels} {str(like.dtype).removeprefix('torch.')}"
+    dtype = like.dtype
+    if dtype != torch.float64 and _ops.autocast_is_on(like.device.type):
+        dtype = torch.get_autocast_dtype(like.device.type)
+    return f"{like.device.type} {kernels} {str(dtype).removeprefix('torch.')}"
 
 
 def _batch(module: torch.nn.Module, input: Tensor | PackedSequence) -> int:

@@ -47,6 +47,9 @@ def rnn_layer(
     """
     w_ih, w_hh, *biases = weights
     b_ih, b_hh = biases or (None, None)
+    if lengths is not None:  # what pads a row may be NaN, and a gradient of zero times NaN is NaN
+        steps = torch.arange(input.size(0), device=input.device).unsqueeze(1)
+        input = torch.where((steps < lengths).unsqueeze(-1), input, torch.zeros_like(input))
     igates = F.linear(input, w_ih, b_ih)
     seq_len = input.size(0)
     output: list[Tensor] = []

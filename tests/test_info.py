@@ -32,8 +32,19 @@ def test_kernel_of_a_call(dtype: torch.dtype) -> None:
 
 
 def test_torchs_own_module_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"expected a fastrnn.RNN or .*, got torch's RNN"):
+    with pytest.raises(TypeError, match=r"expected a fastrnn.RNN or .*, got torch\.nn\..*\.RNN"):
         fastrnn.info(torch.nn.RNN(3, 4))
+
+
+def test_model_that_holds_an_rnn_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected a fastrnn.RNN or .*Sequential"):
+        fastrnn.info(torch.nn.Sequential(fastrnn.RNN(3, 4)))
+
+
+def test_kernel_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fastrnn.info(fastrnn.RNN(3, 4))["kernel"].endswith(" bfloat16")
+        assert fastrnn.info(fastrnn.RNN(3, 4, dtype=torch.float64))["kernel"].endswith(" float64")
 
 
 def test_reference_says_why() -> None:

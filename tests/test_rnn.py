@@ -132,6 +132,8 @@ def test_reference_is_nn_rnn(case: Case) -> None:
 @pytest.mark.parametrize("case", ALL_CASES, ids=str)
 def test_results_do_not_depend_on_threads(case: Case) -> None:
     problem = Problem(case, torch.float32, "cpu")
+    if "aten" in fastrnn.info(case.module(fastrnn.RNN, torch.float32), problem.x)["kernel"]:
+        pytest.skip("torch's own products, which depend on threads")
     threads = torch.get_num_threads()
     try:
         results = []
@@ -143,6 +145,83 @@ def test_results_do_not_depend_on_threads(case: Case) -> None:
     for other in results[1:]:
         for name, y in results[0].items():
             assert torch.equal(y, other[name]), name
+
+
+@pytest.mark.parametrize("mode", ["packed", "lengths", "reset", "dropout", "frozen weights"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_id)
+def test_shared_columns(mode: str, dtype: torch.dtype) -> None:
+    """Threads that share the columns of w_hh, whatever else happens, compute what one computes."""
+    torch.manual_seed(0)
+    seq_len, batch, hidden_size = 4, 11, 730
+    rnn = fastrnn.RNN(70, hidden_size, 2, bidirectional=True, dropout=0.3, dtype=dtype)
+    rnn.train(mode == "dropout").requires_grad_(mode != "frozen weights")
+    if "aten" in fastrnn.info(rnn, torch.zeros(seq_len, batch, 70, dtype=dtype))["kernel"]:
+        pytest.skip("torch's own products, which depend on threads")
+    x = torch.randn(seq_len, batch, 70, dtype=dtype)
+    hx = torch.randn(4, batch, hidden_size, dtype=dtype)
+    lengths = torch.randint(1, seq_len + 1, (batch,))
+    arguments = {}
+    if mode == "lengths":
+        arguments["lengths"] = lengths
+    elif mode == "reset":
+        arguments["reset"] = torch.rand(seq_len, batch) < 0.3
+
+    def results(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        torch.manual_seed(1)
+        leaf, state = x.clone().requires_grad_(), hx.clone().requires_grad_()
+        rnn.zero_grad()
+        input = leaf
+        if mode == "packed":
+            input = pack_padded_sequence(leaf, lengths, enforce_sorted=False)
+        output, hn = rnn(input, state, **arguments)
+        output = output.data if mode == "packed" else output
+        torch.autograd.backward([output, hn], [output.detach().cos(), hn.detach().sin()])
+        grads = [p.grad for p in rnn.parameters() if p.grad is not None]
+        assert len(grads) == (0 if mode == "frozen weights" else 16)
+        return [output.detach(), hn.detach(), leaf.grad, state.grad, *grads]
+
+    threads = torch.get_num_threads()
+    try:
+        alone = results(1)
+        for n in (2, 3):
+            for expected, y in zip(alone, results(n), strict=True):
+                assert torch.equal(expected, y)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_infinite_weights_do_not_reach_rows_that_have_ended() -> None:
+    """A gradient of zero is not multiplied with w_hh: zero times infinity would be NaN."""
+    grads = []
+    for cls in (torch.nn.RNN, fastrnn.RNN):
+        torch.manual_seed(0)
+        rnn = cls(2, 3)
+        with torch.no_grad():
+            rnn.weight_hh_l0[0, 0] = float("inf")
+        x = torch.randn(3, 2, 2, requires_grad=True)
+        output, _ = rnn(pack_padded_sequence(x, torch.tensor([3, 1])), torch.ones(1, 2, 3))
+        output.data.sum().backward()
+        grads.append(x.grad[:, 1])
+    assert grads[0].isfinite().all()
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+@pytest.mark.parametrize("create_graph", [False, True], ids=["kernels", "reference"])
+def test_padding_may_be_nan(create_graph: bool) -> None:
+    rnn = fastrnn.RNN(4, 5, 2, bidirectional=True)
+    lengths = torch.tensor([5, 2, 0])
+    x = torch.randn(5, 3, 4)
+    padded = x.where((torch.arange(5)[:, None] < lengths)[..., None], torch.nan)
+    weights = [*rnn.parameters()]
+    results = [
+        torch.autograd.grad(
+            rnn(input, lengths=lengths)[0].sum(), weights, create_graph=create_graph
+        )
+        for input in (padded, x)
+    ]
+    for y, expected in zip(*results, strict=True):
+        torch.testing.assert_close(y, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)

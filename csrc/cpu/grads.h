@@ -9,8 +9,8 @@ namespace {
 
 // grad_input = sum over directions of grad_pre @ w_ih.
 // Tile plan: kBlockRows rows of all steps at a time.
-// Sync plan: none; where columns are shared and the result needs more work, the parts wait for each
-//   other before the first of them does it.
+// Sync plan: none. What the time loop shares by columns is shared here by rows of all steps, where
+//   there are enough; else by columns, and before the first part masks the result, all wait.
 // Limits: none.
 template <typename S>
 void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scratch) {
@@ -23,16 +23,25 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
   const void* rows[2][kBlockRows];
   C* out_rows[kBlockRows];
   int64_t times[kBlockRows], indices[kBlockRows];
-  int64_t n = 0;
+  int64_t total = 0;
+  for (int64_t t = 0; t < steps.seq_len; ++t) {
+    total += clamp(active_rows(steps, t), begin, end) - begin;
+  }
+  const int part = task.share.part, parts = task.share.parts;
+  const bool by_rows = total >= kFusedRows * parts;
+  const Share share = by_rows ? Share{} : task.share;
+  const int64_t first = by_rows ? total * part / parts : 0;
+  const int64_t past = by_rows ? total * (part + 1) / parts : total;
+  int64_t n = 0, row = 0;
   const auto flush = [&] {
     Product<C> product{.layout = layout,
                        .terms = {{rows[0], H, task.w_ih[0]}, {rows[1], 0, task.w_ih[1]}},
                        .out = out_rows,
                        .columns = I};
     if (task.num_directions == 2) product.terms[1].depth = H;
-    run<S>(product, n, task.share);
-    if (!kDirect || task.input_mask.data) wait(task.share);
-    for (int64_t r = 0; r < n && task.share.part == 0; ++r) {
+    run<S>(product, n, share);
+    if (task.input_mask.data) wait(share);
+    for (int64_t r = 0; r < n && share.part == 0; ++r) {
       if (const S* mask = mask_row<S>(task.input_mask, steps, times[r], indices[r])) {
         for (int64_t k = 0; k < I; ++k) {
           C m;
@@ -46,7 +55,8 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
   };
   for (int64_t t = 0; t < steps.seq_len; ++t) {
     const int64_t last = clamp(active_rows(steps, t), begin, end);
-    for (int64_t i = begin; i < last; ++i) {
+    for (int64_t i = begin; i < last; ++i, ++row) {
+      if (row < first || row >= past) continue;
       times[n] = t;
       indices[n] = i;
       for (int d = 0; d < task.num_directions; ++d) {

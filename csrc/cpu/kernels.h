@@ -10,10 +10,10 @@ namespace fastrnn::cpu {
 
 // Matrices are packed into panels of a few vectors of columns, zero-padded to whole vectors. An
 // element is of the accumulation type: double for double, float for the others.
-inline int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
+static inline int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
 
-inline int64_t accumulator_bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : 4; }
-inline int64_t storage_bytes(Dtype dtype) {
+static inline int64_t accumulator_bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : 4; }
+static inline int64_t storage_bytes(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
@@ -129,15 +129,15 @@ constexpr int64_t kDepthBlock = 256;  // rows of a block of the weight gradients
 // of kUnitChunk units: the rows of a chunk lie on few pages, and not at a power of two from each
 // other, where they would fall into a few sets of the nearest cache.
 constexpr int64_t kUnitChunk = 256;
-inline int64_t unit_chunks(int64_t units) { return (units + kUnitChunk - 1) / kUnitChunk; }
+static inline int64_t unit_chunks(int64_t units) { return (units + kUnitChunk - 1) / kUnitChunk; }
 // The distance between the rows of a chunk.
-inline int64_t unit_stride(int64_t units) {
+static inline int64_t unit_stride(int64_t units) {
   return units < kUnitChunk ? (padded(units) / 16 | 1) * 16 : kUnitChunk + 16;
 }
 
 // Bytes of scratch of any one task of these sizes: the parts that layer.h and grads.h take from it,
 // with room for their padding.
-inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size) {
+static inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size) {
   const int64_t in = padded(input_size), hidden = padded(hidden_size);
   const int64_t rows = kBlockRows * (in + 4 * hidden) + 2 * hidden;
   const int64_t units =

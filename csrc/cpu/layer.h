@@ -245,17 +245,18 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
       step.back = t & 1;  // by time, not by the walk: the same for padded and packed sequences
       step.k_back = step.back != opposed<C>(H);
       const bool fetch = !kNarrow<S> && !steps.start && H >= kFetchedSize && s + chunk < T;
+      const bool fetch_in = fetch && I >= H;  // a tile fetches its columns
       for (int64_t i = 0; i < n && fetch; ++i) {
         ahead_out[i] = out_rows[i] + walk.stride(task.output);
-        ahead_in[i] = row_of<const C>(task.input, steps, walk.time(s + chunk), begin + i);
+        if (fetch_in)
+          ahead_in[i] = row_of<const C>(task.input, steps, walk.time(s + chunk), begin + i);
       }
       step.ahead[0] = fetch ? ahead_out : nullptr;
-      step.ahead[1] = fetch && I >= H ? ahead_in : nullptr;  // a tile fetches its columns
+      step.ahead[1] = fetch_in ? ahead_in : nullptr;
       run<S>(step, n, share);
       done += n;
       wait(share);
-      if (share.part > 0) continue;
-      for (int64_t i = 0; i < n; ++i) {
+      for (int64_t i = share.part; i < n; i += share.parts) {
         S* out = row_of<S>(task.output, steps, t, begin + i);
         if constexpr (kNarrow<S>) {
           narrow(out, out_rows[i], H);
@@ -347,7 +348,11 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
                                     states + i * H, H);
       out_rows[i] = pairs ? results + i * H : static_cast<C*>(grad_pre_row(t, i));
     }
-    step.terms[0] = {carry_rows, s < T - 1 ? H : 0, task.w_hh};
+    // Rows that have no later step are the last ones, and take no product: 0 times inf would be
+    // NaN.
+    int64_t going = steps.reset && s < T - 1 ? n : 0;
+    while (going < n && walk.goes_on(t, begin + going)) ++going;
+    step.terms[0] = {carry_rows, H, task.w_hh};
     step.back = t & 1;
     step.k_back = step.back != opposed<C>(H);
     const bool fetch = !kNarrow<S> && !steps.start && s > 0;
@@ -359,7 +364,14 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     step.ahead[0] = fetch && task.grad_output.data ? ahead_grads : nullptr;
     step.ahead[1] = fetch ? ahead_states : nullptr;
     step.ahead[2] = fetch ? ahead_out : nullptr;
-    run<S>(step, n, share);
+    run<S>(step, going, share);
+    Product<C> ended = step;
+    ended.terms[0] = {};
+    ended.start += going;
+    ended.state += going;
+    ended.out += going;
+    for (auto& rows : ended.ahead) rows += rows ? going : 0;
+    run<S>(ended, n - going, share);
     wait(share);
     for (int64_t i = 0; i < n; ++i) {
       if (pairs) narrow(static_cast<S*>(grad_pre_row(t, i)), out_rows[i], H);

@@ -30,6 +30,7 @@ class Workspace {
     }
     if (bytes > size) {
       size = 0;
+      kept.reset();
       kept = allocate(bytes);
       size = bytes;
     }
@@ -263,9 +264,10 @@ class Weights {
 };
 
 // Which rows and columns a member of the team works on. Rows need nothing of one another, so they
-// are shared out where there are enough: two each, or ten where each member would fetch weights
-// anew in each step that its own cache cannot hold. Else columns are, where a step is long enough
-// to pay for the wait at its end.
+// are shared out where there are enough: two each, or ten where w_hh is larger than a member's own
+// cache and has panels enough for all (tuned on two threads). Else columns are, where a step is
+// long enough to pay for the wait at its end. Types of 16 bits share rows only: what a step hands
+// on lies in each member's own scratch.
 struct Part {
   int64_t begin, end;
   Share columns;
@@ -273,10 +275,12 @@ struct Part {
   Part(const Stack& s, const Team& team) {
     constexpr int64_t kLeastStepWork = 250'000;  // multiply-adds
     constexpr int64_t kCachedWeight = 2 << 20;   // bytes
+    constexpr int64_t kManyColumns = 128;        // two panels or more
     const Steps& steps = s.steps;
     const int64_t weights = s.hidden_size * s.hidden_size;
-    const bool cached = weights * storage_bytes(s.dtype) < kCachedWeight;
-    if (team.size > 1 && steps.batch < (cached ? 2 : 10) * team.size &&
+    const bool rereads = weights * storage_bytes(s.dtype) >= kCachedWeight &&
+                         s.hidden_size >= kManyColumns * team.size;
+    if (team.size > 1 && steps.batch < (rereads ? 10 : 2) * team.size &&
         storage_bytes(s.dtype) > 2 && steps.batch * weights >= kLeastStepWork) {
       begin = 0;
       end = steps.batch;
