@@ -414,6 +414,7 @@ def plot_losses(axes: Axes, runs: Sequence[Run], unit: str = "epoch", log: bool 
         middles = [(part + 0.5) * scale for part in range(len(run.losses))]
         marker = "o" if len(middles) <= 30 else None
         style = {"color": color, "linestyle": dashes, "marker": marker}
+        style["markersize"] = 6 - 3 * i  # the second run's lie within the first one's
         axes.plot(middles, run.losses, **style, label=run.name)
     axes.set(xlabel=unit, ylabel="training loss")
     axes.set_yscale("log") if log else axes.set_ylim(0, None)

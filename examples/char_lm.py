@@ -104,7 +104,7 @@ def load_text(args: argparse.Namespace) -> Text:
             f"{name}: {len(train):,} characters to learn from are too few for a batch of "
             f"{args.batch_size} rows of {args.num_steps} characters"
         )
-    if missing := sorted(set(args.prefix) - set(vocabulary)):
+    if missing := dict.fromkeys(c for c in args.prefix if c not in index):  # each once, as typed
         fail(f"--prefix: {''.join(missing)!r} does not occur in {name}")
     return Text(name, vocabulary, train.to(args.device), held_out.to(args.device))
 
@@ -389,10 +389,11 @@ def draw(
     upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2))
     curves, bars = upper.subplots(1, 2, width_ratios=(3, 2))
     for sampling, marker in (("random", "o"), ("sequential", "s")):
-        for run in runs.get(sampling, []):
+        for i, run in enumerate(runs.get(sampling, [])):
             epochs = range(1, len(run.losses) + 1)
             fill = {"random": "white", "sequential": COLORS[run.name]}[sampling]
             style = {"color": COLORS[run.name], "marker": marker, "markerfacecolor": fill}
+            style["markersize"] = 6 - 3 * i  # the second run's lie within the first one's
             trained = [math.exp(loss) for loss in run.losses]
             label = f"{run.name}, {sampling}"
             curves.plot(epochs, trained, alpha=0.45, label=f"{label}: training", **style)
@@ -488,8 +489,8 @@ def learn(args: argparse.Namespace) -> Results:
         if args.compare:
             comparisons[sampling] = Comparison.of(*runs[sampling])
             print(f"{sampling} sampling: {comparisons[sampling]}")
-        for run in runs[sampling][1:]:
-            print(f"{run.name}: held-out perplexity {run.held_out[-1]:.2f}")
+            for run in runs[sampling]:
+                print(f"{run.name}: held-out perplexity {run.held_out[-1]:.2f}")
     firsts = [runs[sampling][0] for sampling in samplings]
     figure = " and ".join(
         f"{run.held_out[-1]:.2f} ({sampling})"

@@ -42,7 +42,7 @@ from _common import (
     plot_losses,
     positive_float,
     positive_int,
-    summary_line,
+    report,
     tidy,
     train,
 )
@@ -305,11 +305,12 @@ def draw(path: Path, digits: Digits, runs: list[Run], predictions: Tensor) -> No
 
     present = [digit for digit in range(10) if (labels == digit).any()]
     percents = [percent(right[labels == digit]) for digit in present]
-    digit_axes.bar(present, percents, color=COLORS[runs[0].name], alpha=0.8)
-    digit_axes.axhline(percent(right), color="0.2", linewidth=1, linestyle="--")
-    digit_axes.set_title(f"{percent(right):.2f} % of {len(labels):,} test images read right")
+    bars = digit_axes.bar(present, percents, color=COLORS[runs[0].name], alpha=0.8)
+    digit_axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=1, annotation_clip=False)
+    title = f"{percent(right):.2f} % of {len(labels):,} test images read right"
+    digit_axes.set_title(title, pad=16)  # above the labels of the bars
     digit_axes.set(xlabel="digit", ylabel="test accuracy, %", xticks=range(10))
-    digit_axes.set_ylim(max(0, 10 * math.floor(min(percents) / 10 - 0.2)), 100)
+    digit_axes.set_ylim(0, 100)
     tidy(digit_axes)
 
     rows = zip(strip.subplots(2, 10), (right, ~right), (RIGHT, WRONG), strict=True)
@@ -410,25 +411,22 @@ def main(argv: list[str] | None = None) -> Results:
     model = make_model(args.impl, args, columns)  # a fresh one: what was trained is in the file
     model.load_state_dict(torch.load(checkpoint, map_location=args.device, weights_only=True))
     predictions = predict(model, digits.test_images, args)
-    accuracy = percent(predictions == digits.test_labels)
+    accuracies = [percent(predictions == digits.test_labels)]
+    for run in runs[1:]:
+        other = predict(run.model, digits.test_images, args)
+        accuracies.append(percent(other == digits.test_labels))
     picture = args.out / "mnist_rows.png"
     draw(picture, digits, runs, predictions)
     print(f"wrote {picture} and {checkpoint}")
 
-    comparison = None
-    if args.compare:
-        comparison = Comparison.of(*runs)
-        other = percent(predict(runs[1].model, digits.test_images, args) == digits.test_labels)
-        print(f"{comparison}\n{runs[1].name}: test accuracy {other:.2f} %")
-    speed = args.epochs * len(images) / runs[0].seconds
-    figure = f"test accuracy {accuracy:.2f} %"
-    print(summary_line("mnist_rows", figure, runs[0].seconds, len(runs[0].step_losses)))
+    figures = [f"test accuracy {accuracy:.2f} %" for accuracy in accuracies]
+    comparison = report("mnist_rows", runs, figures)
     return Results(
         data=digits.name,
         losses=runs[0].losses,
-        accuracy=accuracy,
+        accuracy=accuracies[0],
         seconds=runs[0].seconds,
-        images_per_second=speed,
+        images_per_second=args.epochs * len(images) / runs[0].seconds,
         comparison=comparison,
         picture=picture,
         checkpoint=checkpoint,

@@ -136,7 +136,7 @@ def number_words(sentences: Sentences) -> dict[str, int]:
     counts = Counter(word for words in sentences.words for word in words)
     words = sorted(word for word, count in counts.items() if count > 1)
     if not words:
-        fail("expected words that occur twice, got none")
+        fail("expected words that occur at least twice, got none")
     return {word: number for number, word in enumerate(words, start=2)}
 
 
@@ -413,8 +413,9 @@ def main(argv: list[str] | None = None) -> Results:
     )
     print(
         f"{name}: {len(data[0]):,} sentences to learn from, {len(chosen_by[0]):,} to choose the "
-        f"epoch by, {len(test[0]):,} for the test; {len(numbers):,} words that occur twice; "
-        f"RNN({args.embedding_size}, {args.hidden_size}, bidirectional=True) on {args.device}"
+        f"epoch by, {len(test[0]):,} for the test; {len(numbers):,} words that occur at least "
+        f"twice; RNN({args.embedding_size}, {args.hidden_size}, bidirectional=True) "
+        f"on {args.device}"
     )
     baseline = bag_of_words(learn_part, choose_part, test_part)
     print(f"logistic regression on a bag of words: test accuracy {percent(baseline):.2f} %")

@@ -331,7 +331,9 @@ def draw(path: Path, task: Task, runs: list[Run], choices: list[Choice], test: P
 
     for axes, row in zip(below.subplots(1, 2), range(len(task.test)), strict=False):
         draw_attention(axes, task, runs[0].model, test, row)
-    below.suptitle("weights of the tokens read (columns) for each token written (rows)")
+    below.suptitle(
+        "greedy translation: weights of the tokens read (columns) for each token written (rows)"
+    )
     figure.suptitle(f"{task.name}: encoder, decoder and attention", fontsize=13)
     figure.savefig(path, dpi=80)
 

@@ -48,6 +48,7 @@ from _common import (
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor, nn
 
 HIDDEN = 64
@@ -57,6 +58,7 @@ RECALL_STEPS, BATCH = 20, 32
 CLIP_NORM = 1.0
 LAST = 10  # the final loss is the mean of so many last steps
 LENGTHS = (1, 4, 16, 64, 256, 1024)
+LOSSES_DRAWN = (1e-4, 10.0)
 
 
 def start_recurrence(rnn: nn.RNN, radius: float) -> None:
@@ -262,16 +264,18 @@ def draw_norms(axes: Axes, nonlinearity: str, norms: dict[tuple[str, float], Ten
 
 
 def draw_clipping(axes: Axes, studies: dict[float, Clipping]) -> None:
-    for radius, color in RADII.items():
-        study = studies[radius]
-        for run, dashes, how in ((study.clipped, "-", "clipped"), (study.free, ":", "not")):
-            steps = torch.tensor(run.step_losses)
+    low, high = LOSSES_DRAWN
+    for kind, dashes, how in (("clipped", "-", "clipped"), ("free", ":", "not clipped")):
+        for radius, color in RADII.items():
+            steps = torch.tensor(getattr(studies[radius], kind).step_losses)
             smooth = steps.unfold(0, min(LAST, len(steps)), 1).mean(1)
-            axes.plot(smooth, dashes, color=color, label=f"radius {radius}, {how}")
+            stays = ((smooth >= low) & (smooth <= high)).all()  # nan does not
+            label = f"radius {radius}, {how}" + ("" if stays else ": leaves the picture")
+            axes.plot(smooth, dashes, color=color, label=label)
     axes.set(xlabel="training step", ylabel=f"loss, mean of {LAST} steps", yscale="log")
-    axes.set_ylim(1e-4, 10)  # what explodes leaves it
+    axes.set_ylim(low, high)
     axes.set_title("recalling the first input")
-    axes.legend(frameon=False, ncols=3, fontsize=8)
+    axes.legend(frameon=False, ncols=2, fontsize=8)
     tidy(axes)
 
 
@@ -281,6 +285,11 @@ def draw_times(axes: Axes, times: dict[str, list[float]]) -> None:
         label = "linear layer, all steps at once" if name == "linear" else f"RNN ({name})"
         axes.plot(LENGTHS, microseconds, "o-", color=color, label=label)
     axes.set(xlabel="sequence length T", ylabel="µs a time step", xscale="log", yscale="log")
+    axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=50))
+    axes.yaxis.set_major_formatter("{x:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
     axes.set_title("time of a training call, by time steps")
     axes.legend(frameon=False)
     tidy(axes)

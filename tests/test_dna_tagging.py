@@ -163,7 +163,6 @@ def test_learns(impl: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_compare_trains_both_alike(capsys: pytest.CaptureFixture[str]) -> None:
     """A loss of up to 2 carries roundings of 2e-7, which 60 steps may let grow to 1e-5."""
     comparison = example("--compare", "--steps", "60").comparison
-    assert comparison.speed_ratio > 0
     assert comparison.step_difference <= 1e-5
     assert comparison.epoch_difference <= 1e-5
     out = capsys.readouterr().out

@@ -162,7 +162,8 @@ def test_output(program: Program, folder: Path) -> None:
     output = compared(program, folder)
     assert re.search(r"largest difference of the losses: \d.+ in the first ", output.out)
     assert re.search(r"^fastrnn trains \d+\.\d\d times as fast as torch$", output.out, re.M)
-    assert re.search(r"^torch: .*\d", output.out, re.M)  # its final figure
+    for impl in ("fastrnn", "torch"):
+        assert re.search(rf"^{impl}: .*\d", output.out, re.M), impl  # its final figure
     assert f"wrote {output.picture.relative_to(folder)}" in output.out
     last = output.out.splitlines()[-1]
     match = re.fullmatch(rf"{program}: (\D.*), (\d+\.\d) s, ([\d,]+(\.\d+)?) steps/s", last)
@@ -170,6 +171,24 @@ def test_output(program: Program, folder: Path) -> None:
     assert re.search(r"\d", match[1])
     assert float(match[3].replace(",", "")) > 0
     assert output.err == ""  # no progress bar where stderr is no terminal
+
+
+@pytest.mark.parametrize("impls", [("fastrnn", "torch"), ("torch", "fastrnn")], ids="-".join)
+def test_speed_is_that_of_fastrnn(
+    impls: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever --impl names, and so trains first: the median turn's ratio."""
+    seconds = {"fastrnn": [1.0, 1.0, 4.0], "torch": [3.0, 2.0, 4.0]}
+    model = torch.nn.Linear(1, 1)
+    runs = [
+        common.Run(impl, model, torch.zeros_like, [0.5], [0.5] * 3, seconds[impl]) for impl in impls
+    ]
+    comparison = common.report("program", runs, [f"test error of {impl} 0" for impl in impls])
+    assert comparison.speed_ratio == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "fastrnn trains 2.00 times as fast as torch"
+    assert lines[2:4] == [f"{impl}: test error of {impl} 0" for impl in impls]
+    assert lines[4].startswith(f"program: test error of {impls[0]} 0, {sum(seconds[impls[0]])} s, ")
 
 
 @each_program

@@ -209,7 +209,6 @@ def test_compare_trains_both_alike(dropout: str, capsys: pytest.CaptureFixture[s
     """A loss of up to 3 carries roundings of 2e-7, which 50 steps may let grow to 1e-5."""
     options = ("--compare", "--limit", "200", "--epochs", "4", "--dropout", dropout)
     comparison = example(*options).comparison
-    assert comparison.speed_ratio > 0
     assert comparison.step_difference <= 1e-5
     assert comparison.epoch_difference <= 1e-5
     assert capsys.readouterr().out.count("test accuracy") == 3

@@ -16,6 +16,7 @@ pytest.importorskip("tqdm", reason="the examples need tqdm")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 vanishing_gradients = importlib.import_module("vanishing_gradients")
+Figure = importlib.import_module("matplotlib.figure").Figure
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +118,31 @@ def test_times(results: vanishing_gradients.Results) -> None:
     for microseconds in results.times.values():
         assert len(microseconds) == len(vanishing_gradients.LENGTHS)
         assert all(0 < each < math.inf for each in microseconds)
+
+
+def test_picture_says_which_run_leaves_it(results: vanishing_gradients.Results) -> None:
+    axes = Figure().subplots()
+    vanishing_gradients.draw_clipping(axes, results.clipping)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == [
+        *(f"radius {radius}, clipped" for radius in (0.5, 1.0, 1.5)),
+        "radius 0.5, not clipped",
+        "radius 1.0, not clipped",
+        "radius 1.5, not clipped: leaves the picture",
+    ]
+
+
+def test_picture_names_times_in_plain_numbers() -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    vanishing_gradients.draw_times(axes, {"fastrnn": [30.0, 9.0, 3.0, 1.5, 1.2, 1.1]})
+    figure.canvas.draw()
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert labels == ["1", "4", "16", "64", "256", "1024"]
+    low, high = axes.get_ylim()
+    ticks = dict(zip(axes.get_yticks(), axes.get_yticklabels(), strict=True))
+    shown = [text.get_text() for y, text in ticks.items() if low <= y <= high]
+    assert shown == ["1", "2", "5", "10", "20"]
 
 
 def test_same_seed_same_norms() -> None:
