@@ -13,7 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from benchmarks.compare import MODES
+from benchmarks.compare import MODES, peer_names
 
 matplotlib.use("Agg")
 
@@ -37,7 +37,7 @@ def plain_ticks(axis: Axis) -> None:
 
 
 def ratios(folder: Path, name: str, rows: Sequence[Record]) -> Path:
-    """Bars: how many times faster than nn.RNN, of each shape, mode and number of threads."""
+    """How many times as fast as nn.RNN (bars) and others (dots), by shape, mode and threads."""
     groups = sorted({(r["mode"], r["threads"]) for r in rows})
     ids = list(dict.fromkeys(r["id"] for r in rows))
     figure, axes = plt.subplots(
@@ -48,16 +48,26 @@ def ratios(folder: Path, name: str, rows: Sequence[Record]) -> Path:
         squeeze=False,
     )
     for ax, (mode, threads) in zip(axes[0], groups, strict=True):
-        found = {r["id"]: r["ratio"] for r in rows if (r["mode"], r["threads"]) == (mode, threads)}
+        group = {r["id"]: r for r in rows if (r["mode"], r["threads"]) == (mode, threads)}
+        found = {i: r["ratio"] for i, r in group.items()}
         values = [found.get(i, float("nan")) for i in ids]
         colours = ["tab:blue" if value >= 1 else "tab:red" for value in values]
         ax.barh(range(len(ids)), [value - 1 for value in values], left=1, color=colours)
         ax.axvline(1, color="black", linewidth=0.8)
+        for peer in peer_names([*group.values()]):
+            times = {i: r["contestants"].get(peer) for i, r in group.items()}
+            dots = [(c["ratio_to_fastrnn"], ids.index(i)) for i, c in times.items() if c]
+            ax.scatter(*zip(*dots, strict=True), s=9, color=COLOURS[peer], label=peer, zorder=3)
+            ax.legend(fontsize=7, loc="lower right")
+        kinds = [r["kind"] for r in group.values()]
+        for i in range(1, len(kinds)):
+            if kinds[i] != kinds[i - 1]:
+                ax.axhline(i - 0.5, color="0.8", linewidth=0.8)
         ax.set_xscale("log")
         ax.set_xlim(min(0.5, *found.values()), max(2.0, *found.values()) * 1.2)
         plain_ticks(ax.xaxis)
         ax.set_title(f"{mode}, threads: {threads}", fontsize=9)
-        ax.set_xlabel("nn.RNN / fastrnn")
+        ax.set_xlabel("time by fastrnn's")
     axes[0, 0].set_yticks(range(len(ids)), ids, fontsize=7)
     axes[0, 0].set_ylim(len(ids) - 0.4, -0.6)
     return save(figure, folder, f"ratio-{name}")

@@ -57,24 +57,23 @@ make bench-report                # write this page
 
 PEERS = """\
 What a call is: JAX's is one compiled function, in training the value and all gradients; ONNX
-Runtime's a session's run with bound inputs and outputs; oneDNN's its two primitives called from
-C++, with weights transposed beforehand and gradients into memory that is there. None of them
-builds a graph as it goes, as a training step of `torch.nn.RNN` or `fastrnn.RNN` does: of the
-tiniest rows' step that takes most (the table of call overhead has a module that computes nothing),
-and there they are ahead."""
+Runtime's is a session's run with bound inputs and outputs; oneDNN's are its two primitives, called
+from C++ with weights transposed beforehand and memory for the gradients at hand. None of them
+records a graph as it goes, as a training step of `torch.nn.RNN` or `fastrnn.RNN` does, which takes
+most of the time of the smallest rows (see the table of call overhead: the empty module)."""
 
 NEXT_GAINS = """\
 Where the next gain would be:
 
 - tiny: the call itself. A module that computes nothing takes most of that time, so it would have to
-  be spared: many steps of a serving loop or a whole training step in one call.
-- small: the activations, and in training torch's autograd, whose share does not shrink with the size.
-- medium: in training the weight gradients, whose products are short: fusing them into the time loop
+  be spared: many steps of a serving loop, or a whole training step, in one call.
+- small: the activations, and in training torch's autograd, which costs the same at any size.
+- medium: in training the weight gradients, whose products are short: fused into the time loop, they
   would read grad_pre while it is in the cache.
 - large: the products stand near the fastest matrix product of the machine; what is left is memory,
   the first touch of pages of outputs and gradients that the allocator gave back to the system.
-- long: a step's latency. Its product needs 128 cycles for 64 units, its chain of multiply-adds, tanh
-  and the way of h through memory as many again.
+- long: a step's latency. With 64 units its product needs 128 cycles; the last sum, tanh and the way
+  of h through memory take as many again.
 - few rows: reading the weights, at the speed of the cache or memory that holds them; 16-bit weights
   halve it.
 - packed: as medium."""
@@ -133,7 +132,14 @@ def peer_summary(rows: Sequence[Record]) -> str:
     if not lines:
         return ""
     header = ["against", "rows", "geometric mean", "", "least", ""]
-    return f"\nOther libraries' time by ours. {PEERS}\n\n{table(header, lines)}"
+    ahead = ", ".join(
+        f"{r['id']} {r['mode']} ({name} {number(c['ratio_to_fastrnn'])})"
+        for r in rows
+        for name, c in r["contestants"].items()
+        if name in peer_names(rows) and c["ratio_to_fastrnn"] < 1
+    )
+    ahead = f"\nRows in which one of them is ahead: {ahead}.\n" if ahead else ""
+    return f"\nOther libraries' time by ours. {PEERS}\n\n{table(header, lines)}{ahead}"
 
 
 def row_cells(r: Record, peers: Sequence[str]) -> list[str]:

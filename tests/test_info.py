@@ -37,7 +37,7 @@ def test_torchs_own_module_is_refused() -> None:
 
 
 def test_model_that_holds_an_rnn_is_refused() -> None:
-    with pytest.raises(TypeError, match="expected a fastrnn.RNN or .*Sequential"):
+    with pytest.raises(TypeError, match=r"expected a fastrnn\.RNN or .*Sequential"):
         fastrnn.info(torch.nn.Sequential(fastrnn.RNN(3, 4)))
 
 
