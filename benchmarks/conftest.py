@@ -38,6 +38,12 @@ def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
     commit_info["id"] = machine.commit()
 
 
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Leave out the time of every single round: they fill hundreds of megabytes."""
+    for benchmark in output_json["benchmarks"]:
+        del benchmark["stats"]["data"]
+
+
 @pytest.fixture
 def threads() -> int:
     """One thread, where a benchmark has no parameter of that name."""

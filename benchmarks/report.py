@@ -226,6 +226,9 @@ def microbenchmarks(name: str, document: Record) -> str:
         elif b["name"].startswith("test_overhead"):
             p = b["params"]
             overhead.append([f"{p['sizes']}, {p['mode']}", p["form"], number(time)])
+        elif b["name"].startswith("test_step"):
+            p = b["params"]
+            overhead.append([f"one step, {p['sizes']}, inference", p["form"], number(time)])
     if kernels:
         header = ["kernels, one thread", "instructions", "µs", "GFLOP/s", "of multiply-adds"]
         header += ["of matrix product", "weights GB/s", "memory GB/s"]
