@@ -282,6 +282,11 @@ def _rnn_batched(
         _ops.check_args(
             input, hx, weights, batch_sizes, lengths, reset, num_layers, bidirectional, batch_first
         )
+    elif torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "fastrnn: torch.onnx.export(dynamo=False) does not know fastrnn's operator. Export with "
+            "dynamo=True, custom_translation_table=fastrnn.onnx_translation()"
+        )
     mask = None
     if dropout > 0.0 and num_layers > 1:
         features = weights[1].size(-1) * (2 if bidirectional else 1)

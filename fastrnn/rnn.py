@@ -374,4 +374,7 @@ def _change_classes(model: _Model, classes: dict[type, type]) -> _Model:
             namespace = dict(type(module).__dict__)
             target = type(f"Parametrized{target.__name__}", (target,), namespace)
         module.__class__ = target
+        if isinstance(module, RNNBase):  # computed weights of a call of nn.RNN stop deepcopy
+            flat: list[Any] = module._flat_weights
+            module._flat_weights = [w if w is None or w.is_leaf else w.detach() for w in flat]
     return model

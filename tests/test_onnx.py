@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,3 +173,9 @@ def test_nothing_global_changes() -> None:
 
     fastrnn.onnx_translation()
     assert not ONNXRegistry.from_torchlib().is_registered(torch.ops.fastrnn.rnn.default)
+
+
+def test_older_exporter_says_what_to_do(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(fastrnn.RNN(3, 4))
+    with pytest.raises(RuntimeError, match=r"custom_translation_table=fastrnn\.onnx_translation"):
+        torch.onnx.export(model, (torch.randn(5, 2, 3),), tmp_path / "m.onnx", dynamo=False)

@@ -207,3 +207,13 @@ def test_restored_model_can_be_scripted() -> None:
 def test_what_is_no_module_is_refused(given: object, name: str) -> None:
     with pytest.raises(TypeError, match=f"expected a torch.nn.Module, got {name}"):
         fastrnn.replace(given)
+
+
+def test_deepcopy_of_a_parametrised_module_called_before() -> None:
+    rnn = torch.nn.RNN(4, 5)
+    torch.nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0")
+    x = torch.randn(3, 2, 4)
+    expected = rnn(x)[0]
+    fastrnn.replace(rnn)
+    torch.testing.assert_close(copy.deepcopy(rnn)(x)[0], expected)
+    torch.testing.assert_close(rnn(x)[0], expected)
