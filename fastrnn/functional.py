@@ -284,8 +284,8 @@ def _rnn_batched(
         )
     elif torch.onnx.is_in_onnx_export():
         raise RuntimeError(
-            "fastrnn: torch.onnx.export(dynamo=False) does not know fastrnn's operator. Export with "
-            "dynamo=True, custom_translation_table=fastrnn.onnx_translation()"
+            "fastrnn: torch.onnx.export(dynamo=False) does not know fastrnn's operator. Export "
+            "with dynamo=True, custom_translation_table=fastrnn.onnx_translation()"
         )
     mask = None
     if dropout > 0.0 and num_layers > 1:
