@@ -19,6 +19,15 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def exact_float32() -> Iterator[None]:
+    """No TF32 in nn.RNN and fastrnn unless a test sets it: the reference has none either."""
+    before = torch.backends.cudnn.rnn.fp32_precision
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.rnn.fp32_precision = before
+
+
+@pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
 
