@@ -291,26 +291,73 @@ def test_choice_can_be_launched(cuda: Any, device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "batch", "hidden", "expected"),
+    ("dtype", "seq_len", "batch", "hidden", "expected"),
     [
-        (FLOAT32, 1, 64, ("vector", 1)),
-        (FLOAT32, 32, 64, ("vector", 1)),
-        (FLOAT32, 64, 128, ("vector", 1)),
-        (BFLOAT16, 64, 64, ("tile", 8)),
-        (BFLOAT16, 64, 256, ("tile", 8)),
-        (FLOAT16, 4096, 128, ("tile", 16)),
-        (BFLOAT16, 64, 257, ("cluster", 8)),
-        (BFLOAT16, 64, 1024, ("cluster", 8)),
-        (BFLOAT16, 64, 1025, ("step", 0)),
-        (FLOAT32, 32, 256, ("cluster", 1)),
-        (FLOAT64, 64, 64, ("step", 0)),
+        (FLOAT32, 512, 1, 64, ("vector", 1)),
+        (FLOAT32, 512, 32, 64, ("vector", 1)),
+        (FLOAT32, 512, 64, 128, ("vector", 1)),
+        (BFLOAT16, 512, 64, 64, ("tile", 8)),
+        (BFLOAT16, 512, 64, 256, ("tile", 8)),
+        (FLOAT16, 512, 4096, 128, ("tile", 16)),
+        (BFLOAT16, 512, 64, 257, ("cluster", 8)),
+        (BFLOAT16, 512, 64, 1024, ("cluster", 8)),
+        (BFLOAT16, 512, 64, 1025, ("step", 0)),
+        (FLOAT32, 512, 32, 256, ("cluster", 1)),
+        (FLOAT64, 512, 64, 64, ("step", 0)),
+        # Of few steps, none pays for loading a large w_hh into registers.
+        (BFLOAT16, 1, 64, 1024, ("step", 0)),
+        (BFLOAT16, 8, 64, 1024, ("cluster", 8)),
+        (BFLOAT16, 1, 64, 256, ("step", 0)),
+        (BFLOAT16, 0, 64, 64, ("tile", 8)),
+        (FLOAT32, 1, 32, 64, ("vector", 1)),
     ],
 )
 def test_choice_on_h200(
-    cuda: Any, dtype: int, batch: int, hidden: int, expected: tuple[str, int]
+    cuda: Any, dtype: int, seq_len: int, batch: int, hidden: int, expected: tuple[str, int]
 ) -> None:
-    choice = cuda.choose(dtype, False, False, 512, batch, hidden, 1, DEVICES["H200"], "")
+    choice = cuda.choose(dtype, False, False, seq_len, batch, hidden, 1, DEVICES["H200"], "")
     assert choice[:2] == expected
+
+
+def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
+    """Where the device has been asked, choose() goes by its answer, configuration by configuration."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    source, program = tmp_path / "choose.cpp", tmp_path / "choose"
+    source.write_text("""
+        #include <cstdio>
+        #include "cuda/choose.h"
+        using namespace fastrnn::cuda;
+        int main() {
+          Device h200{90, 132, 227 << 10, 228 << 10, 65536, true};
+          const auto all = configurations();
+          std::vector<int> groups(all.size());
+          h200.groups_at_once = groups.data();
+          const Problem problem{fastrnn::Dtype::kBFloat16, false, false, 512, 32, 512, 1};
+          const auto taken = [&](const char* forced) {
+            std::puts(name_of(choose(problem, h200, forced)).c_str());
+          };
+          taken(""), taken("cluster");
+          for (const char* only : {"cluster:512x8x4", "cluster:512x16x4", "cluster:1024x8x8"}) {
+            for (size_t i = 0; i < all.size(); ++i)
+              groups[i] = name_of(all[i]) == only ? 4 : 0;
+            taken("");
+          }
+          for (int& count : groups) count = 1;
+          taken("");
+        }
+    """)
+    sources = [source, ROOT / "csrc/cuda/choose.cpp"]
+    subprocess.run(
+        [compiler, "-std=c++20", f"-I{ROOT / 'csrc'}", *sources, "-o", program], check=True
+    )
+    run = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [
+        "step", "step",  # no cluster fits
+        "cluster:512x8x4", "cluster:512x16x4", "cluster:1024x8x8",  # one alone does
+        "cluster:512x16x4",  # one at a time: the more rows it has, the better
+    ]  # fmt: skip
 
 
 def names_for(cuda: Any, *call: Any) -> set[str]:

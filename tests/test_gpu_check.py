@@ -254,20 +254,32 @@ def test_without_kernels_nn_rnn_is_measured_alone(monkeypatch: pytest.MonkeyPatc
     assert list(found["forms"]["eager"]["microseconds"]) == ["nn.RNN"]
 
 
-def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = shapes.plan(True, ["tiny"], toy=True)[0]
+@pytest.mark.parametrize(
+    ("setting", "factor", "wrong"),
+    [
+        (shapes.FLOAT32, 1.0001, True),
+        (shapes.TF32, 1.0001, False),  # within what TF32 may lose
+        (shapes.TF32, 1.01, True),
+    ],
+    ids=str,
+)
+def test_a_wrong_result_is_not_timed(
+    setting: shapes.Setting, factor: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(r for r in shapes.plan(only=["tiny"], toy=True) if r.setting == setting)
 
     def spoiled(name: str, *arguments: Any) -> Any:
         contestant = make_contestant(name, *arguments)
         if name == "nn.RNN":
             return contestant
         good = contestant.results
-        return replace(contestant, results=lambda: {k: x * 1.01 for k, x in good().items()})
+        return replace(contestant, results=lambda: {k: x * factor for k, x in good().items()})
 
     monkeypatch.setattr(compare, "make_contestant", spoiled)
     found = compare.measure(row, "cpu", 0.01)
-    assert found["error"]["wrong"]
-    assert list(found["forms"]["eager"]["microseconds"]) == ["nn.RNN"]
+    assert found["error"]["wrong"] is wrong
+    timed = list(found["forms"]["eager"]["microseconds"])
+    assert timed == ["nn.RNN"] if wrong else ["nn.RNN", "fastrnn"]
 
 
 # --- Tests and sanitizers as parts
