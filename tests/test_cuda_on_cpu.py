@@ -320,7 +320,7 @@ def test_choice_on_h200(
 
 
 def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
-    """Where the device has been asked, choose() goes by its answer, configuration by configuration."""
+    """Where the device has been asked, choose() goes by its answer for each configuration."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
@@ -344,7 +344,10 @@ def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
               groups[i] = name_of(all[i]) == only ? 4 : 0;
             taken("");
           }
-          for (int& count : groups) count = 1;
+          for (int& count : groups) count = 4;
+          taken("");
+          for (size_t i = 0; i < all.size(); ++i)
+            if (all[i].blocks == 8) groups[i] = 1;
           taken("");
         }
     """)
@@ -356,7 +359,7 @@ def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
     assert run.stdout.split() == [
         "step", "step",  # no cluster fits
         "cluster:512x8x4", "cluster:512x16x4", "cluster:1024x8x8",  # one alone does
-        "cluster:512x16x4",  # one at a time: the more rows it has, the better
+        "cluster:512x8x8", "cluster:512x8x4",  # the fastest; of eight blocks only one at a time
     ]  # fmt: skip
 
 
