@@ -19,12 +19,14 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def exact_float32() -> Iterator[None]:
-    """No TF32 in nn.RNN and fastrnn unless a test sets it: the reference has none either."""
-    before = torch.backends.cudnn.rnn.fp32_precision
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+def exact_float32(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a GPU no TF32 in nn.RNN and fastrnn unless a test sets it: the reference has none."""
+    rnn = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    if request.node.get_closest_marker("gpu"):
+        rnn.fp32_precision = "ieee"
     yield
-    torch.backends.cudnn.rnn.fp32_precision = before
+    rnn.fp32_precision = before
 
 
 @pytest.fixture(autouse=True)
