@@ -15,6 +15,7 @@ FLOOR = {
     torch.float16: 2e-3,
     torch.bfloat16: 1.6e-2,
 }
+TF32_FLOOR = 1e-3  # of float32, where products may round their factors to 11 bits
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,46 @@ CASES = [
 ]
 
 
+@dataclass(frozen=True)
+class Configuration:
+    """One of csrc/cuda/choose.cpp, "kernel:UNITSxROWSxBLOCKS", and what it computes with."""
+
+    name: str
+    dtype: torch.dtype
+    tf32: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}-{'tf32' if self.tf32 else str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def case(self) -> Case:
+        """Two groups of rows in each direction, the second not full, and units just missing."""
+        units, rows, _ = map(int, self.name.split(":")[1].split("x"))
+        return Case(5, rows + 1, 4, units - 3, bidirectional=True)
+
+
+_EXACT = """
+    vector:64x1x1 vector:64x2x1 vector:64x4x1 vector:128x1x1 vector:128x2x1 vector:128x4x1
+    vector:192x1x1 vector:192x2x1
+    cluster:256x1x2 cluster:256x2x2 cluster:256x4x2 cluster:384x1x4 cluster:384x2x4 cluster:384x4x4
+    cluster:512x1x8 cluster:512x2x8 cluster:512x4x8
+"""
+_TF32 = """
+    tile:64x8x1 tile:128x8x1 tile:160x8x1 cluster:256x8x2 cluster:384x8x4 cluster:512x8x8
+"""
+_NARROW = """
+    tile:64x8x1 tile:64x16x1 tile:128x8x1 tile:128x16x1 tile:192x8x1 tile:256x8x1
+    cluster:384x8x4 cluster:384x16x4 cluster:512x8x8 cluster:512x8x4 cluster:512x16x4
+    cluster:768x8x8 cluster:768x16x8 cluster:1024x8x8 cluster:1024x16x8
+"""
+CONFIGURATIONS = [
+    *(Configuration(name, torch.float32) for name in _EXACT.split()),
+    *(Configuration(name, torch.float32, True) for name in _TF32.split()),
+    *(Configuration(name, torch.float16) for name in _NARROW.split()),
+    *(Configuration(name, torch.bfloat16) for name in _NARROW.split()),
+]
+
+
 def away_from_the_kink(module: torch.nn.RNNBase, x: Tensor) -> None:
     """Give relu pre-activations of size one at least: rounding then never changes their sign.
 
@@ -117,11 +158,15 @@ def error(x: Tensor, truth: Tensor) -> float:
 
 
 def assert_as_accurate(
-    ours: dict[str, Tensor], theirs: dict[str, Tensor], truth: dict[str, Tensor]
+    ours: dict[str, Tensor],
+    theirs: dict[str, Tensor],
+    truth: dict[str, Tensor],
+    tf32: bool = False,
 ) -> None:
     """Each of our results errs at most twice as much as nn.RNN's, or the floor of its dtype."""
     assert ours.keys() == truth.keys()
     for name, expected in truth.items():
         assert ours[name].shape == expected.shape, name
-        bound = 2 * error(theirs[name], expected) + FLOOR[ours[name].dtype]
+        floor = TF32_FLOOR if tf32 else FLOOR[ours[name].dtype]
+        bound = 2 * error(theirs[name], expected) + floor
         assert error(ours[name], expected) <= bound, name

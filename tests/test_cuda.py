@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, assert_as_accurate, away_from_the_kink
+from cases import (
+    CASES,
+    CONFIGURATIONS,
+    Case,
+    Configuration,
+    assert_as_accurate,
+    away_from_the_kink,
+)
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
+from fastrnn import reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif("cuda" not in fastrnn._ops.KERNEL_DEVICES, reason="built without CUDA"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-KERNELS = ["step", "vector", "tile"]
+KERNELS = ["step", "vector", "tile", "cluster"]
 SHAPES = [
     Case(40, 5, 3, 64),
     Case(40, 70, 30, 128, bidirectional=True, num_layers=2),
@@ -31,13 +39,6 @@ SHAPES = [
     Case(33, 17, 8, 250, batch_first=True),
     Case(9, 3, 8, 700),
 ]
-
-
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    before = torch.backends.cudnn.rnn.fp32_precision
-    yield
-    torch.backends.cudnn.rnn.fp32_precision = before
 
 
 def outcome(
@@ -75,7 +76,6 @@ def test_kernels(
     kernel: str,
     dtype: torch.dtype,
     precision: str,
-    tf32: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if precision == "tf32" and dtype != torch.float32:
@@ -94,7 +94,68 @@ def test_kernels(
         for name, expected in truth.items():
             torch.testing.assert_close(ours[name], expected, rtol=1e-10, atol=1e-10)
     else:
-        assert_as_accurate(ours, theirs, truth)
+        assert_as_accurate(ours, theirs, truth, precision == "tf32")
+
+
+@pytest.mark.parametrize("rows", ["whole", "packed", "lengths and reset"])
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+def test_configurations(
+    configuration: Configuration, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each configuration of each kernel, against the reference."""
+    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", configuration.name)
+    torch.backends.cudnn.rnn.fp32_precision = "tf32" if configuration.tf32 else "ieee"
+    case, stored, packed = configuration.case, configuration.dtype, rows == "packed"
+    valid, marks = None, {}
+    if rows != "whole":
+        lengths = torch.randint(1, case.seq_len + 1, (case.batch,))
+        lengths[0] = case.seq_len
+        lengths = lengths.sort(descending=True).values if packed else lengths
+        valid = torch.arange(case.seq_len)[:, None] < lengths
+    if rows == "lengths and reset":
+        marks = {"lengths": lengths, "reset": torch.rand(case.seq_len, case.batch) < 0.3}
+    module = case.module(torch.nn.RNN, torch.float64)
+    x = torch.randn(case.seq_len, case.batch, case.input_size)
+    given = {"input": x[valid] if packed else x, "hx": torch.randn(2, case.batch, case.hidden_size)}
+    given |= {name: w.detach() for name, w in module.named_parameters()}
+    features = 2 * case.hidden_size
+    grads = [torch.randn(*given["input"].shape[:-1], features), torch.randn_like(given["hx"])]
+
+    def ours(x: Tensor, *arguments: Any, **marks: Tensor) -> tuple[Tensor, Tensor]:
+        input = PackedSequence(x, valid.sum(1)) if packed else x
+        output, hn = fastrnn.functional.rnn(input, *arguments, bidirectional=True, **marks)
+        return output.data if packed else output, hn
+
+    def exact(x: Tensor, *arguments: Any, **marks: Tensor) -> tuple[Tensor, Tensor]:
+        sizes = {"batch_sizes": valid.sum(1)} if packed else {}
+        return reference.rnn(x, *arguments, bidirectional=True, **sizes, **marks)
+
+    def results(run: Any, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+        leaves = [y.to(stored).to(device, dtype).requires_grad_() for y in given.values()]
+        x, hx, *weights = leaves
+        output = run(x, hx, weights, **{name: y.to(device) for name, y in marks.items()})
+        found = torch.autograd.grad(output, leaves, [y.to(stored).to(output[0]) for y in grads])
+        named = zip(["output", "hn", *given], [*output, *found], strict=True)
+        return {name: y.detach().cpu() for name, y in named}
+
+    try:
+        taken = fastrnn.info(case.module(fastrnn.RNN, stored, "cuda"), x.cuda().to(stored))
+    except ValueError as e:
+        if torch.cuda.get_device_capability() == (9, 0):
+            raise
+        pytest.skip(str(e))
+    assert f"cuda {configuration.name}, backward {configuration.name} " in taken["kernel"]
+    truth = results(exact, torch.float64, "cpu")
+    theirs = results(exact, stored, "cuda")
+    assert_as_accurate(results(ours, stored, "cuda"), theirs, truth, configuration.tf32)
+
+
+@pytest.mark.parametrize("name", ["grid", "cluster:1024x3x8", "tile:64x8x1"])
+def test_no_such_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", name)
+    rnn = fastrnn.RNN(3, 60, device="cuda")
+    with pytest.raises(ValueError, match=f"can serve this call .*vector:64x1x1.*, got {name}$"):
+        rnn(torch.zeros(4, 2, 3, device="cuda"))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -186,7 +247,7 @@ def test_second_device() -> None:
     output.sum().backward()
     assert output.device == x.grad.device == torch.device("cuda:1")
     assert torch.cuda.current_device() == 0
-    torch.testing.assert_close(output.cpu(), rnn.cpu()(x.cpu())[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output.cpu(), rnn.cpu()(x.cpu())[0])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -5,15 +5,24 @@ What only a GPU can show (see tests/test_cuda.py) is left: real memory, real ten
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, assert_as_accurate, away_from_the_kink
+from cases import (
+    CASES,
+    CONFIGURATIONS,
+    Case,
+    Configuration,
+    assert_as_accurate,
+    away_from_the_kink,
+)
 from torch import Tensor
 from torch.utils import cpp_extension
 
@@ -213,15 +222,6 @@ WIDE_CLUSTER_CASES = [
     Case(2, 17, 4, 1000),
     Case(3, 3, 4, 1024, nonlinearity="relu"),
 ]
-# Rows enough that wider groups pay on a small device: with WIDE_CLUSTER_CASES, every configuration.
-MANY_ROWS = [
-    Case(3, 17, 4, 200),
-    Case(3, 33, 4, 200),
-    Case(3, 5, 4, 380),
-    Case(3, 33, 4, 380),
-    Case(3, 17, 4, 512),
-    Case(3, 35, 4, 512),
-]
 
 
 @pytest.mark.parametrize("extra", ["", "packed", "reset"])
@@ -231,22 +231,17 @@ def test_cluster_kernels(cuda: Any, case: Case, extra: str) -> None:
         check(cuda, "cluster", case, dtype, extra)
 
 
-@pytest.mark.parametrize("case", [*MANY_ROWS, *WIDE_CLUSTER_CASES], ids=str)
+@pytest.mark.parametrize("case", WIDE_CLUSTER_CASES, ids=str)
 def test_wide_cluster_kernels(cuda: Any, case: Case) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         check(cuda, "cluster", case, dtype)
-        check(cuda, "cluster@16", case, dtype, "reset")
 
 
-@pytest.mark.parametrize("case", MANY_ROWS, ids=str)
-def test_cluster_kernels_in_exact_float32(cuda: Any, case: Case) -> None:
-    for kernel in ("cluster", "cluster@64", "cluster@16"):
-        check(cuda, kernel, case, torch.float32, "reset")
-
-
-@pytest.mark.parametrize("case", MANY_ROWS, ids=str)
-def test_cluster_kernels_in_tf32(cuda: Any, case: Case) -> None:
-    check(cuda, "cluster@16", case, torch.float32, "reset", tf32=True)
+@pytest.mark.parametrize("extra", ["", "reset"])
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+def test_configurations(cuda: Any, configuration: Configuration, extra: str) -> None:
+    case = replace(configuration.case, seq_len=3, bidirectional=False, lengths=extra == "reset")
+    check(cuda, configuration.name, case, configuration.dtype, extra, configuration.tf32)
 
 
 # capability, multiprocessors, shared memory of a block and of a multiprocessor, registers
@@ -261,7 +256,7 @@ DEVICES = {
     "B200": [100, 148, 227 << 10, 228 << 10, 65536],
     "RTX 5090": [120, 170, 99 << 10, 100 << 10, 65536],
 }
-FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)  # as in csrc/rnn.h
+FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)  # as in csrc/rnn.h, and as DTYPES
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -296,26 +291,127 @@ def test_choice_can_be_launched(cuda: Any, device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "batch", "hidden", "expected"),
+    ("dtype", "seq_len", "batch", "hidden", "expected"),
     [
-        (FLOAT32, 1, 64, ("vector", 1)),
-        (FLOAT32, 32, 64, ("vector", 1)),
-        (FLOAT32, 64, 128, ("vector", 1)),
-        (BFLOAT16, 64, 64, ("tile", 8)),
-        (BFLOAT16, 64, 256, ("tile", 8)),
-        (FLOAT16, 4096, 128, ("tile", 16)),
-        (BFLOAT16, 64, 257, ("cluster", 8)),
-        (BFLOAT16, 64, 1024, ("cluster", 8)),
-        (BFLOAT16, 64, 1025, ("step", 0)),
-        (FLOAT32, 32, 256, ("cluster", 1)),
-        (FLOAT64, 64, 64, ("step", 0)),
+        (FLOAT32, 512, 1, 64, ("vector", 1)),
+        (FLOAT32, 512, 32, 64, ("vector", 1)),
+        (FLOAT32, 512, 64, 128, ("vector", 1)),
+        (BFLOAT16, 512, 64, 64, ("tile", 8)),
+        (BFLOAT16, 512, 64, 256, ("tile", 8)),
+        (FLOAT16, 512, 4096, 128, ("tile", 16)),
+        (BFLOAT16, 512, 64, 257, ("cluster", 8)),
+        (BFLOAT16, 512, 64, 1024, ("cluster", 8)),
+        (BFLOAT16, 512, 64, 1025, ("step", 0)),
+        (FLOAT32, 512, 32, 256, ("cluster", 1)),
+        (FLOAT64, 512, 64, 64, ("step", 0)),
+        # Of few steps, none pays for loading a large w_hh into registers.
+        (BFLOAT16, 1, 64, 1024, ("step", 0)),
+        (BFLOAT16, 8, 64, 1024, ("cluster", 8)),
+        (BFLOAT16, 1, 64, 256, ("step", 0)),
+        (BFLOAT16, 0, 64, 64, ("tile", 8)),
+        (FLOAT32, 1, 32, 64, ("vector", 1)),
     ],
 )
 def test_choice_on_h200(
-    cuda: Any, dtype: int, batch: int, hidden: int, expected: tuple[str, int]
+    cuda: Any, dtype: int, seq_len: int, batch: int, hidden: int, expected: tuple[str, int]
 ) -> None:
-    choice = cuda.choose(dtype, False, False, 512, batch, hidden, 1, DEVICES["H200"], "")
+    choice = cuda.choose(dtype, False, False, seq_len, batch, hidden, 1, DEVICES["H200"], "")
     assert choice[:2] == expected
+
+
+def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
+    """Where the device has been asked, choose() goes by its answer for each configuration."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    source, program = tmp_path / "choose.cpp", tmp_path / "choose"
+    source.write_text("""
+        #include <cstdio>
+        #include "cuda/choose.h"
+        using namespace fastrnn::cuda;
+        int main() {
+          Device h200{90, 132, 227 << 10, 228 << 10, 65536, true};
+          const auto all = configurations();
+          std::vector<int> groups(all.size());
+          h200.groups_at_once = groups.data();
+          const Problem problem{fastrnn::Dtype::kBFloat16, false, false, 512, 32, 512, 1};
+          const auto taken = [&](const char* forced) {
+            std::puts(name_of(choose(problem, h200, forced)).c_str());
+          };
+          taken(""), taken("cluster");
+          for (const char* only : {"cluster:512x8x4", "cluster:512x16x4", "cluster:1024x8x8"}) {
+            for (size_t i = 0; i < all.size(); ++i)
+              groups[i] = name_of(all[i]) == only ? 4 : 0;
+            taken("");
+          }
+          for (int& count : groups) count = 4;
+          taken("");
+          for (size_t i = 0; i < all.size(); ++i)
+            if (all[i].blocks == 8) groups[i] = 1;
+          taken("");
+        }
+    """)
+    sources = [source, ROOT / "csrc/cuda/choose.cpp"]
+    subprocess.run(
+        [compiler, "-std=c++20", f"-I{ROOT / 'csrc'}", *sources, "-o", program], check=True
+    )
+    run = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [
+        "step", "step",  # no cluster fits
+        "cluster:512x8x4", "cluster:512x16x4", "cluster:1024x8x8",  # one alone does
+        "cluster:512x8x8", "cluster:512x8x4",  # the fastest; of eight blocks only one at a time
+    ]  # fmt: skip
+
+
+def names_for(cuda: Any, *call: Any) -> set[str]:
+    """The configurations that the error for an unknown name says can serve a call."""
+    with pytest.raises(
+        ValueError, match=r"expected FASTRNN_CUDA_KERNEL to be step, .* got grid$"
+    ) as e:
+        cuda.choose(*call, "grid")
+    return set(re.findall(r"\w+:\d+x\d+x\d+", str(e.value)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32"),
+    [
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.float16, False),
+        (torch.bfloat16, False),
+    ],
+    ids=str,
+)
+def test_every_configuration_is_tested(cuda: Any, dtype: torch.dtype, tf32: bool) -> None:
+    """CONFIGURATIONS has all that there are, and choose() takes each for its own case."""
+    code, h200 = DTYPES.index(dtype), DEVICES["H200"]
+    tested = {c.name: c.case for c in CONFIGURATIONS if c.dtype == dtype and (tf32 or not c.tf32)}
+    assert names_for(cuda, code, False, tf32, 5, 1, 1, 1, h200) == set(tested)
+    for name, case in tested.items():
+        choice = cuda.choose(code, False, tf32, 5, case.batch, case.hidden_size, 2, h200, name)
+        assert choice[0] == name.split(":")[0]
+        assert choice[1] == case.batch - 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hidden", "device", "name"),
+    [
+        (FLOAT32, 1, "H200", "vector:64x3x1"),
+        (FLOAT32, 1, "H200", "tile:64x8x1"),  # needs TF32
+        (FLOAT32, 65, "H200", "vector:64x1x1"),
+        (FLOAT64, 1, "H200", "vector:64x1x1"),
+        (BFLOAT16, 1, "A100", "cluster:512x8x4"),
+        (BFLOAT16, 1, "H200 MIG 1g", "cluster:512x8x16"),
+        (BFLOAT16, 200, "RTX 5090", "tile:256x8x1"),
+    ],
+)
+def test_a_configuration_that_cannot_serve(
+    cuda: Any, dtype: int, hidden: int, device: str, name: str
+) -> None:
+    call = (dtype, False, False, 5, 1, hidden, 1, DEVICES[device])
+    assert name not in names_for(cuda, *call)
+    with pytest.raises(ValueError, match=rf"can serve this call .*, got {name}$"):
+        cuda.choose(*call, name)
 
 
 def compile_race(tmp_path: Path, *flags: str) -> Path:

@@ -280,7 +280,10 @@ def test_lengths_is_packing(case: Case, device: str) -> None:
 
     ours, expected = problem.ours(torch.float32), problem.results(packed, torch.float32)
     for name, y in expected.items():
-        assert torch.equal(ours[name], y), name
+        if device == "cuda":  # sums over all rows, which here are more, have other roundings
+            torch.testing.assert_close(ours[name], y, msg=lambda m, name=name: f"{name}: {m}")
+        else:
+            assert torch.equal(ours[name], y), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)

@@ -47,9 +47,20 @@ PARTS = {
 }
 
 
+EPILOG = f"""\
+The plan has {len(plan())} rows, the most telling first, and a call measures 150 to 250 of them. Go
+on until none is left, with the same JSON; on a machine without the extension, build it first:
+
+    python -m benchmarks.gpu.check --only build bench --again
+"""
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="benchmarks.gpu.check", description=__doc__.split("\n")[0]
+        prog="benchmarks.gpu.check",
+        description=__doc__.split("\n")[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="few rows, few tests: a first try")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",

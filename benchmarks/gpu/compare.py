@@ -36,6 +36,7 @@ from benchmarks.gpu.shapes import Row, Setting, plan
 Record = dict[str, Any]
 Step = Callable[[], object]
 
+TF32_FLOOR = 1e-3  # as FLOOR, where products of float32 may round their factors to 11 bits
 LEAST_ROUNDS, MOST_ROUNDS = 5, 40
 POISONED = 3  # exit status
 
@@ -45,6 +46,7 @@ class DeviceProblem(Problem):
 
     def __init__(self, row: Row, device: str) -> None:
         self.device = torch.device(device)
+        self.tf32 = row.setting.tf32
         with self.device:
             super().__init__(row.shape)
         if self.lengths is not None:
@@ -68,14 +70,17 @@ def kernel_of(problem: DeviceProblem, training: bool) -> str | None:
     return kernel if kernel.startswith(problem.device.type + " ") else None
 
 
-def compare_errors(problem: Problem, contestants: Sequence[Contestant], training: bool) -> Record:
+def compare_errors(
+    problem: DeviceProblem, contestants: Sequence[Contestant], training: bool
+) -> Record:
     """Both errors against float64, of the result in which ours is worst beside nn.RNN's."""
     truth = make_contestant("nn.RNN", problem, training, torch.float64).results()
     theirs, ours = (c.results() for c in contestants)
     found = []
     for key, exact in truth.items():
         floor = torch.finfo(theirs[key].dtype).eps / 4  # nn.RNN may happen to be exact
-        bound = 2 * error(theirs[key], exact) + FLOOR[theirs[key].dtype]
+        allowed = TF32_FLOOR if problem.tf32 else FLOOR[theirs[key].dtype]
+        bound = 2 * error(theirs[key], exact) + allowed
         lost = error(ours[key], exact)
         known = max(error(theirs[key], exact), floor)
         found.append(

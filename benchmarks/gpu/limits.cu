@@ -151,6 +151,77 @@ void rate(int threads) {
               name, threads, of_a_warp * 8 * (threads / 32) / clocks);
 }
 
+// Loads of 16 bytes as vector.cuh does them: four neighbouring lanes read neighbouring addresses,
+// and all such fours of a warp the same. How many clocks of the multiprocessor a warp's load takes.
+__global__ void broadcast_kernel(Result* to) {
+  constexpr int kIndependent = 8;
+  unsigned* shared = shared_memory<unsigned>();
+  for (int i = threadIdx.x; i < 1024; i += blockDim.x) shared[i] = 0;
+  block_sync();
+  unsigned x[kIndependent][4];
+  const long long start = clock64();
+  for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (int i = 0; i < kIndependent; ++i) {
+      const auto from =
+          static_cast<unsigned>(__cvta_generic_to_shared(shared + i * 16 + threadIdx.x % 4 * 4));
+      asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(x[i][0]), "=r"(x[i][1]), "=r"(x[i][2]), "=r"(x[i][3])
+                   : "r"(from));
+    }
+  }
+  block_sync();
+  const long long clocks = clock64() - start;
+  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clocks;
+  for (int i = 0; i < kIndependent; ++i)
+    if ((x[i][0] | x[i][1] | x[i][2] | x[i][3]) != 0) to->wrong = 1;
+}
+
+void broadcast(int threads) {
+  const int loads = kSteps * 8 * (threads / 32);
+  std::printf(
+      "{\"what\": \"ld.shared.v4 of a warp at 4 addresses, among many\", \"threads\": %d, "
+      "\"clocks\": %.2f}\n",
+      threads, median_clocks("ld.shared.v4", broadcast_kernel, {1, threads, 4096, nullptr}, loads));
+}
+
+// A step that is bound by how many instructions a multiprocessor issues: what addresses and
+// predicates cost that stand beside the products.
+constexpr int kInstructions = 256;
+__global__ void issue_kernel(Result* to, unsigned zero) {
+  constexpr int kIndependent = 8;
+  float x[kIndependent / 2] = {};
+  unsigned y[kIndependent / 2] = {threadIdx.x, threadIdx.x, threadIdx.x, threadIdx.x};
+  const float a = 1.0f + zero;
+  const unsigned factor = zero + 3;
+  block_sync();
+  const long long start = clock64();
+  for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (int i = 0; i < kInstructions / kIndependent; ++i) {
+#pragma unroll
+      for (int j = 0; j < kIndependent / 2; ++j) {
+        x[j] = fmaf(x[j], a, a);
+        y[j] = y[j] * factor + zero;
+      }
+    }
+    block_sync();
+  }
+  const long long clocks = clock64() - start;
+  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clocks;
+  float sum = 0;
+  for (int j = 0; j < kIndependent / 2; ++j) sum += x[j] + y[j];
+  if (sum == -1.0f) to->wrong = 1;  // keeps the chains
+}
+
+void issue(int threads) {
+  std::printf(
+      "{\"what\": \"step of FFMA, IMAD in turn and a barrier\", \"instructions\": %d, "
+      "\"threads\": %d, \"clocks\": %.0f}\n",
+      kInstructions, threads,
+      median_clocks("issue", issue_kernel, {1, threads, 0, nullptr}, kSteps, 0u));
+}
+
 // --- Inside a cluster
 
 // Sixteen bytes go from the first block to the last and back: half of that is one hop.
@@ -394,6 +465,8 @@ int main() {
     rate<kFma>(threads);
     rate<kMmaHalf>(threads);
     rate<kMmaTf32>(threads);
+    broadcast(threads);
+    issue(threads);
   }
   measure_launches();
   measure_grids(device.multiProcessorCount);

@@ -23,7 +23,7 @@ from benchmarks.gpu.process import Ended, run, write_whole
 ROOT = Path(__file__).parent.parent.parent
 Record = dict[str, Any]
 
-KERNELS = ("step", "vector", "tile", "cluster", "grid")  # as FASTRNN_CUDA_KERNEL takes them
+KERNELS = ("step", "vector", "tile", "cluster")  # as FASTRNN_CUDA_KERNEL takes them
 TOOLS = ("memcheck", "racecheck")
 NOT_CHOSEN = 4  # exit status of benchmarks.gpu.sanitize
 QUICK_TESTS = ["tests/test_cuda_graphs.py", "tests/test_rnn.py"]

@@ -1,5 +1,8 @@
 #include "cuda/choose.h"
 
+#include <algorithm>
+#include <stdexcept>
+
 namespace fastrnn::cuda {
 namespace {
 
@@ -62,14 +65,10 @@ int element_bytes(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
-// Blocks of one kernel that a multiprocessor holds at a time.
-int resident(const Choice& c, const Device& device) {
-  const int by_registers = device.registers_per_multiprocessor / (c.threads * c.registers);
-  constexpr int kReserved = 1 << 10;  // shared memory of the system's own, for each block
-  const int by_shared = device.shared_per_multiprocessor / (c.shared_bytes + kReserved);
-  const int by_threads = (device.capability == 75 ? 1024 : 1536) / c.threads;
-  int blocks = by_registers < by_shared ? by_registers : by_shared;
-  return blocks < by_threads ? blocks : by_threads;
+// Threads that a multiprocessor holds (CUDA C++ Programming Guide, "Compute Capabilities").
+int threads_per_multiprocessor(int capability) {
+  if (capability < 80) return 1024;
+  return capability == 80 || (capability >= 90 && capability < 110) ? 2048 : 1536;
 }
 
 Choice configuration(const BlockKernel& k) {
@@ -80,12 +79,17 @@ Choice configuration(const BlockKernel& k) {
   return {k.kernel, k.rows, k.blocks, k.threads, registers, shared, 0, k.hidden_size};
 }
 
-bool serves(const BlockKernel& k, const Problem& p, const Device& device) {
-  if (k.element_bytes != element_bytes(p.dtype) || p.hidden_size > k.hidden_size) return false;
-  if (k.kernel == Kernel::kCluster) {
-    // Half of a small device at most, so that one of its GPCs holds a cluster.
-    if (device.capability < 90 || device.multiprocessors < 2 * k.blocks) return false;
-  }
+int groups_at_once(const BlockKernel& k, const Choice& c, const Device& device) {
+  if (device.groups_at_once) return device.groups_at_once[&k - kBlockKernels];
+  return estimate_groups_at_once(c, device);
+}
+
+bool serves(const BlockKernel& k, const Choice& c, const Problem& p, const Device& device) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - 64;
+  if (p.seq_len > kMost || p.batch > kMost || p.hidden_size > k.hidden_size) return false;
+  if (k.element_bytes != element_bytes(p.dtype) || !can_launch(c, device)) return false;
+  if (k.kernel == Kernel::kCluster && device.capability < 90) return false;
+  if (groups_at_once(k, c, device) < 1) return false;
   if (!on_tensor_cores(k)) return true;
   // There the compiler spills these ones' registers.
   const bool widest = k.kernel == Kernel::kTile ? k.hidden_size == 256
@@ -104,21 +108,24 @@ double step_time(const BlockKernel& k, const Choice& c, const Problem& p, const 
   const double H = k.hidden_size;
   const bool tensor = on_tensor_cores(k);
   const double rate = !tensor ? 100 : k.element_bytes == 4 ? 300 : 600;
-  // At least the reads of the state: 128 bytes a cycle for each warp that reads all of it.
-  const double lanes = k.hidden_size == 192 ? 2 : 4;
-  const double state = k.rows * H * k.element_bytes, warps = k.threads / 32;
+  // Reads of shared memory: on tensor cores 128 bytes a cycle, each warp all of the state. On FMA
+  // units at least a cycle for each load of a warp, though 8 or 16 lanes share its 16 bytes.
+  const double lanes = k.hidden_size == 192 ? 2 : 4, warps = k.threads / 32;
+  const double state = k.rows * H * k.element_bytes;
   const double reads =
-      (tensor ? warps * state : warps * state / lanes) / 128 + stored_bytes(k) / 128.0;
+      tensor ? (warps * state + stored_bytes(k)) / 128 : warps * k.rows * H / (4 * lanes);
   const double math = k.rows * H * H / k.blocks / rate;
   const double others = static_cast<double>(k.blocks - 1) / k.blocks;
   const double exchange = k.blocks == 1 ? 0 : 300 + state * others / 18;
-  const double cycles = 170 + exchange + (math > reads ? math : reads);
+  // Each block's part of w_hh, loaded once for all steps.
+  const double load = H * H / k.blocks / 4 / (p.seq_len > 1 ? p.seq_len : 1);
+  const double cycles = exchange + (math > reads ? math : reads) + load;
   const double groups = static_cast<double>((p.batch + k.rows - 1) / k.rows) * p.num_directions;
-  const int at_once = resident(c, device) * device.multiprocessors / k.blocks;
-  const double waves = at_once == 0 ? 1e9 : static_cast<double>(int64_t(groups - 1) / at_once + 1);
+  const int at_once = groups_at_once(k, c, device);
+  const double waves = static_cast<double>(int64_t(groups - 1) / at_once + 1);
   // Blocks that share a multiprocessor share its units, not its latencies.
   const double shared = groups * k.blocks / waves / device.multiprocessors;
-  return waves * (170 + (cycles - 170) * (shared > 1 ? shared : 1)) / 1.7;
+  return waves * (170 + cycles * (shared > 1 ? shared : 1)) / 1.7;
 }
 
 // A GEMM and a kernel: launches, or for large sizes the product itself.
@@ -126,6 +133,18 @@ double step_time_of_steps(const Problem& p) {
   constexpr double kLaunches = 5000, kMultiplyAddsPerNanosecond = 15000;
   const double work = static_cast<double>(p.batch) * p.num_directions * p.hidden_size;
   return kLaunches + work * static_cast<double>(p.hidden_size) / kMultiplyAddsPerNanosecond;
+}
+
+[[noreturn]] void refuse(const Problem& p, const Device& device, const std::string& forced) {
+  std::string names;
+  for (const BlockKernel& k : kBlockKernels) {
+    const Choice c = configuration(k);
+    if (serves(k, c, p, device)) names += (names.empty() ? "" : ", ") + name_of(c);
+  }
+  throw std::invalid_argument(
+      "rnn: expected FASTRNN_CUDA_KERNEL to be step, vector, tile or cluster, or a configuration "
+      "that can serve this call (" +
+      (names.empty() ? "here none" : names) + "), got " + forced);
 }
 
 }  // namespace
@@ -140,32 +159,61 @@ const char* name_of(Kernel kernel) {
       return "tile";
     case Kernel::kCluster:
       return "cluster";
-    case Kernel::kGrid:
-      return "grid";
   }
   return "unknown";
 }
 
+std::string name_of(const Choice& c) {
+  std::string name = name_of(c.kernel);
+  if (c.kernel != Kernel::kStep) {
+    name += ':' + std::to_string(c.units) + 'x' + std::to_string(c.rows) + 'x' +
+            std::to_string(c.blocks);
+  }
+  return name;
+}
+
+int blocks_at_once(const Choice& c, const Device& device) {
+  const int by_registers = device.registers_per_multiprocessor / (c.threads * c.registers);
+  const int by_shared = device.shared_per_multiprocessor / (c.shared_bytes + kReservedShared);
+  const int by_threads = threads_per_multiprocessor(device.capability) / c.threads;
+  return std::min({by_registers, by_shared, by_threads});
+}
+
 bool can_launch(const Choice& c, const Device& device) {
   if (c.kernel == Kernel::kStep) return true;
-  return c.threads <= 1024 && c.shared_bytes <= device.shared_per_block && resident(c, device) >= 1;
+  return c.threads <= 1024 && c.shared_bytes <= device.shared_per_block &&
+         blocks_at_once(c, device) >= 1;
+}
+
+int estimate_groups_at_once(const Choice& c, const Device& device) {
+  // A cluster takes half of a small device at most, so that one of its GPCs holds it.
+  if (c.blocks > 1 && device.multiprocessors < 2 * c.blocks) return 0;
+  return blocks_at_once(c, device) * device.multiprocessors / c.blocks;
+}
+
+std::vector<Choice> configurations() {
+  std::vector<Choice> all;
+  for (const BlockKernel& k : kBlockKernels) all.push_back(configuration(k));
+  return all;
 }
 
 Choice choose(const Problem& p, const Device& device, const std::string& forced) {
-  constexpr int64_t kMost = (int64_t{1} << 31) - 64;
-  if (p.seq_len > kMost || p.batch > kMost) return kSteps;
   Choice best = kSteps;
   double best_time = forced.empty() ? step_time_of_steps(p) : 1e300;
   for (const BlockKernel& k : kBlockKernels) {
     const Choice c = configuration(k);
-    if (!serves(k, p, device) || !can_launch(c, device)) continue;
-    if (!forced.empty() && forced != name_of(k.kernel)) continue;
+    if (!forced.empty() && forced != name_of(k.kernel) && forced != name_of(c)) continue;
+    if (!serves(k, c, p, device)) continue;
     const double time = step_time(k, c, p, device);
     if (time < best_time) {
       best = c;
       best_time = time;
     }
   }
+  const bool has_kernel_name =
+      forced == "step" || forced == "vector" || forced == "tile" || forced == "cluster";
+  if (best.kernel == Kernel::kStep && !forced.empty() && !has_kernel_name)
+    refuse(p, device, forced);
   return best;
 }
 

@@ -3,18 +3,20 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "rnn.h"
 
 namespace fastrnn::cuda {
 
 enum class Kernel : int {
-  kStep,     // a GEMM and a pointwise kernel for each step (step.cu)
-  kVector,   // one block per few rows, FMA units (vector.cu)
-  kTile,     // one block per tile of rows, tensor cores (tile.cu)
-  kCluster,  // a thread-block cluster per group of rows (cluster.cu)
-  kGrid      // groups of blocks that exchange through L2 (grid.cu)
+  kStep,    // a GEMM and a pointwise kernel for each step (step.cu)
+  kVector,  // one block per few rows, FMA units (vector.cu)
+  kTile,    // one block per tile of rows, tensor cores (tile.cu)
+  kCluster  // a thread-block cluster per group of rows (cluster.cu)
 };
+
+constexpr int kReservedShared = 1 << 10;  // bytes of shared memory of the system's own, per block
 
 // What a launch needs; a launcher takes exactly the configurations that it lists itself.
 struct Choice {
@@ -35,6 +37,8 @@ struct Device {
   int shared_per_multiprocessor;
   int registers_per_multiprocessor;
   bool cooperative;
+  // For each of configurations() the groups that run at a time (occupancy.h); null: estimated.
+  const int* groups_at_once = nullptr;
 };
 
 struct Problem {
@@ -47,13 +51,24 @@ struct Problem {
   int num_directions;
 };
 
-// The kernel for this problem on this device. `forced` (empty: free choice) is a kernel's name,
-// "step", "vector", "tile", "cluster" or "grid": then that one where it can run, else step.
+// Every configuration of every kernel but step, whatever device and call it serves.
+std::vector<Choice> configurations();
+
+// The kernel for this problem on this device. `forced` is empty: free choice; or a kernel's name,
+// "step", "vector", "tile" or "cluster": its best configuration, or step where it has none for the
+// call; or a configuration's name, such as "cluster:1024x8x8". Throws std::invalid_argument for any
+// other name, and where that configuration cannot serve the call.
 Choice choose(const Problem& problem, const Device& device, const std::string& forced = "");
 
-// Whether the device can hold one block, and for clusters one group, of this configuration.
+// Whether the device can hold one block of this configuration.
 bool can_launch(const Choice& choice, const Device& device);
+// Blocks of it that a multiprocessor holds at a time.
+int blocks_at_once(const Choice& choice, const Device& device);
+// Groups of it that run at a time, by the sizes alone.
+int estimate_groups_at_once(const Choice& choice, const Device& device);
 
 const char* name_of(Kernel kernel);
+// "step", or the kernel, hidden units, rows and blocks of a group, as in "cluster:1024x8x8".
+std::string name_of(const Choice& choice);
 
 }  // namespace fastrnn::cuda

@@ -22,6 +22,7 @@ extern "C" [[gnu::weak]] int cublasGemmEx_64(void* handle, int op_a, int op_b, i
                                              int type_a, int64_t lda, const void* b, int type_b,
                                              int64_t ldb, const void* beta, void* c, int type_c,
                                              int64_t ldc, int compute, int algorithm);
+extern "C" [[gnu::weak]] int cublasSetMathMode(void* handle, int mode);
 
 namespace fastrnn::cuda {
 namespace {
@@ -31,6 +32,7 @@ using at::Tensor;
 // cublas_api.h and library_types.h
 constexpr int kAsItIs = 0, kTransposed = 1, kDefaultAlgorithm = -1;
 constexpr int kComputeFloat32 = 68, kComputeTf32 = 77, kComputeFloat64 = 70;
+constexpr int kDefaultMath = 0, kNoReducedPrecisionReduction = 16;
 
 int cublas_type(at::ScalarType type) {
   switch (type) {
@@ -71,7 +73,7 @@ void* blas_handle() {
 bool have_cublas() {
   void* (*with_setup)(bool) = at::cuda::getCurrentCUDABlasHandle;
   void* (*without)() = at::cuda::getCurrentCUDABlasHandle;
-  return cublasGemmEx_64 && (with_setup || without);
+  return cublasGemmEx_64 && cublasSetMathMode && (with_setup || without);
 }
 
 void multiply_cublas(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add) {
@@ -87,10 +89,17 @@ void multiply_cublas(const Matrix& out, const Matrix& a, const Matrix& b, bool t
   const Operand x = operand_of(a), y = operand_of(b), z = operand_of(out);
   TORCH_CHECK(z.op == kAsItIs, "rnn: expected a row-major result");
   const int type = cublas_type(a.type);
-  const int status =
-      cublasGemmEx_64(blas_handle(), y.op, x.op, out.columns, out.rows, a.columns, one, b.data,
-                      type, y.leading, a.data, type, x.leading, add ? one : zero, out.data,
-                      cublas_type(out.type), z.leading, compute, kDefaultAlgorithm);
+  void* const handle = blas_handle();
+  // In its default mode, in which the handle comes, cuBLAS may add the parts of a split sum in the
+  // type of a result of 16 bits.
+  const bool narrow = at::isReducedFloatingType(out.type);
+  int status = narrow ? cublasSetMathMode(handle, kNoReducedPrecisionReduction) : 0;
+  if (status == 0) {
+    status = cublasGemmEx_64(handle, y.op, x.op, out.columns, out.rows, a.columns, one, b.data,
+                             type, y.leading, a.data, type, x.leading, add ? one : zero, out.data,
+                             cublas_type(out.type), z.leading, compute, kDefaultAlgorithm);
+  }
+  if (narrow) cublasSetMathMode(handle, kDefaultMath);
   TORCH_CHECK(status == 0, "rnn: cublasGemmEx failed with status ", status, " for ", a.rows, " x ",
               a.columns, " by ", b.columns, " in ", a.type);
 }

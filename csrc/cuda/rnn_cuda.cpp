@@ -7,9 +7,11 @@
 #include <array>
 #include <cstdlib>
 #include <mutex>
+#include <vector>
 
 #include "checks.h"
 #include "cuda/gemm.h"
+#include "cuda/occupancy.h"
 #include "cuda/stack.h"
 
 // Of libtorch_cuda, which is there wherever a CUDA tensor is.
@@ -38,13 +40,24 @@ Device read_device(int index) {
           attribute(cudaDevAttrCooperativeLaunch) != 0};
 }
 
+// What choose() asks of a device, read once; the device is current.
 const Device& device_at(int index) {
+  struct Known {
+    std::once_flag once;
+    Device device;
+    std::vector<int> groups_at_once;
+  };
   constexpr int kMost = 64;
-  static std::array<std::once_flag, kMost> once;
-  static std::array<Device, kMost> devices;
+  static std::array<Known, kMost> all;
   TORCH_CHECK(index >= 0 && index < kMost, "rnn: expected a device below ", kMost, ", got ", index);
-  std::call_once(once[index], [&] { devices[index] = read_device(index); });
-  return devices[index];
+  Known& known = all[index];
+  std::call_once(known.once, [&] {
+    known.device = read_device(index);
+    for (const Choice& c : configurations())
+      known.groups_at_once.push_back(groups_at_once(c, known.device));
+    known.device.groups_at_once = known.groups_at_once.data();
+  });
+  return known.device;
 }
 
 // While there is one, the input's device is current, for torch and for this library, which has a
@@ -105,9 +118,9 @@ std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int6
   const Context context = on_device.context();
   Problem problem{dtype_of(like), false,       context.tf32,         seq_len,
                   batch,          hidden_size, bidirectional ? 2 : 1};
-  std::string names = name_of(choose(problem, context.device, context.forced).kernel);
+  const std::string forward = name_of(choose(problem, context.device, context.forced));
   problem.backward = true;
-  return names + ", backward " + name_of(choose(problem, context.device, context.forced).kernel);
+  return forward + ", backward " + name_of(choose(problem, context.device, context.forced));
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {

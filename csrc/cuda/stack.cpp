@@ -155,7 +155,8 @@ bool run_in_one_launch(Call& call, Recurrence<Direction>& r, const Launchers& la
     workspace = call.empty({choice.workspace}, at::kByte).zero_();
     r.workspace = workspace.mutable_data_ptr();
   }
-  check_launch(launcher(r, choice, call.context.stream), name_of(choice.kernel), call.shape);
+  const cudaError_t error = launcher(r, choice, call.context.stream);
+  if (error != cudaSuccess) check_launch(error, name_of(choice).c_str(), call.shape);
   return true;
 }
 
