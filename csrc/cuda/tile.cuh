@@ -21,8 +21,9 @@ struct TileGroup {
   static constexpr int kRowBytes = kUnits * sizeof(S) + 16, kStateBytes = kRows * kRowBytes;
   static constexpr int kFragments = kUnits / kDepth, kKept = kFragments - kStored;
   static constexpr int kSharedBytes = 2 * kStateBytes + kStored * kThreads * 16;
-  // Sums that do not wait for one another.
-  static constexpr int kChains = kBlocks > 1 && kTiles* kStacked == 1 ? 4 : 1;
+  // Sums of an element that do not wait for one another, as registers allow.
+  static constexpr bool kFew = kFragments < 8 || (kBlocks == 1 && kFragments > 16);
+  static constexpr int kChains = kTiles * kStacked > 1 ? 1 : kFew ? 2 : 4;
   static_assert(kFragments % 2 == 0 && kKept > 0 && (kStored == 0 || kStacked == 1));
   static_assert(kBlockUnits * kBlocks == kUnits && kBlockUnits % kWarpUnits == 0);
 
@@ -40,7 +41,8 @@ struct TileGroup {
   // Elements are [kStacked][kTiles][4]; two rows of each tile are this thread's.
   FASTRNN_DEVICE static constexpr int slot(int e) { return e / 4 % kTiles * 2 + e % 2; }
   FASTRNN_DEVICE int row(int s) const { return s / 2 * 8 + lane() % 4 * 2 + s % 2; }
-  FASTRNN_DEVICE int unit(int e) const { return first_unit(e / 4 / kTiles) + e % 4 / 2 * 8; }
+  FASTRNN_DEVICE static constexpr int offset(int e) { return e / 4 / kTiles * 16 + e % 4 / 2 * 8; }
+  FASTRNN_DEVICE int unit(int e) const { return first_unit(0) + offset(e); }
 
   FASTRNN_DEVICE static uint32_t bits(S x) {
     if constexpr (sizeof(S) == 4) {
@@ -70,7 +72,7 @@ struct TileGroup {
       // Not all loads at once: the addresses of so many leave too few registers.
       if (kBlocks > 1 && n % 16 == 15) warp_sync();
     }
-#pragma unroll 1
+#pragma unroll 4
     for (int f = kKept; f < kFragments; ++f)
       *stored(f) = make_uint4(part(0, f, 0), part(0, f, 1), part(0, f, 2), part(0, f, 3));
   }
@@ -107,18 +109,18 @@ struct TileGroup {
     }
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      c[e] = 0;
+      c[e] = sums[0][e / 4 / kTiles][e / 4 % kTiles][e % 4];
 #pragma unroll
-      for (int n = 0; n < kChains; ++n) c[e] += sums[n][e / 4 / kTiles][e / 4 % kTiles][e % 4];
+      for (int n = 1; n < kChains; ++n) c[e] += sums[n][e / 4 / kTiles][e / 4 % kTiles][e % 4];
     }
   }
 
-  FASTRNN_DEVICE void put(unsigned char* state, int e, float x) const {
+  FASTRNN_DEVICE void put(unsigned char* state, int e, S x) const {
     unsigned char* to = state + row(slot(e)) * kRowBytes + unit(e) * static_cast<int>(sizeof(S));
     if constexpr (sizeof(S) == 4) {
       *reinterpret_cast<uint32_t*>(to) = tf32_of(x);
     } else {
-      narrow(reinterpret_cast<S*>(to), x);
+      *reinterpret_cast<S*>(to) = x;
     }
   }
 
