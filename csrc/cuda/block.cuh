@@ -6,20 +6,22 @@
 //   Storage                  the type of h in memory
 //   load(w, H, transposed)   takes w_hh [H, H], or its transpose, into registers; zeros beyond H
 //   row(s), slot(e), unit(e) a thread's elements lie in kSlots rows; row -1: none
-//   offset(e)               unit(e) - unit(0), a constant
+//   offset(e)                unit(e) - unit(0), a constant
 //   product(state, c)        c[e] = sum over k of w[unit(e), k] * state[row(e), k]
 //   put(state, e, x)         writes an element of the state in shared memory, of kStateBytes
 //   send(state, copy)        after all of the thread's puts, before anything that need not be soon
 //   receive(copy)            waits for the whole state in this copy
 //
 // Tile plan: a block has kRows rows of one direction for all steps, and ends with the longest. The
-//   weights stay in registers; the state is in shared memory, twice; what a step reads from global
-//   memory is asked for kAhead steps before.
+//   weights stay in registers; the state is in shared memory, twice; what a step reads of the
+//   tensors is asked for kAhead steps before, the marks of reset and the starts of packed steps one
+//   step before they are used. Pointers run along with the steps.
 // Sync plan: one receive a step, in one block a barrier. It stands between the writes of a state
 //   and its reads in the next step, and between these reads and the writes of the step after that,
 //   which go to the same copy. For clusters see cluster.cuh.
-// Limits: hidden_size at most kHidden; fewer than 2^31 steps and rows. Any strides. Launchers
-// check. Why: no exchange between blocks, and no weight read twice; see docs/benchmarks.md.
+// Limits: hidden_size at most kHidden; fewer than 2^31 steps and rows; igates and copy have the
+// strides of output, and so has grad_pre. Launchers check. Why: no exchange between blocks, and no
+// weight read twice; see docs/benchmarks.md.
 #pragma once
 
 #include "cuda/math.cuh"
@@ -34,10 +36,9 @@ struct Owned {
   bool down;
   int hidden_size;
   int longest = 0;
-  uint32_t b[Group::kSlots];  // of the batch
+  static constexpr uint32_t kNone = ~0u;
+  uint32_t b[Group::kSlots];  // row of the batch, or kNone
   int length[Group::kSlots];  // 0: not there
-  int first[Group::kSlots];   // step of the walk that the row has
-  bool there[Group::kSlots];
 
   FASTRNN_DEVICE Owned(const Rows& rows, const Group& group, int64_t hidden_size, bool down)
       : rows(rows), down(down), hidden_size(static_cast<int>(hidden_size)) {
@@ -50,16 +51,15 @@ struct Owned {
 #pragma unroll
     for (int s = 0; s < Group::kSlots; ++s) {
       const int row = group.row(s);
-      there[s] = row >= 0 && start + row < rows.batch;
-      b[s] = there[s] ? static_cast<uint32_t>(row_at(rows, start + row)) : 0;
-      length[s] = there[s] ? static_cast<int>(row_length(rows, b[s])) : 0;
-      first[s] = down ? longest - length[s] : 0;
+      const bool there = row >= 0 && start + row < rows.batch;
+      b[s] = there ? static_cast<uint32_t>(row_at(rows, start + row)) : kNone;
+      length[s] = there ? static_cast<int>(row_length(rows, b[s])) : 0;
     }
   }
   FASTRNN_DEVICE int time(int i) const { return down ? longest - 1 - i : i; }
   // Whether the row has step i of the walk.
   FASTRNN_DEVICE bool at(int s, int i) const {
-    return static_cast<unsigned>(i - first[s]) < static_cast<unsigned>(length[s]);
+    return static_cast<unsigned>(time(i)) < static_cast<unsigned>(length[s]);
   }
   // The same of an element, of which the tensor may have none.
   FASTRNN_DEVICE bool at(const Group& group, int e, int i) const {
@@ -67,10 +67,14 @@ struct Owned {
   }
   // Whether the element is one of the tensor.
   FASTRNN_DEVICE bool has(const Group& group, int e) const {
-    return there[Group::slot(e)] && group.unit(e) < hidden_size;
+    return b[Group::slot(e)] != kNone && group.unit(e) < hidden_size;
   }
-  // Where rows have marks: of each slot, whether a sequence begins between steps i - 1 and i of the
-  // walk. As it is in memory, so that nothing waits for it here.
+  // Of packed data: the rows before step i, modulo 2^32, as a step has fewer than 2^31.
+  FASTRNN_DEVICE uint32_t start(int i) const {
+    return i < longest ? static_cast<uint32_t>(rows.start[time(i)]) : 0;
+  }
+  // Where there is a reset: of each slot, whether a sequence begins between steps i - 1 and i of
+  // the walk, as the byte in memory, so that nothing waits for it before it is tested.
   FASTRNN_DEVICE void load_marks(int i, unsigned char (&marks)[Group::kSlots]) const {
     if (!rows.reset) return;
     const auto* reset = reinterpret_cast<const unsigned char*>(rows.reset);
@@ -84,51 +88,30 @@ struct Owned {
   }
 };
 
-// Where the elements of a step of the walk lie in some sequence tensors.
-template <typename Group, int kTensors>
-struct Walk {
+// Where the elements of a step of the walk lie in a sequence tensor.
+template <typename Group>
+struct Place {
   using S = typename Group::Storage;
-  static constexpr int kBytes = sizeof(S);
-  const Owned<Group>& own;
-  const Sequence* const* tensors;
-  S* at[kTensors][Group::kSlots];  // of a slot's first unit
-  int64_t step[kTensors];          // bytes from this step to the next
-  // Of packed data: the rows before this step and before the next, modulo 2^32, as what is between
-  // them is less than 2^31. Loaded a step before they are used.
-  uint32_t start, coming;
+  const Sequence& strides;
+  S* at[Group::kSlots];  // of a slot's first unit
+  int64_t step;          // bytes to the next step; of packed data, set at each
 
-  FASTRNN_DEVICE Walk(const Group& group, const Owned<Group>& own,
-                      const Sequence* const (&tensors)[kTensors])
-      : own(own), tensors(tensors) {
+  FASTRNN_DEVICE Place(const Group& group, const Owned<Group>& own, void* data,
+                       const Sequence& strides)
+      : strides(strides) {
+    step = (own.down ? -strides.step_stride : strides.step_stride) * int{sizeof(S)};
 #pragma unroll
-    for (int n = 0; n < kTensors; ++n) {
-      step[n] = (own.down ? -tensors[n]->step_stride : tensors[n]->step_stride) * kBytes;
-#pragma unroll
-      for (int s = 0; s < Group::kSlots; ++s) {
-        at[n][s] = static_cast<S*>(tensors[n]->data) + group.unit(0);
-        if (own.length[s] > 0) at[n][s] += place(own.rows, *tensors[n], own.time(0), own.b[s]);
-      }
+    for (int s = 0; s < Group::kSlots; ++s) {
+      at[s] = static_cast<S*>(data) + group.unit(0);
+      if (own.length[s] > 0) at[s] += place(own.rows, strides, own.time(0), own.b[s]);
     }
-    start = start_of(0);
-    coming = start_of(1);
   }
-  FASTRNN_DEVICE uint32_t start_of(int i) const {
-    if (!own.rows.start || i >= own.longest) return 0;
-    return static_cast<uint32_t>(own.rows.start[own.time(i)]);
+  FASTRNN_DEVICE void set_rows_to_next(uint32_t rows) {
+    step = static_cast<int>(rows) * strides.row_stride * int{sizeof(S)};
   }
-  // From step i to the next.
-  FASTRNN_DEVICE void next(int i) {
-    if (own.rows.start) {
+  FASTRNN_DEVICE void next() {
 #pragma unroll
-      for (int n = 0; n < kTensors; ++n)
-        step[n] = static_cast<int>(coming - start) * tensors[n]->row_stride * kBytes;
-      start = coming;
-      coming = start_of(i + 2);
-    }
-#pragma unroll
-    for (int n = 0; n < kTensors; ++n)
-#pragma unroll
-      for (int s = 0; s < Group::kSlots; ++s) at[n][s] = further(at[n][s], step[n]);
+    for (int s = 0; s < Group::kSlots; ++s) at[s] = further(at[s], step);
   }
 };
 
@@ -154,37 +137,50 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   const Owned<Group> own(r.rows, group, H, d.reverse);
   const int steps = own.longest;
 
+  const auto hx = [&](int e) {
+    S x;
+    narrow(&x, 0.0f);
+    const uint32_t unit = group.unit(e);
+    if (d.hx && own.has(group, e))
+      x = static_cast<const S*>(d.hx)[own.b[Group::slot(e)] * d.hx_row_stride + unit];
+    return x;
+  };
+
   float bias[kElements];
-  S hx[kElements], h[kElements];
+  S h[kElements];
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
     const int unit = group.unit(e);
     bias[e] = 0;
     if (unit < H)
       bias[e] = load_or_zero<float, S>(d.b_ih, unit) + load_or_zero<float, S>(d.b_hh, unit);
-    narrow(&hx[e], 0.0f);
-    if (d.hx && own.has(group, e))
-      hx[e] = static_cast<const S*>(d.hx)[own.b[Group::slot(e)] * d.hx_row_stride + unit];
-    h[e] = hx[e];
+  }
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
+    h[e] = hx(e);
     group.put(states, e, h[e]);
   }
 
-  const Sequence *in[] = {&d.igates}, *out[] = {&d.output, &d.copy};
-  Walk<Group, 1> asked(group, own, in);
-  Walk<Group, 2> done(group, own, out);
+  Place<Group> asked(group, own, d.igates.data, d.output),
+      done(group, own, d.output.data, d.output);
   S igates[kAhead][kElements];
-  unsigned char cut[2][kSlots];  // whether h_prev is hx again; of the next steps of each parity
+  unsigned char cut[kSlots];  // whether h_prev of the next step is hx again
+  // Of the step after those that were asked for.
+  uint32_t coming = r.rows.start ? own.start(1) : 0;
   const auto ask = [&](int u, int i) {
 #pragma unroll
     for (int e = 0; e < kElements; ++e)
-      if (own.at(group, e, i)) igates[u][e] = asked.at[0][Group::slot(e)][Group::offset(e)];
-    asked.next(i);
+      if (own.at(group, e, i)) igates[u][e] = asked.at[Group::slot(e)][Group::offset(e)];
+    if (r.rows.start) {
+      asked.set_rows_to_next(coming - own.start(i));
+      coming = own.start(i + 2);
+    }
+    asked.next();
   };
   group.send(states, 0);
 #pragma unroll
   for (int u = 0; u < kAhead; ++u) ask(u, u);
-  own.load_marks(1, cut[1]);
-  own.load_marks(2, cut[0]);
+  own.load_marks(1, cut);
   group.receive(0);
 
   for (int first = 0; first < steps; first += kAhead) {
@@ -213,23 +209,26 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
       }
       if (r.rows.reset) {
 #pragma unroll
-        for (int e = 0; e < kElements; ++e)
-          group.put(next, e, cut[(u + 1) % 2][Group::slot(e)] ? hx[e] : h[e]);
+        for (int e = 0; e < kElements; ++e) group.put(next, e, cut[Group::slot(e)] ? hx(e) : h[e]);
       } else {
 #pragma unroll
         for (int e = 0; e < kElements; ++e) group.put(next, e, h[e]);
       }
       group.send(next, (u + 1) % 2);
-      const auto store = [&](S* const(&to)[kSlots]) {
+#pragma unroll
+      for (int e = 0; e < kElements; ++e)
+        if (own.at(group, e, i)) done.at[Group::slot(e)][Group::offset(e)] = h[e];
+      if (d.copy.data) {
+        const int64_t to_copy = static_cast<char*>(d.copy.data) - static_cast<char*>(d.output.data);
 #pragma unroll
         for (int e = 0; e < kElements; ++e)
-          if (own.at(group, e, i)) to[Group::slot(e)][Group::offset(e)] = h[e];
-      };
-      store(done.at[0]);
-      if (d.copy.data) store(done.at[1]);
-      done.next(i);
+          if (own.at(group, e, i))
+            further(done.at[Group::slot(e)], to_copy)[Group::offset(e)] = h[e];
+      }
+      if (r.rows.start) done.set_rows_to_next(own.start(i + 1) - own.start(i));
+      done.next();
       ask(u, i + kAhead);
-      own.load_marks(i + 3, cut[(u + 1) % 2]);
+      own.load_marks(i + 2, cut);
       group.receive((u + 1) % 2);
     }
   }
@@ -269,28 +268,35 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
     group.put(states, e, zero);
   }
 
-  const Sequence *in[] = {&d.output, &d.grad_output}, *out[] = {&d.grad_pre};
-  Walk<Group, 2> asked(group, own, in);
-  Walk<Group, 1> done(group, own, out);
+  Place<Group> asked(group, own, d.output.data, d.output),
+      asked_grad(group, own, d.grad_output.data, d.grad_output),
+      done(group, own, d.grad_pre.data, d.output);
   S output[kAhead][kElements], grad_output[kAhead][kElements];
-  // Whether a sequence begins between a step and the one walked before; of the next of each parity.
-  unsigned char cut[2][kSlots];
+  unsigned char cut[kSlots];  // whether a sequence begins between this step and the one before
+  // Of the step after those that were asked for.
+  uint32_t coming = r.rows.start ? own.start(1) : 0;
   const auto ask = [&](int u, int i) {
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       const int s = Group::slot(e), unit = Group::offset(e);
       const bool here = own.at(group, e, i);
       grad_output[u][e] = zero;
-      if (here) output[u][e] = asked.at[0][s][unit];
-      if (here && d.grad_output.data) grad_output[u][e] = asked.at[1][s][unit];
+      if (here) output[u][e] = asked.at[s][unit];
+      if (here && d.grad_output.data) grad_output[u][e] = asked_grad.at[s][unit];
     }
-    asked.next(i);
+    if (r.rows.start) {
+      const uint32_t rows = coming - own.start(i);
+      coming = own.start(i + 2);
+      asked.set_rows_to_next(rows);
+      asked_grad.set_rows_to_next(rows);
+    }
+    asked.next();
+    asked_grad.next();
   };
   group.send(states, 0);
 #pragma unroll
   for (int u = 0; u < kAhead; ++u) ask(u, u);
-  own.load_marks(0, cut[0]);
-  own.load_marks(1, cut[1]);
+  own.load_marks(0, cut);
   group.receive(0);
 
   for (int first = 0; first < steps; first += kAhead) {
@@ -305,7 +311,7 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
         const bool here = own.at(group, e, i), came = own.at(group, e, i - 1);
-        const bool ends = came && (!here || (r.rows.reset && cut[u % 2][Group::slot(e)]));
+        const bool ends = came && (!here || (r.rows.reset && cut[Group::slot(e)]));
         const float grad_h = came ? c[e] : grad_hx[e];
         const float to_h = ends ? 0.0f : grad_h, to_hx = ends ? grad_hx[e] + grad_h : grad_hx[e];
         grad_hx[e] = here && !came ? 0.0f : to_hx;
@@ -317,10 +323,11 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
       group.send(next, (u + 1) % 2);
 #pragma unroll
       for (int e = 0; e < kElements; ++e)
-        if (own.at(group, e, i)) done.at[0][Group::slot(e)][Group::offset(e)] = value[e];
-      done.next(i);
+        if (own.at(group, e, i)) done.at[Group::slot(e)][Group::offset(e)] = value[e];
+      if (r.rows.start) done.set_rows_to_next(own.start(i + 1) - own.start(i));
+      done.next();
       ask(u, i + kAhead);
-      own.load_marks(i + 2, cut[u % 2]);
+      own.load_marks(i + 1, cut);
       group.receive((u + 1) % 2);
     }
   }
@@ -333,6 +340,14 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
   }
 }
 
+inline bool same_strides(const Sequence& x, const Sequence& y) {
+  return !x.data || (x.step_stride == y.step_stride && x.row_stride == y.row_stride);
+}
+inline bool same_strides(const ForwardDirection& d) {
+  return same_strides(d.igates, d.output) && same_strides(d.copy, d.output);
+}
+inline bool same_strides(const BackwardDirection& d) { return same_strides(d.grad_pre, d.output); }
+
 // One launch for all rows and directions.
 template <typename Group, int kAhead, typename Direction>
 cudaError_t launch_blocks(const Recurrence<Direction>& r, cudaStream_t stream) {
@@ -340,6 +355,8 @@ cudaError_t launch_blocks(const Recurrence<Direction>& r, cudaStream_t stream) {
   if (groups == 0 || r.rows.batch > INT32_MAX / Group::kBlocks ||
       r.rows.seq_len > INT32_MAX - 2 * kAhead || r.hidden_size > Group::kHidden)
     return cudaErrorInvalidValue;
+  for (int n = 0; n < r.num_directions; ++n)
+    if (!same_strides(r.direction[n])) return cudaErrorInvalidValue;
   const Launch how{dim3(static_cast<unsigned>(groups * Group::kBlocks), r.num_directions),
                    Group::kThreads, Group::kSharedBytes, stream, Group::kBlocks};
   if constexpr (std::is_same_v<Direction, ForwardDirection>) {

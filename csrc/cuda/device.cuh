@@ -264,12 +264,14 @@ FASTRNN_DEVICE bool try_wait(SharedBarrier* barrier, int parity) {
   return true;
 #endif
 }
-// Waits, and then acquires, cluster-wide, what the arrivals released and what store_async wrote, of
-// shared memory alone: an acquire of all memory, as with try_wait.acquire.cluster, empties the
-// multiprocessor's L1 cache in every step. FASTRNN_ACQUIRE_ALL asks for that one, to compare.
+// Acquires, cluster-wide, what the arrivals at a phase that is over released and what store_async
+// wrote. That lies in shared memory, and the fence says so: by the PTX memory model it pairs with
+// store_async's release as try_wait.acquire.cluster would, but on sm_90 it is no instruction, where
+// that one empties the multiprocessor's L1 cache (CCTL.IVALL). FASTRNN_ACQUIRE_ALL takes the whole
+// acquire, to compare; so do toolkits before 12.8, which do not know the other.
 FASTRNN_DEVICE void acquire_shared() {
 #if __CUDA_ARCH__ >= 900
-#if defined(FASTRNN_ACQUIRE_ALL)
+#if defined(FASTRNN_ACQUIRE_ALL) || __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1208
   asm volatile("fence.acq_rel.cluster;" ::: "memory");
 #else
   asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");

@@ -23,9 +23,9 @@ cudaError_t run(const Recurrence<Direction>& r, const Choice& choice, cudaStream
     case 128 + 4:
       return launch_blocks<VectorGroup<128, 4, 4>, 4>(r, stream);
     case 192 + 1:
-      return launch_blocks<VectorGroup<192, 1, 2>, 2>(r, stream);
+      return launch_blocks<VectorGroup<192, 1, 2>, 4>(r, stream);
     case 192 + 2:
-      return launch_blocks<VectorGroup<192, 2, 2>, 2>(r, stream);
+      return launch_blocks<VectorGroup<192, 2, 2>, 4>(r, stream);
     default:
       return cudaErrorInvalidValue;
   }
