@@ -236,9 +236,10 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   for (int e = 0; e < kElements; ++e) {
     if (!own.has(group, e)) continue;
     const int s = Group::slot(e), unit = group.unit(e);
-    static_cast<S*>(d.hn)[own.b[s] * H + unit] = h[e];
-    put_zeros<S>(r.rows, d.output, own.b[s], unit, own.length[s]);
-    put_zeros<S>(r.rows, d.copy, own.b[s], unit, own.length[s]);
+    const int64_t b = unknown(own.b[s]);
+    static_cast<S*>(d.hn)[b * H + unit] = h[e];
+    put_zeros<S>(r.rows, d.output, b, unit, own.length[s]);
+    put_zeros<S>(r.rows, d.copy, b, unit, own.length[s]);
   }
 }
 
@@ -335,8 +336,9 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
   for (int e = 0; e < kElements; ++e) {
     if (!own.has(group, e)) continue;
     const int s = Group::slot(e), unit = group.unit(e);
-    if (d.grad_hx) narrow(static_cast<S*>(d.grad_hx) + own.b[s] * H + unit, grad_hx[e]);
-    put_zeros<S>(r.rows, d.grad_pre, own.b[s], unit, own.length[s]);
+    const int64_t b = unknown(own.b[s]);
+    if (d.grad_hx) narrow(static_cast<S*>(d.grad_hx) + b * H + unit, grad_hx[e]);
+    put_zeros<S>(r.rows, d.grad_pre, b, unit, own.length[s]);
   }
 }
 

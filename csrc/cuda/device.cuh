@@ -55,8 +55,14 @@ FASTRNN_DEVICE float fast_exp2(float x) {
 }
 FASTRNN_DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
 
-// p, to global memory, so many bytes further. The compiler shall not know how the result came: it
-// splits pointers that run into sums of parts, each with registers and instructions of its own.
+// x, of which the compiler shall not know that it is x: what is computed from it is not kept in
+// registers from before a loop.
+FASTRNN_DEVICE uint32_t unknown(uint32_t x) {
+  asm("" : "+r"(x));
+  return x;
+}
+// p, to global memory, so many bytes further; likewise, as the compiler splits pointers that run
+// into sums of parts, each with registers and instructions of its own.
 template <typename T>
 FASTRNN_DEVICE T* further(T* p, int64_t bytes) {
   size_t address = __cvta_generic_to_global(p) + bytes;
