@@ -6,55 +6,112 @@
 //   Storage                  the type of h in memory
 //   load(w, H, transposed)   takes w_hh [H, H], or its transpose, into registers; zeros beyond H
 //   row(s), slot(e), unit(e) a thread's elements lie in kSlots rows; row -1: none
+//   offset(e)                unit(e) - unit(0), a constant
 //   product(state, c)        c[e] = sum over k of w[unit(e), k] * state[row(e), k]
 //   put(state, e, x)         writes an element of the state in shared memory, of kStateBytes
 //   send(state, copy)        after all of the thread's puts, before anything that need not be soon
 //   receive(copy)            waits for the whole state in this copy
 //
 // Tile plan: a block has kRows rows of one direction for all steps, and ends with the longest. The
-//   weights stay in registers; the state is in shared memory, twice; what a step reads from global
-//   memory is asked for kAhead steps before.
+//   weights stay in registers; the state is in shared memory, twice; what a step reads of the
+//   tensors is asked for kAhead steps before, the marks of reset and the starts of packed steps one
+//   step before they are used. Pointers run along with the steps.
 // Sync plan: one receive a step, in one block a barrier. It stands between the writes of a state
 //   and its reads in the next step, and between these reads and the writes of the step after that,
 //   which go to the same copy. For clusters see cluster.cuh.
-// Limits: hidden_size at most kHidden; fewer than 2^31 steps and rows. Any strides. Launchers
-// check. Why: no exchange between blocks, and no weight read twice; see docs/benchmarks.md.
+// Limits: hidden_size at most kHidden; fewer than 2^31 steps and rows; igates and copy have the
+// strides of output, and so has grad_pre. Launchers check. Why: no exchange between blocks, and no
+// weight read twice; see docs/benchmarks.md.
 #pragma once
 
 #include "cuda/math.cuh"
 
 namespace fastrnn::cuda {
 
-// The rows of a block, and the elements of this thread.
+// The rows of a block, and the elements of this thread. The block walks the steps of its longest
+// row up or down; step i of the walk is time(i).
 template <typename Group>
 struct Owned {
   const Rows& rows;
+  bool down;
   int hidden_size;
-  int b[Group::kSlots];       // of the batch
-  int length[Group::kSlots];  // 0: not there
-  bool there[Group::kSlots];
   int longest = 0;
+  static constexpr uint32_t kNone = ~0u;
+  uint32_t b[Group::kSlots];  // row of the batch, or kNone
+  int length[Group::kSlots];  // 0: not there
 
-  FASTRNN_DEVICE Owned(const Rows& rows, const Group& group, int64_t hidden_size)
-      : rows(rows), hidden_size(static_cast<int>(hidden_size)) {
-    const int64_t first = int64_t{blockIdx.x / Group::kBlocks} * Group::kRows;
+  FASTRNN_DEVICE Owned(const Rows& rows, const Group& group, int64_t hidden_size, bool down)
+      : rows(rows), down(down), hidden_size(static_cast<int>(hidden_size)) {
+    const int64_t start = int64_t{blockIdx.x / Group::kBlocks} * Group::kRows;
     for (int r = 0; r < Group::kRows; ++r) {
-      if (first + r >= rows.batch) break;
-      const int length = static_cast<int>(row_length(rows, row_at(rows, first + r)));
+      if (start + r >= rows.batch) break;
+      const int length = static_cast<int>(row_length(rows, row_at(rows, start + r)));
       longest = length > longest ? length : longest;
     }
 #pragma unroll
     for (int s = 0; s < Group::kSlots; ++s) {
       const int row = group.row(s);
-      there[s] = row >= 0 && first + row < rows.batch;
-      b[s] = there[s] ? static_cast<int>(row_at(rows, first + row)) : 0;
-      length[s] = there[s] ? static_cast<int>(row_length(rows, b[s])) : 0;
+      const bool there = row >= 0 && start + row < rows.batch;
+      b[s] = there ? static_cast<uint32_t>(row_at(rows, start + row)) : kNone;
+      length[s] = there ? static_cast<int>(row_length(rows, b[s])) : 0;
     }
   }
-  FASTRNN_DEVICE bool at(int s, int t) const { return t >= 0 && t < length[s]; }
+  FASTRNN_DEVICE int time(int i) const { return down ? longest - 1 - i : i; }
+  // Whether the row has step i of the walk.
+  FASTRNN_DEVICE bool at(int s, int i) const {
+    return static_cast<unsigned>(time(i)) < static_cast<unsigned>(length[s]);
+  }
+  // The same of an element, of which the tensor may have none.
+  FASTRNN_DEVICE bool at(const Group& group, int e, int i) const {
+    return at(Group::slot(e), i) && group.unit(e) < hidden_size;
+  }
   // Whether the element is one of the tensor.
   FASTRNN_DEVICE bool has(const Group& group, int e) const {
-    return there[Group::slot(e)] && group.unit(e) < hidden_size;
+    return b[Group::slot(e)] != kNone && group.unit(e) < hidden_size;
+  }
+  // Of packed data: the rows before step i, modulo 2^32, as a step has fewer than 2^31.
+  FASTRNN_DEVICE uint32_t start(int i) const {
+    return i < longest ? static_cast<uint32_t>(rows.start[time(i)]) : 0;
+  }
+  // Where there is a reset: of each slot, whether a sequence begins between steps i - 1 and i of
+  // the walk, as the byte in memory, so that nothing waits for it before it is tested.
+  FASTRNN_DEVICE void load_marks(int i, unsigned char (&marks)[Group::kSlots]) const {
+    if (!rows.reset) return;
+    const auto* reset = reinterpret_cast<const unsigned char*>(rows.reset);
+    const int64_t later = down ? longest - i : i;
+#pragma unroll
+    for (int s = 0; s < Group::kSlots; ++s) {
+      marks[s] = 0;
+      if (at(s, i) && at(s, i - 1))
+        marks[s] = reset[later * rows.reset_step_stride + b[s] * rows.reset_row_stride];
+    }
+  }
+};
+
+// Where the elements of a step of the walk lie in a sequence tensor.
+template <typename Group>
+struct Place {
+  using S = typename Group::Storage;
+  const Sequence& strides;
+  S* at[Group::kSlots];  // of a slot's first unit
+  int64_t step;          // bytes to the next step; of packed data, set at each
+
+  FASTRNN_DEVICE Place(const Group& group, const Owned<Group>& own, void* data,
+                       const Sequence& strides)
+      : strides(strides) {
+    step = (own.down ? -strides.step_stride : strides.step_stride) * int{sizeof(S)};
+#pragma unroll
+    for (int s = 0; s < Group::kSlots; ++s) {
+      at[s] = static_cast<S*>(data) + group.unit(0);
+      if (own.length[s] > 0) at[s] += place(own.rows, strides, own.time(0), own.b[s]);
+    }
+  }
+  FASTRNN_DEVICE void set_rows_to_next(uint32_t rows) {
+    step = static_cast<int>(rows) * strides.row_stride * int{sizeof(S)};
+  }
+  FASTRNN_DEVICE void next() {
+#pragma unroll
+    for (int s = 0; s < Group::kSlots; ++s) at[s] = further(at[s], step);
   }
 };
 
@@ -71,90 +128,118 @@ FASTRNN_KERNEL(Group::kThreads, 1)
 void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   static_assert(kAhead % 2 == 0, "the copy of the state is that of the step's parity");
   using S = typename Group::Storage;
-  constexpr int kElements = Group::kElements;
+  constexpr int kElements = Group::kElements, kSlots = Group::kSlots;
   const ForwardDirection& d = r.direction[blockIdx.y];
   const int64_t H = r.hidden_size;
   unsigned char* states = shared_memory<unsigned char>();  // [2][kStateBytes], and the group's own
   Group group;
   group.load(static_cast<const S*>(d.w_hh), H, false);
-  const Owned<Group> own(r.rows, group, H);
+  const Owned<Group> own(r.rows, group, H, d.reverse);
   const int steps = own.longest;
-  const auto time = [&](int i) { return d.reverse ? steps - 1 - i : i; };
 
   const auto hx = [&](int e) {
-    const int64_t at = int64_t{own.b[Group::slot(e)]} * d.hx_row_stride + group.unit(e);
-    return own.has(group, e) ? load_or_zero<float, S>(d.hx, at) : 0.0f;
+    S x;
+    narrow(&x, 0.0f);
+    const uint32_t unit = group.unit(e);
+    if (d.hx && own.has(group, e))
+      x = static_cast<const S*>(d.hx)[own.b[Group::slot(e)] * d.hx_row_stride + unit];
+    return x;
   };
 
-  float bias[kElements], h[kElements];
+  float bias[kElements];
+  S h[kElements];
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
     const int unit = group.unit(e);
     bias[e] = 0;
     if (unit < H)
       bias[e] = load_or_zero<float, S>(d.b_ih, unit) + load_or_zero<float, S>(d.b_hh, unit);
+  }
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
     h[e] = hx(e);
     group.put(states, e, h[e]);
   }
 
+  Place<Group> asked(group, own, d.igates.data, d.output),
+      done(group, own, d.output.data, d.output);
   S igates[kAhead][kElements];
-  bool cut[kAhead][Group::kSlots];  // whether h_prev of this step is hx again
+  unsigned char cut[kSlots];  // whether h_prev of the next step is hx again
+  // Of the step after those that were asked for.
+  uint32_t coming = r.rows.start ? own.start(1) : 0;
   const auto ask = [&](int u, int i) {
-    const int t = time(i), before = d.reverse ? t + 1 : t - 1;
 #pragma unroll
-    for (int s = 0; s < Group::kSlots; ++s)
-      cut[u][s] = own.at(s, t) && own.at(s, before) && is_cut(r.rows, t, before, own.b[s]);
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      const int s = Group::slot(e);
-      if (!own.at(s, t) || group.unit(e) >= H) continue;
-      const S* row = static_cast<const S*>(d.igates.data) + place(r.rows, d.igates, t, own.b[s]);
-      igates[u][e] = row[group.unit(e)];
+    for (int e = 0; e < kElements; ++e)
+      if (own.at(group, e, i)) igates[u][e] = asked.at[Group::slot(e)][Group::offset(e)];
+    if (r.rows.start) {
+      asked.set_rows_to_next(coming - own.start(i));
+      coming = own.start(i + 2);
     }
+    asked.next();
   };
   group.send(states, 0);
 #pragma unroll
   for (int u = 0; u < kAhead; ++u) ask(u, u);
+  own.load_marks(1, cut);
   group.receive(0);
 
   for (int first = 0; first < steps; first += kAhead) {
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      const int i = first + u, t = time(i);
+      const int i = first + u;
       if (i >= steps) break;
       unsigned char* next = states + (u + 1) % 2 * Group::kStateBytes;
       float c[kElements];
       group.product(states + u % 2 * Group::kStateBytes, c);
+      // All at once, so that no element waits for another; then only what the row has.
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) c[e] += widen(igates[u][e]) + bias[e];
+      if (r.relu) {
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) c[e] = activate(c[e], true);
+      } else {
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) c[e] = activate(c[e], false);
+      }
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
-        const int s = Group::slot(e);
-        if (own.at(s, t) && group.unit(e) < H) {
-          S value;
-          narrow(&value, activate(c[e] + (widen(igates[u][e]) + bias[e]), r.relu));
-          h[e] = widen(value);
-        }
-        group.put(next, e, cut[(u + 1) % kAhead][s] ? hx(e) : h[e]);
+        S value;
+        narrow(&value, c[e]);
+        if (own.at(group, e, i)) h[e] = value;
+      }
+      if (r.rows.reset) {
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) group.put(next, e, cut[Group::slot(e)] ? hx(e) : h[e]);
+      } else {
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) group.put(next, e, h[e]);
       }
       group.send(next, (u + 1) % 2);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        const int s = Group::slot(e), b = own.b[s], unit = group.unit(e);
-        if (!own.at(s, t) || unit >= H) continue;
-        narrow(static_cast<S*>(d.output.data) + place(r.rows, d.output, t, b) + unit, h[e]);
-        if (d.copy.data)
-          narrow(static_cast<S*>(d.copy.data) + place(r.rows, d.copy, t, b) + unit, h[e]);
+      for (int e = 0; e < kElements; ++e)
+        if (own.at(group, e, i)) done.at[Group::slot(e)][Group::offset(e)] = h[e];
+      if (d.copy.data) {
+        const int64_t to_copy = static_cast<char*>(d.copy.data) - static_cast<char*>(d.output.data);
+#pragma unroll
+        for (int e = 0; e < kElements; ++e)
+          if (own.at(group, e, i))
+            further(done.at[Group::slot(e)], to_copy)[Group::offset(e)] = h[e];
       }
+      if (r.rows.start) done.set_rows_to_next(own.start(i + 1) - own.start(i));
+      done.next();
       ask(u, i + kAhead);
+      own.load_marks(i + 2, cut);
       group.receive((u + 1) % 2);
     }
   }
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
     if (!own.has(group, e)) continue;
-    const int s = Group::slot(e);
-    narrow(static_cast<S*>(d.hn) + own.b[s] * H + group.unit(e), h[e]);
-    put_zeros<S>(r.rows, d.output, own.b[s], group.unit(e), own.length[s]);
-    put_zeros<S>(r.rows, d.copy, own.b[s], group.unit(e), own.length[s]);
+    const int s = Group::slot(e), unit = group.unit(e);
+    const int64_t b = unknown(own.b[s]);
+    static_cast<S*>(d.hn)[b * H + unit] = h[e];
+    put_zeros<S>(r.rows, d.output, b, unit, own.length[s]);
+    put_zeros<S>(r.rows, d.copy, b, unit, own.length[s]);
   }
 }
 
@@ -165,96 +250,105 @@ FASTRNN_KERNEL(Group::kThreads, 1)
 void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
   static_assert(kAhead % 2 == 0, "the copy of the state is that of the step's parity");
   using S = typename Group::Storage;
-  constexpr int kElements = Group::kElements;
+  constexpr int kElements = Group::kElements, kSlots = Group::kSlots;
   const BackwardDirection& d = r.direction[blockIdx.y];
   const int64_t H = r.hidden_size;
   unsigned char* states = shared_memory<unsigned char>();  // [2][kStateBytes], and the group's own
   Group group;
   group.load(static_cast<const S*>(d.w_hh), H, true);
-  const Owned<Group> own(r.rows, group, H);
+  const Owned<Group> own(r.rows, group, H, !d.reverse);
   const int steps = own.longest + (d.grad_hx ? 1 : 0);
-  const auto time = [&](int i) { return d.reverse ? i : own.longest - 1 - i; };
 
-  const auto grad_hn = [&](int e) {
-    const int64_t at = own.b[Group::slot(e)] * H + group.unit(e);
-    return own.has(group, e) ? load_or_zero<float, S>(d.grad_hn, at) : 0.0f;
-  };
-
-  float grad_hx[kElements];
+  S zero;
+  narrow(&zero, 0.0f);
+  float grad_hx[kElements];  // grad_hn until the row's first step
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
-    grad_hx[e] = own.length[Group::slot(e)] == 0 ? grad_hn(e) : 0.0f;
-    group.put(states, e, 0.0f);
+    const int64_t at = own.b[Group::slot(e)] * H + group.unit(e);
+    grad_hx[e] = own.has(group, e) ? load_or_zero<float, S>(d.grad_hn, at) : 0.0f;
+    group.put(states, e, zero);
   }
 
+  Place<Group> asked(group, own, d.output.data, d.output),
+      asked_grad(group, own, d.grad_output.data, d.grad_output),
+      done(group, own, d.grad_pre.data, d.output);
   S output[kAhead][kElements], grad_output[kAhead][kElements];
-  // Whether a sequence begins between this step and the one walked before.
-  bool cut[kAhead][Group::kSlots];
+  unsigned char cut[kSlots];  // whether a sequence begins between this step and the one before
+  // Of the step after those that were asked for.
+  uint32_t coming = r.rows.start ? own.start(1) : 0;
   const auto ask = [&](int u, int i) {
-    const int t = time(i), after = d.reverse ? t - 1 : t + 1;
-#pragma unroll
-    for (int s = 0; s < Group::kSlots; ++s)
-      cut[u][s] = own.at(s, t) && own.at(s, after) && is_cut(r.rows, t, after, own.b[s]);
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      const int s = Group::slot(e), b = own.b[s], unit = group.unit(e);
-      narrow(&grad_output[u][e], 0.0f);
-      if (!own.at(s, t) || unit >= H) continue;
-      output[u][e] = (static_cast<const S*>(d.output.data) + place(r.rows, d.output, t, b))[unit];
-      if (d.grad_output.data)
-        grad_output[u][e] =
-            (static_cast<const S*>(d.grad_output.data) + place(r.rows, d.grad_output, t, b))[unit];
+      const int s = Group::slot(e), unit = Group::offset(e);
+      const bool here = own.at(group, e, i);
+      grad_output[u][e] = zero;
+      if (here) output[u][e] = asked.at[s][unit];
+      if (here && d.grad_output.data) grad_output[u][e] = asked_grad.at[s][unit];
     }
+    if (r.rows.start) {
+      const uint32_t rows = coming - own.start(i);
+      coming = own.start(i + 2);
+      asked.set_rows_to_next(rows);
+      asked_grad.set_rows_to_next(rows);
+    }
+    asked.next();
+    asked_grad.next();
   };
   group.send(states, 0);
 #pragma unroll
   for (int u = 0; u < kAhead; ++u) ask(u, u);
+  own.load_marks(0, cut);
   group.receive(0);
 
   for (int first = 0; first < steps; first += kAhead) {
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      const int i = first + u, t = time(i), after = d.reverse ? t - 1 : t + 1;
+      const int i = first + u;
       if (i >= steps) break;
       unsigned char* next = states + (u + 1) % 2 * Group::kStateBytes;
       float c[kElements];
       group.product(states + u % 2 * Group::kStateBytes, c);
+      S value[kElements];  // grad_pre
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
-        const int s = Group::slot(e), unit = group.unit(e);
-        const bool here = own.at(s, t), came = own.at(s, after);
-        float grad = came ? c[e] : here ? grad_hn(e) : 0.0f;
-        if (came && (!here || cut[u][s])) {
-          grad_hx[e] += c[e];
-          grad = 0;
-        }
-        if (here && unit < H) {
-          S* value = &grad_output[u][e];  // from here on grad_pre
-          narrow(value, (grad + widen(*value)) * slope(widen(output[u][e]), r.relu));
-          grad = widen(*value);
-        }
-        group.put(next, e, unit < H ? grad : 0.0f);
+        const bool here = own.at(group, e, i), came = own.at(group, e, i - 1);
+        const bool ends = came && (!here || (r.rows.reset && cut[Group::slot(e)]));
+        const float grad_h = came ? c[e] : grad_hx[e];
+        const float to_h = ends ? 0.0f : grad_h, to_hx = ends ? grad_hx[e] + grad_h : grad_hx[e];
+        grad_hx[e] = here && !came ? 0.0f : to_hx;
+        narrow(&value[e], (to_h + widen(grad_output[u][e])) * slope(widen(output[u][e]), r.relu));
+        if (!here) value[e] = zero;
       }
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) group.put(next, e, value[e]);
       group.send(next, (u + 1) % 2);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        const int s = Group::slot(e), unit = group.unit(e);
-        if (own.at(s, t) && unit < H)
-          (static_cast<S*>(d.grad_pre.data) + place(r.rows, d.grad_pre, t, own.b[s]))[unit] =
-              grad_output[u][e];
-      }
+      for (int e = 0; e < kElements; ++e)
+        if (own.at(group, e, i)) done.at[Group::slot(e)][Group::offset(e)] = value[e];
+      if (r.rows.start) done.set_rows_to_next(own.start(i + 1) - own.start(i));
+      done.next();
       ask(u, i + kAhead);
+      own.load_marks(i + 1, cut);
       group.receive((u + 1) % 2);
     }
   }
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
     if (!own.has(group, e)) continue;
-    const int s = Group::slot(e);
-    if (d.grad_hx) narrow(static_cast<S*>(d.grad_hx) + own.b[s] * H + group.unit(e), grad_hx[e]);
-    put_zeros<S>(r.rows, d.grad_pre, own.b[s], group.unit(e), own.length[s]);
+    const int s = Group::slot(e), unit = group.unit(e);
+    const int64_t b = unknown(own.b[s]);
+    if (d.grad_hx) narrow(static_cast<S*>(d.grad_hx) + b * H + unit, grad_hx[e]);
+    put_zeros<S>(r.rows, d.grad_pre, b, unit, own.length[s]);
   }
 }
+
+inline bool same_strides(const Sequence& x, const Sequence& y) {
+  return !x.data || (x.step_stride == y.step_stride && x.row_stride == y.row_stride);
+}
+inline bool same_strides(const ForwardDirection& d) {
+  return same_strides(d.igates, d.output) && same_strides(d.copy, d.output);
+}
+inline bool same_strides(const BackwardDirection& d) { return same_strides(d.grad_pre, d.output); }
 
 // One launch for all rows and directions.
 template <typename Group, int kAhead, typename Direction>
@@ -263,6 +357,8 @@ cudaError_t launch_blocks(const Recurrence<Direction>& r, cudaStream_t stream) {
   if (groups == 0 || r.rows.batch > INT32_MAX / Group::kBlocks ||
       r.rows.seq_len > INT32_MAX - 2 * kAhead || r.hidden_size > Group::kHidden)
     return cudaErrorInvalidValue;
+  for (int n = 0; n < r.num_directions; ++n)
+    if (!same_strides(r.direction[n])) return cudaErrorInvalidValue;
   const Launch how{dim3(static_cast<unsigned>(groups * Group::kBlocks), r.num_directions),
                    Group::kThreads, Group::kSharedBytes, stream, Group::kBlocks};
   if constexpr (std::is_same_v<Direction, ForwardDirection>) {

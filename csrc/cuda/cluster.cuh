@@ -26,7 +26,8 @@ namespace fastrnn::cuda {
 //     cluster_wait in load.
 //   - No block ends before all that is sent to it has come: all of it belongs to exchanges that it
 //     receives, the last included.
-//   store_async's count of bytes is a release in the cluster, and wait acquires in the cluster.
+//   store_async's count of bytes is a release in the cluster, and wait acquires in the cluster, of
+//   shared memory: nothing else is exchanged.
 // Limits: clusters of at most 8 blocks, on devices with them; choose.cpp checks.
 // Why: w_hh beyond one block's registers and shared memory, and one hop a step; not yet measured.
 template <typename Slice>

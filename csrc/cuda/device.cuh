@@ -29,8 +29,11 @@ FASTRNN_DEVICE float widen(Half x) { return __half2float(x); }
 FASTRNN_DEVICE float widen(BFloat16 x) { return __bfloat162float(x); }
 FASTRNN_DEVICE void narrow(float* to, float x) { *to = x; }
 FASTRNN_DEVICE void narrow(double* to, double x) { *to = x; }
-FASTRNN_DEVICE void narrow(Half* to, float x) { *to = __float2half_rn(x); }
-FASTRNN_DEVICE void narrow(BFloat16* to, float x) { *to = __float2bfloat16_rn(x); }
+// As one of a pair: F2FP, where a single conversion may become F2F, of a quarter of its rate.
+FASTRNN_DEVICE void narrow(Half* to, float x) { *to = __low2half(__floats2half2_rn(x, 0.0f)); }
+FASTRNN_DEVICE void narrow(BFloat16* to, float x) {
+  *to = __low2bfloat16(__floats2bfloat162_rn(x, 0.0f));
+}
 
 FASTRNN_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 FASTRNN_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
@@ -51,6 +54,21 @@ FASTRNN_DEVICE float fast_exp2(float x) {
   return y;
 }
 FASTRNN_DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
+
+// x, of which the compiler shall not know that it is x: what is computed from it is not kept in
+// registers from before a loop.
+FASTRNN_DEVICE uint32_t unknown(uint32_t x) {
+  asm("" : "+r"(x));
+  return x;
+}
+// p, to global memory, so many bytes further; likewise, as the compiler splits pointers that run
+// into sums of parts, each with registers and instructions of its own.
+template <typename T>
+FASTRNN_DEVICE T* further(T* p, int64_t bytes) {
+  size_t address = __cvta_generic_to_global(p) + bytes;
+  asm("" : "+l"(address));
+  return static_cast<T*>(__cvta_global_to_generic(address));
+}
 
 // --- A block's threads
 
@@ -237,13 +255,12 @@ FASTRNN_DEVICE void arrive_expecting(SharedBarrier* barrier, int bytes) {
       : "memory");
 #endif
 }
-// Whether the phase of this parity is over; may wait a while. Acquires, cluster-wide, what the
-// arrivals released and what store_async wrote.
+// Whether the phase of this parity is over; may wait a while. Orders nothing.
 FASTRNN_DEVICE bool try_wait(SharedBarrier* barrier, int parity) {
 #if __CUDA_ARCH__ >= 900
   uint32_t done;
   asm volatile(
-      "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+      "{ .reg .pred p; mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p, [%1], %2; "
       "selp.u32 %0, 1, 0, p; }"
       : "=r"(done)
       : "r"(shared_address(barrier)), "r"(parity)
@@ -253,9 +270,24 @@ FASTRNN_DEVICE bool try_wait(SharedBarrier* barrier, int parity) {
   return true;
 #endif
 }
+// Acquires, cluster-wide, what the arrivals at a phase that is over released and what store_async
+// wrote. That lies in shared memory, and the fence says so: by the PTX memory model it pairs with
+// store_async's release as try_wait.acquire.cluster would, but on sm_90 it is no instruction, where
+// that one empties the multiprocessor's L1 cache (CCTL.IVALL). FASTRNN_ACQUIRE_ALL takes the whole
+// acquire, to compare; so do toolkits before 12.8, which do not know the other.
+FASTRNN_DEVICE void acquire_shared() {
+#if __CUDA_ARCH__ >= 900
+#if defined(FASTRNN_ACQUIRE_ALL) || __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1208
+  asm volatile("fence.acq_rel.cluster;" ::: "memory");
+#else
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+#endif
+#endif
+}
 FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity) {
   while (!try_wait(barrier, parity)) {
   }
+  acquire_shared();
 }
 
 // --- Clusters (sm_90)

@@ -26,6 +26,8 @@ struct Rows {
 };
 
 // Padded positions beyond a row's length get output = 0 and grad_pre = 0; packed data have none.
+// Kernels that take all steps in one launch expect igates and copy, and grad_pre, to have the
+// strides of output.
 struct ForwardDirection {
   bool reverse;
   const void* w_hh;  // [H, H] contiguous

@@ -110,41 +110,64 @@ void backward_step_kernel(const __grid_constant__ BackwardStep step) {
   narrow(static_cast<S*>(d.grad_pre.data) + place(rows, d.grad_pre, t, b) + j, grad);
 }
 
-// Tile plan: a thread has one unit of one row of one step. Sync plan: none. Limits: none.
+// A row of all steps for each 2^shift neighbouring threads, which take its features in turn: one
+// division a row.
+struct Lanes {
+  int shift;
+
+  explicit Lanes(int64_t features) : shift(0) {
+    while (shift < 5 && int64_t{1} << shift < features) ++shift;
+  }
+  bool grid(int64_t rows, dim3* grid) const {
+    return rows <= INT64_MAX >> shift && grid_for(rows << shift, 1, grid);
+  }
+  FASTRNN_DEVICE int64_t row() const { return thread_number() >> shift; }
+  FASTRNN_DEVICE int count() const { return 1 << shift; }
+  FASTRNN_DEVICE int first() const { return static_cast<int>(threadIdx.x) % count(); }
+};
+
+// Zeros where `from` is null.
+template <typename S>
+FASTRNN_DEVICE void copy_row(S* __restrict__ to, const S* __restrict__ from, int64_t features,
+                             const Lanes& lanes) {
+  S zero;
+  narrow(&zero, Accumulate<S>(0));
+#pragma unroll 4
+  for (int64_t j = lanes.first(); j < features; j += lanes.count()) to[j] = from ? from[j] : zero;
+}
+
+// Tile plan: 1 to 32 threads have a row of one step. Sync plan: none. Limits: none.
 template <typename S>
 FASTRNN_KERNEL(kThreads, 1)
-void previous_states_kernel(const __grid_constant__ PreviousStates task) {
+void previous_states_kernel(const __grid_constant__ PreviousStates task, Lanes lanes) {
   const Rows& rows = task.rows;
-  const int64_t H = task.hidden_size, i = thread_number(), j = i % H, b = i / H % rows.batch,
-                t = i / H / rows.batch;
+  const int64_t row = lanes.row(), t = row / rows.batch, b = row - t * rows.batch;
   if (t >= rows.seq_len) return;
   const int64_t before = task.reverse ? t + 1 : t - 1, length = row_length(rows, b);
   if (t >= length && rows.start) return;
-  S h;
-  narrow(&h, Accumulate<S>(0));
+  const S* from = nullptr;
   if (t < length) {
     if (before >= 0 && before < length && !is_cut(rows, t, before, b)) {
-      h = static_cast<const S*>(task.output.data)[place(rows, task.output, before, b) + j];
+      from = static_cast<const S*>(task.output.data) + place(rows, task.output, before, b);
     } else if (task.hx) {
-      h = static_cast<const S*>(task.hx)[b * task.hx_row_stride + j];
+      from = static_cast<const S*>(task.hx) + b * task.hx_row_stride;
     }
   }
-  static_cast<S*>(task.previous.data)[place(rows, task.previous, t, b) + j] = h;
+  copy_row(static_cast<S*>(task.previous.data) + place(rows, task.previous, t, b), from,
+           task.hidden_size, lanes);
 }
 
 // As previous_states_kernel.
 template <typename S>
 FASTRNN_KERNEL(kThreads, 1)
-void masked_copy_kernel(const __grid_constant__ MaskedCopy task) {
+void masked_copy_kernel(const __grid_constant__ MaskedCopy task, Lanes lanes) {
   const Rows& rows = task.rows;
-  const int64_t n = task.features, i = thread_number(), k = i % n, b = i / n % rows.batch,
-                t = i / n / rows.batch;
+  const int64_t row = lanes.row(), t = row / rows.batch, b = row - t * rows.batch;
   if (t >= rows.seq_len) return;
-  S x;
-  narrow(&x, Accumulate<S>(0));
+  const S* from = nullptr;
   if (t < row_length(rows, b))
-    x = static_cast<const S*>(task.from.data)[place(rows, task.from, t, b) + k];
-  static_cast<S*>(task.to.data)[place(rows, task.to, t, b) + k] = x;
+    from = static_cast<const S*>(task.from.data) + place(rows, task.from, t, b);
+  copy_row(static_cast<S*>(task.to.data) + place(rows, task.to, t, b), from, task.features, lanes);
 }
 
 FASTRNN_KERNEL(kThreads, 1)
@@ -157,44 +180,34 @@ void check_lengths_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len
   fail();
 }
 
-constexpr int kPart = 960;  // lengths in one launch: arguments are at most 4 KiB
-
-struct PartOfLengths {
-  int32_t values[kPart];
+// Numbers that come with a launch: its arguments are at most 4 KiB.
+template <typename T>
+struct Part {
+  static constexpr int kCount = 3840 / sizeof(T);
+  T values[kCount];
 };
 
+template <typename T>
 FASTRNN_KERNEL(kThreads, 1)
-void take_lengths_kernel(const __grid_constant__ PartOfLengths part, int count, int64_t* lengths) {
+void take_numbers_kernel(const __grid_constant__ Part<T> part, int count, int64_t* to) {
   const int64_t i = thread_number();
-  if (i < count) lengths[i] = part.values[i];
+  if (i < count) to[i] = part.values[i];
 }
 
-// Tile plan: one block; a round has a step for each thread, which counts the step's rows by a
-// search in the sorted lengths and adds up the counts of the steps before. Sync plan: two barriers
-// a round, around the reads of the counts. Limits: lengths sorted, longest first.
-FASTRNN_KERNEL(kThreads, 1)
-void start_of_steps_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len, int64_t* start) {
-  int64_t* sums = shared_memory<int64_t>();  // [kThreads]
-  const int i = threadIdx.x;
-  int64_t before = 0;
-  for (int64_t first = 0; first < seq_len; first += kThreads) {
-    const int64_t t = first + i;
-    int64_t low = 0, high = t < seq_len ? batch : 0;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      lengths[middle] > t ? low = middle + 1 : high = middle;
-    }
-    sums[i] = low;
-    block_sync();  // all counts are there
-    int64_t own = before, all = before;
-    for (int s = 0; s < kThreads; ++s) {
-      if (s < i) own += sums[s];
-      all += sums[s];
-    }
-    block_sync();  // all have read them
-    if (t < seq_len) start[t] = own;
-    before = all;
+// to[i] = from(i), on the device, for i from 0 up.
+template <typename T, typename F>
+cudaError_t take_numbers(int64_t count, int64_t* to, cudaStream_t stream, F&& from) {
+  constexpr int kCount = Part<T>::kCount;
+  for (int64_t first = 0; first < count; first += kCount) {
+    const int here = static_cast<int>(count - first < kCount ? count - first : kCount);
+    Part<T> part{};
+    for (int i = 0; i < here; ++i) part.values[i] = static_cast<T>(from(first + i));
+    const dim3 grid((kCount + kThreads - 1) / kThreads);
+    const cudaError_t error =
+        launch(take_numbers_kernel<T>, {grid, kThreads, 0, stream}, part, here, to + first);
+    if (error != cudaSuccess) return error;
   }
+  return cudaSuccess;
 }
 
 }  // namespace
@@ -221,19 +234,19 @@ cudaError_t launch_backward_step(const BackwardStep& step, cudaStream_t stream) 
 
 cudaError_t launch_previous_states(const PreviousStates& task, cudaStream_t stream) {
   dim3 grid;
-  if (!grid_for(task.rows.seq_len * task.rows.batch * task.hidden_size, 1, &grid))
-    return cudaErrorInvalidValue;
+  const Lanes lanes(task.hidden_size);
+  if (!lanes.grid(task.rows.seq_len * task.rows.batch, &grid)) return cudaErrorInvalidValue;
   return with_type(task.dtype, [&](auto type) {
-    return launch(previous_states_kernel<decltype(type)>, {grid, kThreads, 0, stream}, task);
+    return launch(previous_states_kernel<decltype(type)>, {grid, kThreads, 0, stream}, task, lanes);
   });
 }
 
 cudaError_t launch_masked_copy(const MaskedCopy& task, cudaStream_t stream) {
   dim3 grid;
-  if (!grid_for(task.rows.seq_len * task.rows.batch * task.features, 1, &grid))
-    return cudaErrorInvalidValue;
+  const Lanes lanes(task.features);
+  if (!lanes.grid(task.rows.seq_len * task.rows.batch, &grid)) return cudaErrorInvalidValue;
   return with_type(task.dtype, [&](auto type) {
-    return launch(masked_copy_kernel<decltype(type)>, {grid, kThreads, 0, stream}, task);
+    return launch(masked_copy_kernel<decltype(type)>, {grid, kThreads, 0, stream}, task, lanes);
   });
 }
 
@@ -247,18 +260,16 @@ cudaError_t launch_check_lengths(const int64_t* lengths, int64_t batch, int64_t 
 cudaError_t launch_packed_rows(const int64_t* host_lengths, int64_t batch, int64_t seq_len,
                                int64_t* lengths, int64_t* start, cudaStream_t stream) {
   if (seq_len > INT32_MAX) return cudaErrorInvalidValue;
-  for (int64_t first = 0; first < batch; first += kPart) {
-    const int count = static_cast<int>(batch - first < kPart ? batch - first : kPart);
-    PartOfLengths part{};
-    for (int i = 0; i < count; ++i) part.values[i] = static_cast<int32_t>(host_lengths[first + i]);
-    const dim3 grid((kPart + kThreads - 1) / kThreads);
-    const cudaError_t error =
-        launch(take_lengths_kernel, {grid, kThreads, 0, stream}, part, count, lengths + first);
-    if (error != cudaSuccess) return error;
-  }
-  return launch(start_of_steps_kernel,
-                {dim3(1), kThreads, kThreads * static_cast<int>(sizeof(int64_t)), stream},
-                static_cast<const int64_t*>(lengths), batch, seq_len, start);
+  const cudaError_t error =
+      take_numbers<int32_t>(batch, lengths, stream, [&](int64_t b) { return host_lengths[b]; });
+  if (error != cudaSuccess) return error;
+  int64_t next = 0, active = batch;
+  return take_numbers<int64_t>(seq_len, start, stream, [&](int64_t t) {
+    while (active > 0 && host_lengths[active - 1] <= t) --active;
+    const int64_t own = next;
+    next += active;
+    return own;
+  });
 }
 
 }  // namespace fastrnn::cuda

@@ -8,7 +8,9 @@ namespace {
 
 template <typename S, int kUnits, int kTiles, int kStacked = 1, typename Direction>
 cudaError_t run(const Recurrence<Direction>& r, cudaStream_t stream) {
-  constexpr int kAhead = kTiles == 1 && kUnits * sizeof(S) < 512 ? 4 : 2;  // as registers allow
+  // As registers allow; backward, each step has two tensors to read.
+  constexpr int kMost = std::is_same_v<Direction, ForwardDirection> ? 384 : 256;
+  constexpr int kAhead = kTiles == 1 && kUnits * sizeof(S) <= kMost ? 4 : 2;
   return launch_blocks<TileGroup<S, kUnits, kTiles, kStacked>, kAhead>(r, stream);
 }
 

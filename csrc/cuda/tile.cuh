@@ -21,8 +21,9 @@ struct TileGroup {
   static constexpr int kRowBytes = kUnits * sizeof(S) + 16, kStateBytes = kRows * kRowBytes;
   static constexpr int kFragments = kUnits / kDepth, kKept = kFragments - kStored;
   static constexpr int kSharedBytes = 2 * kStateBytes + kStored * kThreads * 16;
-  // Sums that do not wait for one another.
-  static constexpr int kChains = kBlocks > 1 && kTiles* kStacked == 1 ? 4 : 1;
+  // Sums of an element that do not wait for one another, as registers allow.
+  static constexpr bool kFew = kFragments < 8 || (kBlocks == 1 && kFragments > 16);
+  static constexpr int kChains = kTiles * kStacked > 1 ? 1 : kFew ? 2 : 4;
   static_assert(kFragments % 2 == 0 && kKept > 0 && (kStored == 0 || kStacked == 1));
   static_assert(kBlockUnits * kBlocks == kUnits && kBlockUnits % kWarpUnits == 0);
 
@@ -40,7 +41,8 @@ struct TileGroup {
   // Elements are [kStacked][kTiles][4]; two rows of each tile are this thread's.
   FASTRNN_DEVICE static constexpr int slot(int e) { return e / 4 % kTiles * 2 + e % 2; }
   FASTRNN_DEVICE int row(int s) const { return s / 2 * 8 + lane() % 4 * 2 + s % 2; }
-  FASTRNN_DEVICE int unit(int e) const { return first_unit(e / 4 / kTiles) + e % 4 / 2 * 8; }
+  FASTRNN_DEVICE static constexpr int offset(int e) { return e / 4 / kTiles * 16 + e % 4 / 2 * 8; }
+  FASTRNN_DEVICE int unit(int e) const { return first_unit(0) + offset(e); }
 
   FASTRNN_DEVICE static uint32_t bits(S x) {
     if constexpr (sizeof(S) == 4) {
@@ -53,26 +55,35 @@ struct TileGroup {
   }
 
   FASTRNN_DEVICE void load(const S* w, int64_t H, bool transposed) {
-    const auto element = [&](int64_t j, int64_t k) {
-      return j < H && k < H ? bits(transposed ? w[k * H + j] : w[j * H + k]) : 0u;
-    };
     constexpr int kPer = kDepth / 8;  // columns in a register
-    const auto part = [&](int stacked, int f, int i) {
-      const int j = first_unit(stacked) + i % 2 * 8;
-      const int k = f * kDepth + lane() % 4 * kPer + i / 2 * 4 * kPer;
-      uint32_t x = element(j, k);
-      if constexpr (kPer == 2) x |= element(j, k + 1) << 16;
-      return x;
-    };
+    // From a row, and from a column, to the next.
+    const int64_t across = transposed ? 1 : H, along = transposed ? H : 1;
+    const int units = static_cast<int>(H);
 #pragma unroll
-    for (int n = 0; n < kStacked * kKept * 4; ++n) {
-      weights[n / 4 / kKept][n / 4 % kKept][n % 4] = part(n / 4 / kKept, n / 4 % kKept, n % 4);
-      // Not all loads at once: the addresses of so many leave too few registers.
-      if (kBlocks > 1 && n % 16 == 15) warp_sync();
+    for (int stacked = 0; stacked < kStacked; ++stacked) {
+      const int j = first_unit(stacked);
+      int k = lane() % 4 * kPer;  // of this fragment, as `from`
+      const S* from = w + j * across + k * along;
+      const auto part = [&](int i) {
+        const int row = i % 2 * 8, column = i / 2 * 4 * kPer;
+        const S* at = from + row * across + column * along;
+        if (j + row >= units || k + column >= units) return 0u;
+        uint32_t x = bits(at[0]);
+        if (kPer == 2 && k + column + 1 < units) x |= bits(at[along]) << 16;
+        return x;
+      };
+      const auto next = [&] {
+        k += kDepth;
+        from = further(from, kDepth * along * int{sizeof(S)});
+      };
+#pragma unroll
+      for (int f = 0; f < kKept; ++f, next())
+#pragma unroll
+        for (int i = 0; i < 4; ++i) weights[stacked][f][i] = part(i);
+#pragma unroll 4
+      for (int f = kKept; f < kFragments; ++f, next())
+        *stored(f) = make_uint4(part(0), part(1), part(2), part(3));
     }
-#pragma unroll 1
-    for (int f = kKept; f < kFragments; ++f)
-      *stored(f) = make_uint4(part(0, f, 0), part(0, f, 1), part(0, f, 2), part(0, f, 3));
   }
 
   FASTRNN_DEVICE static uint4* stored(int f) {
@@ -107,18 +118,18 @@ struct TileGroup {
     }
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      c[e] = 0;
+      c[e] = sums[0][e / 4 / kTiles][e / 4 % kTiles][e % 4];
 #pragma unroll
-      for (int n = 0; n < kChains; ++n) c[e] += sums[n][e / 4 / kTiles][e / 4 % kTiles][e % 4];
+      for (int n = 1; n < kChains; ++n) c[e] += sums[n][e / 4 / kTiles][e / 4 % kTiles][e % 4];
     }
   }
 
-  FASTRNN_DEVICE void put(unsigned char* state, int e, float x) const {
+  FASTRNN_DEVICE void put(unsigned char* state, int e, S x) const {
     unsigned char* to = state + row(slot(e)) * kRowBytes + unit(e) * static_cast<int>(sizeof(S));
     if constexpr (sizeof(S) == 4) {
       *reinterpret_cast<uint32_t*>(to) = tf32_of(x);
     } else {
-      narrow(reinterpret_cast<S*>(to), x);
+      *reinterpret_cast<S*>(to) = x;
     }
   }
 

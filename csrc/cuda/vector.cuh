@@ -30,6 +30,7 @@ struct VectorGroup {
   }
   FASTRNN_DEVICE static constexpr int slot(int) { return 0; }
   FASTRNN_DEVICE int row(int) const { return lane() < kRows ? lane() : -1; }
+  FASTRNN_DEVICE static constexpr int offset(int) { return 0; }
   FASTRNN_DEVICE int unit(int) const {
     return block_unit() + static_cast<int>(threadIdx.x) / kLanes;
   }
@@ -67,7 +68,7 @@ struct VectorGroup {
   }
 
   FASTRNN_DEVICE void put(unsigned char* state, int e, float x) const {
-    if (row(0) >= 0) reinterpret_cast<float*>(state)[row(0) * kUnits + unit(e)] = x;
+    if (lane() < kRows) reinterpret_cast<float*>(state)[lane() * kUnits + unit(e)] = x;
   }
 
   FASTRNN_DEVICE void send(unsigned char*, int) const {}

@@ -124,6 +124,12 @@ inline uint32_t tf32_of(float x) {
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_divide(float a, float b) { return a / b; }
 
+inline uint32_t unknown(uint32_t x) { return x; }
+template <typename T>
+T* further(T* p, int64_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(p) + bytes);
+}
+
 // --- A block's threads
 
 template <typename T>
