@@ -273,17 +273,20 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
       asked_grad(group, own, d.grad_output.data, d.grad_output),
       done(group, own, d.grad_pre.data, d.output);
   S output[kAhead][kElements], grad_output[kAhead][kElements];
+#pragma unroll
+  for (int n = 0; n < kAhead * kElements; ++n) grad_output[n / kElements][n % kElements] = zero;
   unsigned char cut[kSlots];  // whether a sequence begins between this step and the one before
   // Of the step after those that were asked for.
   uint32_t coming = r.rows.start ? own.start(1) : 0;
   const auto ask = [&](int u, int i) {
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      const int s = Group::slot(e), unit = Group::offset(e);
-      const bool here = own.at(group, e, i);
-      grad_output[u][e] = zero;
-      if (here) output[u][e] = asked.at[s][unit];
-      if (here && d.grad_output.data) grad_output[u][e] = asked_grad.at[s][unit];
+    for (int e = 0; e < kElements; ++e)
+      if (own.at(group, e, i)) output[u][e] = asked.at[Group::slot(e)][Group::offset(e)];
+    if (d.grad_output.data) {
+#pragma unroll
+      for (int e = 0; e < kElements; ++e)
+        if (own.at(group, e, i))
+          grad_output[u][e] = asked_grad.at[Group::slot(e)][Group::offset(e)];
     }
     if (r.rows.start) {
       const uint32_t rows = coming - own.start(i);
