@@ -155,7 +155,7 @@ struct Call {
     check_launch(launch_packed_rows(lengths.data(), shape.batch, shape.seq_len,
                                     lengths_.mutable_data_ptr<int64_t>(),
                                     start_.mutable_data_ptr<int64_t>(), context.stream),
-                 "take_lengths_kernel", shape);
+                 "take_numbers_kernel", shape);
   }
 
   Tensor lengths_, start_, order_;

@@ -95,6 +95,8 @@ bool serves(const BlockKernel& k, const Choice& c, const Problem& p, const Devic
   const bool widest = k.kernel == Kernel::kTile ? k.hidden_size == 256
                                                 : k.hidden_size == 512 && k.element_bytes == 4;
   if (widest && device.capability >= 120) return false;
+  const bool deepest = k.kernel == Kernel::kCluster && k.hidden_size == 512 && k.rows == 16;
+  if (deepest && device.capability >= 100 && device.capability < 120) return false;
   if (p.dtype == Dtype::kFloat32) return p.tf32 && device.capability >= 80;
   return device.capability >= (p.dtype == Dtype::kFloat16 ? 75 : 80);
 }
