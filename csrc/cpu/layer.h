@@ -365,13 +365,15 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     step.ahead[1] = fetch ? ahead_states : nullptr;
     step.ahead[2] = fetch ? ahead_out : nullptr;
     run<S>(step, going, share);
-    Product<C> ended = step;
-    ended.terms[0] = {};
-    ended.start += going;
-    ended.state += going;
-    ended.out += going;
-    for (auto& rows : ended.ahead) rows += rows ? going : 0;
-    run<S>(ended, n - going, share);
+    if (going < n) {
+      Product<C> ended = step;
+      ended.terms[0] = {};
+      ended.start += going;
+      ended.state += going;
+      ended.out += going;
+      for (auto& rows : ended.ahead) rows += rows ? going : 0;
+      run<S>(ended, n - going, share);
+    }
     wait(share);
     for (int64_t i = 0; i < n; ++i) {
       if (pairs) narrow(static_cast<S*>(grad_pre_row(t, i)), out_rows[i], H);
