@@ -330,7 +330,7 @@ def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
         #include "cuda/choose.h"
         using namespace fastrnn::cuda;
         int main() {
-          Device h200{90, 132, 227 << 10, 228 << 10, 65536, true};
+          Device h200{90, 132, 227 << 10, 228 << 10, 65536};
           const auto all = configurations();
           std::vector<int> groups(all.size());
           h200.groups_at_once = groups.data();

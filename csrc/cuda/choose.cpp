@@ -59,7 +59,7 @@ int stored_bytes(const BlockKernel& k) {
   return (fragments - kept) * k.threads * 16;
 }
 
-constexpr Choice kSteps{Kernel::kStep, 0, 0, 0, 0, 0, 0, 0};
+constexpr Choice kSteps{Kernel::kStep, 0, 0, 0, 0, 0, 0};
 
 int element_bytes(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
@@ -76,7 +76,7 @@ Choice configuration(const BlockKernel& k) {
   const int row_bytes = k.hidden_size * k.element_bytes + (on_tensor_cores(k) ? 16 : 0);
   const int barriers = k.kernel == Kernel::kCluster ? 16 : 0;
   const int shared = 2 * k.rows * row_bytes + stored_bytes(k) + barriers;
-  return {k.kernel, k.rows, k.blocks, k.threads, registers, shared, 0, k.hidden_size};
+  return {k.kernel, k.rows, k.blocks, k.threads, registers, shared, k.hidden_size};
 }
 
 int groups_at_once(const BlockKernel& k, const Choice& c, const Device& device) {

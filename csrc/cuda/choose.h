@@ -21,13 +21,12 @@ constexpr int kReservedShared = 1 << 10;  // bytes of shared memory of the syste
 // What a launch needs; a launcher takes exactly the configurations that it lists itself.
 struct Choice {
   Kernel kernel;
-  int rows;           // of the batch, in a group
-  int blocks;         // in a group
-  int threads;        // in a block
-  int registers;      // of a thread, at most
-  int shared_bytes;   // of a block
-  int64_t workspace;  // bytes of global memory, zero at the start; 0: none
-  int units;          // hidden units that there is room for
+  int rows;          // of the batch, in a group
+  int blocks;        // in a group
+  int threads;       // in a block
+  int registers;     // of a thread, at most
+  int shared_bytes;  // of a block
+  int units;         // hidden units that there is room for
 };
 
 struct Device {
@@ -36,7 +35,6 @@ struct Device {
   int shared_per_block;  // bytes, with opt-in
   int shared_per_multiprocessor;
   int registers_per_multiprocessor;
-  bool cooperative;
   // For each of configurations() the groups that run at a time (occupancy.h); null: estimated.
   const int* groups_at_once = nullptr;
 };

@@ -394,7 +394,6 @@ struct Launch {
   int shared_bytes;
   cudaStream_t stream;
   int cluster = 1;  // blocks along x
-  bool cooperative = false;
 };
 
 template <typename... Parameters>
@@ -408,25 +407,16 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Parameters.
   if (error == cudaSuccess && how.cluster > 8)
     error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2];
-  unsigned count = 0;
-  if (how.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
-    ++count;
-  }
-  if (how.cooperative) {
-    attributes[count].id = cudaLaunchAttributeCooperative;
-    attributes[count].val.cooperative = 1;
-    ++count;
-  }
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = how.grid;
   config.blockDim = dim3(how.threads);
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = how.stream;
-  config.attrs = attributes;
-  config.numAttrs = count;
+  config.attrs = &attribute;
+  config.numAttrs = how.cluster > 1 ? 1 : 0;
   void* pointers[] = {&arguments...};
   return cudaLaunchKernelExC(&config, function, pointers);
 }

@@ -62,7 +62,6 @@ struct Recurrence {
   Rows rows;
   int num_directions;
   Direction direction[2];
-  void* workspace;  // of as many bytes as the choice says, zero when they were allocated
 };
 
 using ForwardRecurrence = Recurrence<ForwardDirection>;

@@ -36,8 +36,7 @@ Device read_device(int index) {
           attribute(cudaDevAttrMultiProcessorCount),
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
           attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-          attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
-          attribute(cudaDevAttrCooperativeLaunch) != 0};
+          attribute(cudaDevAttrMaxRegistersPerMultiprocessor)};
 }
 
 // What choose() asks of a device, read once; the device is current.

@@ -150,11 +150,6 @@ bool run_in_one_launch(Call& call, Recurrence<Direction>& r, const Launchers& la
   if (!launcher) return false;
   if (choice.rows > 1) call.sort_rows();
   r.rows.order = call.rows.order;
-  Tensor workspace;
-  if (choice.workspace > 0) {
-    workspace = call.empty({choice.workspace}, at::kByte).zero_();
-    r.workspace = workspace.mutable_data_ptr();
-  }
   const cudaError_t error = launcher(r, choice, call.context.stream);
   if (error != cudaSuccess) check_launch(error, name_of(choice).c_str(), call.shape);
   return true;

@@ -65,7 +65,6 @@ struct Launch {
   int shared_bytes;
   cudaStream_t stream;
   int cluster = 1;
-  bool cooperative = false;
 };
 
 // fibers.cpp, which ThreadSanitizer does not instrument.

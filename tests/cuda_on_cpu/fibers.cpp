@@ -267,7 +267,7 @@ cudaError_t run(const Launch& how, const std::function<void()>& kernel) {
   if (__tsan_get_current_fiber) own.scheduler_tsan = __tsan_get_current_fiber();
   blockDim = dim3(how.threads);
   gridDim = how.grid;
-  const int together = how.cooperative ? int(blocks) : how.cluster;
+  const int together = how.cluster;
   for (int64_t first = 0; first < blocks; first += together) {
     run_together(how.grid, int(first), together);
   }

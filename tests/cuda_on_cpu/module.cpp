@@ -16,7 +16,7 @@ using Arguments =
 Context context_of(const std::string& forced, bool tf32) {
   const size_t at = forced.find('@');
   const int multiprocessors = at == std::string::npos ? 132 : std::stoi(forced.substr(at + 1));
-  const Device h200{90, multiprocessors, 227 << 10, 228 << 10, 65536, true};
+  const Device h200{90, multiprocessors, 227 << 10, 228 << 10, 65536};
   return {nullptr, h200, tf32, forced.substr(0, at)};
 }
 
@@ -40,7 +40,7 @@ auto run_backward(const std::string& forced, bool tf32, const OptionalTensor& gr
 auto run_choose(int dtype, bool backward, bool tf32, int64_t seq_len, int64_t batch,
                 int64_t hidden_size, int num_directions, const std::vector<int>& device,
                 const std::string& forced) {
-  const Device d{device[0], device[1], device[2], device[3], device[4], true};
+  const Device d{device[0], device[1], device[2], device[3], device[4]};
   const Choice c = choose(
       {static_cast<Dtype>(dtype), backward, tf32, seq_len, batch, hidden_size, num_directions}, d,
       forced);

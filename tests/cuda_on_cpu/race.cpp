@@ -30,7 +30,7 @@ Recurrence<Direction> recurrence_of(Dtype dtype, int64_t hidden_size, const int6
 }
 
 bool run(const char* kernel, Dtype dtype, int64_t hidden_size) {
-  const Device h200{90, 132, 227 << 10, 228 << 10, 65536, true};
+  const Device h200{90, 132, 227 << 10, 228 << 10, 65536};
   const int64_t lengths[kBatch] = {5, 2, 0}, size = kSteps * kBatch * hidden_size;
   // Zeros of any type: what is computed does not matter here.
   std::vector<double> w(hidden_size * hidden_size), h(2 * size), grad(2 * size),
