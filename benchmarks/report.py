@@ -2,9 +2,9 @@
 
     python -m benchmarks.report
 
-No measurement is typed by hand: a file of `benchmarks.compare` becomes a section of tables, or plots
-if it is a sweep; a file of pytest-benchmark becomes the tables of the kernels and of the overhead; a
-file of `benchmarks.gpu.check` becomes tables and plots of a GPU.
+No measurement is typed by hand: a file of `benchmarks.compare` becomes a section of tables, or
+plots if it is a sweep; a file of pytest-benchmark becomes the tables of the kernels and of the
+overhead; a file of `benchmarks.gpu.check` becomes tables and plots of a GPU.
 """
 
 from __future__ import annotations
