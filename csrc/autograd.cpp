@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
 #include "cpu/rnn_cpu.h"
@@ -45,9 +46,9 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
                        saved};  // our own copy: the caller may write to output
     kept.insert(kept.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(kept));
-    ctx->saved_data["num_layers"] = num_layers;
-    ctx->saved_data["flags"] = int64_t{has_biases} | int64_t{relu} << 1 |
-                               int64_t{bidirectional} << 2 | int64_t{batch_first} << 3;
+    ctx->saved_data["options"] = int64_t{has_biases} | int64_t{relu} << 1 |
+                                 int64_t{bidirectional} << 2 | int64_t{batch_first} << 3 |
+                                 num_layers << 4;
     ctx->set_materialize_grads(false);
     return {output, hn};
   }
@@ -60,14 +61,12 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
                          lengths = defined(kept[3]), reset = defined(kept[4]),
                          dropout_mask = defined(kept[5]);
     const TensorList weights = TensorList(kept).slice(kFirstWeight);
-    const int64_t num_layers = ctx->saved_data["num_layers"].toInt(),
-                  flags = ctx->saved_data["flags"].toInt();
-    const bool has_biases = flags & 1, relu = flags & 2, bidirectional = flags & 4,
-               batch_first = flags & 8;
+    const int64_t options = ctx->saved_data["options"].toInt(), num_layers = options >> 4;
+    const bool has_biases = options & 1, relu = options & 2, bidirectional = options & 4,
+               batch_first = options & 8;
     const OptionalTensor grad_output = defined(grads[0]), grad_hn = defined(grads[1]);
 
-    // A result for each argument of forward: input, hx, the weights, and those without a gradient.
-    variable_list results(2 + weights.size() + 9);
+    variable_list results(2 + weights.size());  // of input, hx and the weights
     if (!grad_output && !grad_hn) return results;
     if (at::GradMode::is_enabled() || functorch_is_active() || needs_reference(grad_output) ||
         needs_reference(grad_hn)) {
@@ -83,29 +82,56 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
       }
       return results;
     }
-    const size_t first_weight = hx ? 2 : 1;  // among the tensor arguments that are there
     bool want_weights = false;
-    for (size_t i = 0; i < weights.size(); ++i)
-      want_weights |= ctx->needs_input_grad(first_weight + i);
-    const bool want_input = ctx->needs_input_grad(0), want_hx = hx && ctx->needs_input_grad(1);
+    for (size_t i = 0; i < weights.size(); ++i) want_weights |= ctx->needs_input_grad(2 + i);
+    const bool want_input = ctx->needs_input_grad(0), want_hx = ctx->needs_input_grad(1);
     auto [grad_input, grad_hx, grad_weights] =
         rnn_backward(grad_output, grad_hn, saved, FASTRNN_PASS, want_input, want_hx, want_weights);
     if (want_input) results[0] = grad_input;
     if (want_hx) results[1] = grad_hx;
     for (size_t i = 0; i < weights.size(); ++i) {
-      if (ctx->needs_input_grad(first_weight + i)) results[2 + i] = grad_weights[i];
+      if (ctx->needs_input_grad(2 + i)) results[2 + i] = grad_weights[i];
     }
     return results;
   }
 };
 
+// What holds a node of the graph differs among the versions of torch.
+template <typename Node>
+std::shared_ptr<Node> new_node(const std::shared_ptr<torch::autograd::Node>&) {
+  return {new Node, [](Node* node) { deleteNode(node); }};
+}
+template <typename Node>
+auto new_node(const c10::intrusive_ptr<torch::autograd::Node>&) {
+  return c10::make_intrusive<Node>();
+}
+
+// As RnnFunction::apply, which takes 2 us more of a step: it also notes the sizes of all arguments,
+// and looks for arguments among the results.
+std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS) {
+  if (const auto& functorch = at::functorch::functorchTLSAccessor())
+    functorch->checkSupportsCppAutogradFunction();
+  auto node = new_node<torch::autograd::CppNode<RnnFunction>>(torch::autograd::Edge().function);
+  node->is_variable_input_.assign(2 + weights.size(), true);
+  node->set_ctx_grad_fn(node);
+  node->set_next_edges(torch::autograd::collect_next_edges(input, hx, weights));
+  const variable_list results = RnnFunction::forward(&node->ctx_, FASTRNN_PASS);
+  for (const Tensor& x : results) torch::autograd::set_history(x, node);
+  node->save_variables_to_ctx();
+  return {results[0], results[1]};
+}
+
 std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS) {
+  using torch::autograd::isFwGradDefined;
   TORCH_CHECK(!dropout_mask || !dropout_mask->requires_grad(),
               "rnn: expected a dropout_mask that requires no grad");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !isFwGradDefined(input) && !isFwGradDefined(hx) &&
+          !torch::autograd::isFwGradDefinedTensorList(weights),
+      "rnn: the operator has no forward-mode derivative: call fastrnn.functional.rnn, which has");
   if (wants_grad(input, hx, weights)) {
     if (auto results = cpu::rnn_by_aten(FASTRNN_PASS)) return *results;
-    variable_list results = RnnFunction::apply(FASTRNN_PASS);
-    return {results[0], results[1]};
+    return rnn_recorded(FASTRNN_PASS);
   }
   at::AutoDispatchBelowADInplaceOrView below;
   return rnn(FASTRNN_PASS);

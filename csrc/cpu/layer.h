@@ -158,8 +158,9 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   const Steps& steps = *task.steps;
   const Walk walk{steps, task.reverse};
   const int64_t T = steps.seq_len, H = task.hidden_size, I = task.input_size;
-  const bool fused = I < 4 || (rows >= kFusedRows && I * H * int64_t{sizeof(C)} <= kFusedBytes);
   const Layout layout = layout_of(task.form, Layout::kTransposed);
+  const bool fused = I < 4 || (layout != Layout::kTransposed && rows >= kFusedRows &&
+                               I * H * int64_t{sizeof(C)} <= kFusedBytes);
   const bool pairs = layout == Layout::kPairs;
   const Share& share = task.share;
   const int64_t chunk = fused ? 1 : kBlockRows / rows;

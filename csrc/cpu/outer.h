@@ -103,66 +103,55 @@ FASTRNN_INLINE void pack_rows(float* panel, const BFloat16* const* x, int64_t de
 }
 #endif
 
-constexpr int64_t kFewRows = 8;
-
-// As run_outer, for the sum of a few rows, which is bound by what it writes: a row of out at a
-// time, from end to end.
-template <typename C>
-void run_outer_few(const Columns<C>& units, const C* const* x, int64_t columns, int64_t depth,
-                   C* out, bool add) {
-  constexpr int L = kLanes<C>;
-  for (int64_t chunk = 0; chunk < units.chunks(); ++chunk) {
-    for (int64_t unit = 0; unit < units.size(chunk); ++unit, out += columns) {
-      for (int64_t c = 0; c < columns; c += L) {
-        const int n = static_cast<int>(columns - c < L ? columns - c : L);
-        Vec<C> sum = add ? load_widened<C>(out + c, n) : Vec<C>{};
-        for (int64_t k = 0; k < depth; ++k) {
-          sum += load_widened<C>(x[k] + c, n) * units.row(chunk, k)[unit];
-        }
-        n < L ? store_first(out + c, sum, n) : store(out + c, sum);
-      }
-    }
-  }
-}
-
-// out[unit][column] (+)= sum over k of units[k][unit] * x[k][column]. x is packed, a panel of
-// columns at a time, into `panel`. Where x is of bfloat16, units are of pairs: half as deep as x.
+// out[unit][column] (+)= sum over k of units[k][unit] * x[k][column]. x is packed into `panel`, as
+// many panels of columns at a time as fit: a few rows of x whole, and then rows of out are written
+// from end to end. Where x is of bfloat16, units are of pairs: half as deep as x.
 template <typename C, typename X>
 void run_outer(const Columns<C>& units, const X* const* x, int64_t columns, int64_t depth, C* panel,
                C* out, bool add) {
   constexpr bool kPairs = sizeof(X) < sizeof(C);
   constexpr int L = kLanes<C>;
-  if constexpr (!kPairs) {
-    if (depth <= kFewRows) return run_outer_few(units, x, columns, depth, out, add);
-  }
   const Panels<C> panels(columns);
   const int64_t steps = kPairs ? (depth + 1) / 2 : depth;
-  for (int64_t i = 0; i < panels.count; ++i) {
-    const int64_t column = panels.begin(i) * L;
-    const int width = panels.width(i);
-    const int64_t inside = columns - column - (width - 1) * L;
-    const int last = static_cast<int>(inside < L ? inside : L);
-    pack_rows(panel, x, depth, column, width, last);
-    C* to = out + column;
+  const int64_t at_once = steps > 0 ? kDepthBlock / steps : panels.count;
+  const auto last_lanes = [&](int64_t i) {
+    const int64_t inside = columns - (panels.begin(i) + panels.width(i) - 1) * L;
+    return static_cast<int>(inside < L ? inside : L);
+  };
+  for (int64_t first = 0; first < panels.count; first += at_once) {
+    const int64_t end = first + at_once < panels.count ? first + at_once : panels.count;
+    const auto packed = [&](int64_t i) {
+      return panel + (panels.begin(i) - panels.begin(first)) * L * steps;
+    };
+    for (int64_t i = first; i < end; ++i) {
+      pack_rows(packed(i), x, depth, panels.begin(i) * L, panels.width(i), last_lanes(i));
+    }
+    C* to = out;
     for (int64_t chunk = 0; chunk < units.chunks(); ++chunk) {
       const C* from = units.row(chunk, 0);
       int left = static_cast<int>(units.size(chunk));
-      for (int tiles = ceil_div(left, max_rows(width)); tiles > 0; --tiles) {
+      for (int tiles = ceil_div(left, max_rows(panels.width(first))); tiles > 0; --tiles) {
         const int n = ceil_div(left, tiles);
-        switch (width) {
-          case 1:
-            outer_tile_of<C, kPairs, 1>(n, from, units.ld, panel, steps, to, columns, last, add);
-            break;
-          case 2:
-            outer_tile_of<C, kPairs, 2>(n, from, units.ld, panel, steps, to, columns, last, add);
-            break;
-          default:
-            if constexpr (kMaxVectors > 2) {
-              width == 3 ? outer_tile_of<C, kPairs, 3>(n, from, units.ld, panel, steps, to, columns,
-                                                       last, add)
-                         : outer_tile_of<C, kPairs, 4>(n, from, units.ld, panel, steps, to, columns,
-                                                       last, add);
-            }
+        for (int64_t i = first; i < end; ++i) {
+          C* y = to + panels.begin(i) * L;
+          switch (panels.width(i)) {
+            case 1:
+              outer_tile_of<C, kPairs, 1>(n, from, units.ld, packed(i), steps, y, columns,
+                                          last_lanes(i), add);
+              break;
+            case 2:
+              outer_tile_of<C, kPairs, 2>(n, from, units.ld, packed(i), steps, y, columns,
+                                          last_lanes(i), add);
+              break;
+            default:
+              if constexpr (kMaxVectors > 2) {
+                panels.width(i) == 3
+                    ? outer_tile_of<C, kPairs, 3>(n, from, units.ld, packed(i), steps, y, columns,
+                                                  last_lanes(i), add)
+                    : outer_tile_of<C, kPairs, 4>(n, from, units.ld, packed(i), steps, y, columns,
+                                                  last_lanes(i), add);
+              }
+          }
         }
         from += n;
         to += n * columns;

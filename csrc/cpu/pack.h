@@ -15,27 +15,33 @@ void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t l
   const Panels<C> panels(columns);
   for (int64_t i = part; i < panels.count; i += parts) {
     const int vectors = panels.width(i);
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t column = (panels.begin(i) + v) * L;
-      const int inside = static_cast<int>(columns - column < L ? columns - column : L);
-      C* to = dst + panels.begin(i) * L * depth + v * L;
-      if constexpr (kTransposed) {
+    C* to = dst + panels.begin(i) * L * depth;
+    const auto inside = [&](int v) {
+      const int64_t left = columns - (panels.begin(i) + v) * L;
+      return static_cast<int>(left < L ? left : L);
+    };
+    if constexpr (kTransposed) {
+      for (int v = 0; v < vectors; ++v) {
+        const S* from = src + (panels.begin(i) + v) * L * ld;
         for (int64_t k = 0; k < depth; k += L) {
           const int steps = static_cast<int>(depth - k < L ? depth - k : L);
           Vec<C> block[L];
           FASTRNN_UNROLL
           for (int c = 0; c < L; ++c) {
-            block[c] = c < inside ? load_widened<C>(src + (column + c) * ld + k, steps) : Vec<C>{};
+            block[c] = c < inside(v) ? load_widened<C>(from + c * ld + k, steps) : Vec<C>{};
           }
           transpose<C>(block);
           FASTRNN_UNROLL
           for (int step = 0; step < L; ++step) {
-            if (step < steps) store(to + (k + step) * vectors * L, block[step]);
+            if (step < steps) store(to + ((k + step) * vectors + v) * L, block[step]);
           }
         }
-      } else {
-        for (int64_t k = 0; k < depth; ++k) {
-          store(to + k * vectors * L, load_widened<C>(src + k * ld + column, inside));
+      }
+    } else {
+      const S* from = src + panels.begin(i) * L;
+      for (int64_t k = 0; k < depth; ++k, from += ld) {
+        for (int v = 0; v < vectors; ++v, to += L) {
+          store(to, load_widened<C>(from + v * L, inside(v)));
         }
       }
     }

@@ -118,17 +118,6 @@ FASTRNN_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Bits<T> lanes) {
 #endif
 }
 
-// The sum of all lanes, by halves.
-template <typename T, int kHalf = kLanes<T> / 2>
-FASTRNN_INLINE T sum_lanes(Vec<T> v) {
-  Bits<T> swapped;
-  FASTRNN_UNROLL
-  for (int l = 0; l < kLanes<T>; ++l) swapped[l] = l ^ kHalf;
-  v += shuffle<T>(v, v, swapped);
-  if constexpr (kHalf > 1) return sum_lanes<T, kHalf / 2>(v);
-  return v[0];
-}
-
 // Transposes kLanes<T> vectors as a square matrix, swapping blocks of ever smaller size across the
 // diagonal.
 template <typename T, int kBlock = kLanes<T> / 2>
@@ -148,6 +137,26 @@ FASTRNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
     rows[i + kBlock] = shuffle<T>(a, b, lower);
   }
   if constexpr (kBlock > 1) transpose<T, kBlock / 2>(rows);
+}
+
+// Lane l is the sum of the lanes of rows[l], by halves.
+template <typename T, int kBlock = kLanes<T> / 2>
+FASTRNN_INLINE Vec<T> sums_of_lanes(const Vec<T> (&rows)[2 * kBlock]) {
+  constexpr int L = kLanes<T>;
+  Bits<T> first, second;
+  FASTRNN_UNROLL
+  for (int l = 0; l < L; ++l) {
+    first[l] = (l & kBlock) ? L + l - kBlock : l;
+    second[l] = (l & kBlock) ? L + l : l + kBlock;
+  }
+  Vec<T> sums[kBlock];
+  FASTRNN_UNROLL
+  for (int i = 0; i < kBlock; ++i) {
+    const Vec<T> a = rows[i], b = rows[i + kBlock];
+    sums[i] = shuffle<T>(a, b, first) + shuffle<T>(a, b, second);
+  }
+  if constexpr (kBlock > 1) return sums_of_lanes<T, kBlock / 2>(sums);
+  return sums[0];
 }
 
 // tanh(x) = m / (m + 2) with m = expm1(2|x|) and the sign of x: odd, exact at 0 and where it

@@ -197,10 +197,16 @@ int64_t largest_features(const Stack& s) {
   return inner > s.input_size ? inner : s.input_size;
 }
 
-// With this many rows of all steps or fewer, packing the weights of layers of this size or larger
-// does not pay.
-constexpr int64_t kUnpackedRows = 16;
-constexpr int64_t kUnpackedSize = 64;
+// Whether packing the weights costs more than it saves: with few rows of all steps, and where one
+// step is all that there is. A row of the transposed matrix ends in a sum over lanes, which a small
+// one does not outweigh.
+bool better_unpacked(const Stack& s, const TypedKernels& kernels, bool forward) {
+  constexpr int64_t kLeastSize = 64, kFewRows = 16, kOneStepForward = 40, kOneStepBackward = 96;
+  const int64_t rows = valid_rows(s.steps);
+  if (s.hidden_size < kLeastSize) return false;
+  if (s.steps.seq_len > 1 || kernels.packed_form == Form::kPackedPairs) return rows <= kFewRows;
+  return rows <= (forward ? kOneStepForward : kOneStepBackward);
+}
 
 // The weights of a stack as its kernels want them: packed, or with few rows as they came; and the
 // sums of the biases.
@@ -212,7 +218,7 @@ class Weights {
       : places_(s),
         kernels_(kernels),
         forward_(forward),
-        packed_(valid_rows(s.steps) > kUnpackedRows || s.hidden_size < kUnpackedSize),
+        packed_(!better_unpacked(s, kernels, forward)),
         H_(s.hidden_size),
         bytes_(accumulator_bytes(s.dtype)) {
     for (int64_t i = 0; i < places_.count(); ++i) size_ += size(i, 0) + size(i, 1) + size(i, 2);

@@ -16,7 +16,7 @@ constexpr int max_rows(int vectors) {
   return rows < 12 ? rows : 12;
 }
 
-constexpr int kMaxNaturalRows = 4;  // of a tile on a matrix that is not packed
+constexpr int kMaxNaturalRows = 6;  // of a tile on a matrix that is not packed
 
 // Columns are dealt evenly to panels, in whole vectors.
 template <typename C>
@@ -355,85 +355,91 @@ void run_panels(const Product<C>& p, int64_t rows, int part, int parts) {
   }
 }
 
-// out[r][unit] = start + dot products of rows[r] with kUnits rows of the transposed matrix.
+// out[r][unit] = the dot products of rows[r] with kUnits rows of the transposed matrices.
 template <typename C, typename M, int kRows, int kUnits>
-FASTRNN_INLINE void dots(const Product<C>& p, int64_t row, int64_t unit) {
+__attribute__((noinline)) void dots(const Product<C>& p, int64_t row, int64_t unit) {
   constexpr int L = kLanes<C>;
-  C total[kRows][kUnits];
-  for (int r = 0; r < kRows; ++r) {
-    for (int u = 0; u < kUnits; ++u) {
-      total[r][u] = p.start ? p.start[row + r][unit + u] : p.bias ? p.bias[unit + u] : C(0);
-    }
-  }
+  Vec<C> acc[kRows * kUnits] = {};
   for (const auto& term : p.terms) {
-    if (term.depth == 0) continue;
-    Vec<C> acc[kRows][kUnits] = {};
-    const M* w = static_cast<const M*>(term.matrix) + unit * term.depth;
+    const int64_t depth = term.depth;
+    if (depth == 0) continue;
+    const C* a[kRows];
+    FASTRNN_UNROLL
+    for (int r = 0; r < kRows; ++r) a[r] = static_cast<const C*>(term.rows[row + r]);
+    const M* w = static_cast<const M*>(term.matrix) + unit * depth;
     const auto step = [&](int64_t k, int n) __attribute__((always_inline)) {
-      Vec<C> a[kRows];
+      Vec<C> b[kUnits];
+      FASTRNN_UNROLL
+      for (int u = 0; u < kUnits; ++u) b[u] = load_widened<C>(w + u * depth + k, n);
       FASTRNN_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        a[r] = load_widened<C>(static_cast<const C*>(term.rows[row + r]) + k, n);
-      }
-      FASTRNN_UNROLL
-      for (int u = 0; u < kUnits; ++u) {
-        const Vec<C> b = load_widened<C>(w + u * term.depth + k, n);
+        const Vec<C> x = load_widened<C>(a[r] + k, n);
         FASTRNN_UNROLL
-        for (int r = 0; r < kRows; ++r) acc[r][u] += a[r] * b;
+        for (int u = 0; u < kUnits; ++u) acc[r * kUnits + u] += x * b[u];
       }
     };
     int64_t k = 0;
-    for (; k + L <= term.depth; k += L) step(k, L);
-    if (k < term.depth) step(k, static_cast<int>(term.depth - k));
+    for (; k + L <= depth; k += L) step(k, L);
+    if (k < depth) step(k, static_cast<int>(depth - k));
+  }
+  C sums[(kRows * kUnits + L - 1) / L * L];
+  FASTRNN_UNROLL
+  for (int i = 0; i < kRows * kUnits; i += L) {
+    Vec<C> group[L];
     FASTRNN_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      FASTRNN_UNROLL
-      for (int u = 0; u < kUnits; ++u) {
-        total[r][u] += sum_lanes<C>(acc[r][u]);
-      }
-    }
+    for (int j = 0; j < L; ++j) group[j] = i + j < kRows * kUnits ? acc[i + j] : Vec<C>{};
+    store(sums + i, sums_of_lanes<C>(group));
   }
+  FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    for (int u = 0; u < kUnits; ++u) p.out[row + r][unit + u] = total[r][u];
+    std::memcpy(p.out[row + r] + unit, sums + r * kUnits, kUnits * sizeof(C));
   }
 }
 
-template <typename C, typename M, int kRows>
-__attribute__((noinline)) void dots_of(const Product<C>& p, int64_t row, int64_t begin,
-                                       int64_t end) {
-  constexpr int kUnits = 4;
-  int64_t unit = begin;
-  for (; unit + kUnits <= end; unit += kUnits) dots<C, M, kRows, kUnits>(p, row, unit);
-  for (; unit < end; ++unit) dots<C, M, kRows, 1>(p, row, unit);
+constexpr int kMaxDotRows = kVectorRegisters >= 32 ? 6 : 3;
+
+template <typename C, typename M, int kUnits, int kRows = kMaxDotRows>
+FASTRNN_INLINE void dots_of(int rows, const Product<C>& p, int64_t row, int64_t unit) {
+  if (rows == kRows) return dots<C, M, kRows, kUnits>(p, row, unit);
+  if constexpr (kRows > 1) dots_of<C, M, kUnits, kRows - 1>(rows, p, row, unit);
 }
 
-// As run_panels, for matrices that are not packed but transposed.
+// As run_panels, for matrices that are not packed but transposed. All rows take a block of units
+// before the next: it stays in the nearest cache, and a tile's rows are fetched once for it.
 template <typename C, typename M>
 void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
+  constexpr int L = kLanes<C>, kUnits = 4;
+  constexpr int64_t kBlockBytes = 32 << 10;
   const Panels<C> panels(p.columns);
-  const int64_t begin = panels.begin(panels.count * part / parts) * kLanes<C>;
-  int64_t end = panels.begin(panels.count * (part + 1) / parts) * kLanes<C>;
+  const int64_t begin = panels.begin(panels.count * part / parts) * L;
+  int64_t end = panels.begin(panels.count * (part + 1) / parts) * L;
   if (end > p.columns) end = p.columns;
-  for (int64_t row = 0; row < rows;) {
-    const int64_t left = rows - row;
-    if (left >= 4) {
-      dots_of<C, M, 4>(p, row, begin, end);
-      row += 4;
-    } else if (left >= 2) {
-      dots_of<C, M, 2>(p, row, begin, end);
-      row += 2;
-    } else {
-      dots_of<C, M, 1>(p, row, begin, end);
-      row += 1;
+  const int64_t unit_bytes = (p.terms[0].depth + p.terms[1].depth + 1) * int64_t{sizeof(M)};
+  const int64_t most = kBlockBytes / unit_bytes / kUnits * kUnits;
+  const int64_t size = most > kUnits ? most : kUnits;
+  for (int64_t block = begin; block < end; block += size) {
+    const int64_t past = end - block < size ? end : block + size;
+    int64_t row = 0;
+    for (int tiles = ceil_div(static_cast<int>(rows), kMaxDotRows); tiles > 0; --tiles) {
+      const int n = ceil_div(static_cast<int>(rows - row), tiles);
+      int64_t unit = block;
+      for (; unit + kUnits <= past; unit += kUnits) dots_of<C, M, kUnits>(n, p, row, unit);
+      for (; unit < past; ++unit) dots_of<C, M, 1>(n, p, row, unit);
+      row += n;
     }
   }
-  if (p.epilogue == Epilogue::kStore) return;
-  Product<C> activation = p;
-  activation.layout = Layout::kPacked;
-  activation.split = false;
-  activation.terms[0] = activation.terms[1] = {};
-  activation.start = p.out;
-  run_panels<C, Packed>(activation, rows, part, parts);
+  with_epilogue<C>(p.epilogue, [&](auto f) __attribute__((always_inline)) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const C* start = p.start ? p.start[r] : p.bias;
+      for (int64_t c = begin; c < end; c += L) {
+        const int n = static_cast<int>(end - c < L ? end - c : L);
+        Vec<C> sum = load_widened<C>(p.out[r] + c, n);
+        if (start) sum += load_widened<C>(start + c, n);
+        const Vec<C> y = f(sum, p.state ? load_widened<C>(p.state[r] + c, n) : Vec<C>{});
+        n < L ? store_first(p.out[r] + c, y, n) : store(p.out[r] + c, y);
+      }
+    }
+  });
 }
 
 // S is the storage type of matrices that are not packed.
