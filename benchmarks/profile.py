@@ -22,7 +22,7 @@ from benchmarks.shapes import Shape, select
 MODES = ("inference", "training")
 # The first pattern that a sample's symbol and library fit says what the time was spent on.
 PARTS = {
-    "products of a step": r"\btile<|dots_of<",
+    "products of a step": r"\btile<|\bdots<|\brun_dots<",
     "weight gradients": r"outer|weight_grad|pack_rows",
     "activations": r"\bfinish",
     "packing": r"pack_panels|pack_pair|\bpack<",

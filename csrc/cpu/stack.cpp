@@ -375,20 +375,18 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
   const int64_t bytes = storage_bytes(s.dtype), wide = accumulator_bytes(s.dtype);
   const Weights weights(s, typed, false);
 
-  // grad_pre of two layers in turn, so that one wait a layer is enough; the gradient that a layer
-  // hands down, likewise.
+  // A layer's grad_pre, and the gradient that it hands down.
   const int64_t pre_bytes = weights.form() == Form::kPackedPairs ? bytes : wide;
-  const int64_t pre = aligned(places.rows() * D * H * pre_bytes), sets = L > 1 ? 2 : 1;
+  const int64_t pre = aligned(places.rows() * D * H * pre_bytes);
   const int64_t between = L > 1 ? aligned(places.rows() * D * H * bytes) : 0;
   // Sums of the weight gradients where storage is narrower; a member has its own rows of them.
   const int64_t features = largest_features(s), sums = bytes < wide ? H * wide : 0;
   const int64_t sums_w_ih = aligned(sums * features), sums_w_hh = aligned(sums * H);
   const int64_t scratch = aligned(task_scratch_bytes(s.dtype, features, H));
   const int members = most_members(threads);
-  Workspace workspace(weights.bytes() + sets * pre + between + sums_w_ih + sums_w_hh +
-                      members * scratch);
+  Workspace workspace(weights.bytes() + pre + between + sums_w_ih + sums_w_hh + members * scratch);
   char* packed = workspace.take(weights.bytes());
-  char* pre_buffers[2] = {workspace.take(pre), L > 1 ? workspace.take(pre) : nullptr};
+  const Sequence grad_pre = places.dense(workspace.take(pre), D * H);
   char* handed_down = workspace.take(between);
   char* sums_of_w_ih = workspace.take(sums_w_ih);
   char* sums_of_w_hh = workspace.take(sums_w_hh);
@@ -401,7 +399,6 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
     const Part part(s, team);
     for (int64_t layer = L - 1; layer >= 0; --layer) {
       const bool top = layer == L - 1;
-      const Sequence grad_pre = places.dense(pre_buffers[layer & (sets - 1)], D * H);
       const Sequence grad_output = top ? call.grad_output : places.dense(handed_down, D * H);
       const Sequence state = places.layer_of(call.saved, layer);
       const Sequence input = layer == 0 ? s.input : places.layer_of(call.saved, layer - 1);
@@ -458,6 +455,7 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
                                   s.has_biases ? grads[3] : nullptr};
         typed.weight_grad(task, team.begin(H), team.end(H), own_scratch);
       }
+      if (layer > 0) team.wait();  // for all that read grad_pre
     }
   });
 }
