@@ -66,12 +66,18 @@ struct Product {
   Epilogue epilogue = Epilogue::kStore;
 };
 
+// A matrix of more bytes than this is far away each time it is read, and fetched so many bytes
+// ahead.
+constexpr int64_t kNearBytes = 1 << 20;
+constexpr int64_t kFetchedBytes = 16 << 10;
+
 // acc += rows @ panel. ld is the distance between the panel's rows; of its last vector, `last`
-// lanes are read, or all if kWhole.
+// lanes are read, or all if kWhole. `far`: the panel is worth fetching ahead.
 template <typename C, bool kWhole, int kSplit, typename M, int kRows, int kVectors>
 FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* rows, int64_t depth,
-                             const M* panel, int64_t ld, int last, bool back) {
+                             const M* panel, int64_t ld, int last, bool back, bool far = false) {
   constexpr int L = kLanes<C>;
+  constexpr int64_t kAhead = kFetchedBytes / sizeof(M);
   const C* a[kRows];
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) a[r] = static_cast<const C*>(rows[r]);
@@ -91,6 +97,16 @@ FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* 
     }
   };
   if constexpr (kSplit == 1) {
+    if constexpr (kWhole && kVectors == kMaxVectors && kRows >= 4) {
+      if (far) {
+        for (int64_t k = 0; k < depth; ++k) {
+          FASTRNN_UNROLL
+          for (int v = 0; v < kVectors; ++v) __builtin_prefetch(panel + v * L + kAhead);
+          step(acc, k);
+        }
+        return;
+      }
+    }
     for (int64_t k = 0; k < depth; ++k) step(acc, k);
   } else {
     int64_t k = back ? depth - 1 : 0;
@@ -272,7 +288,9 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
     if (term.depth == 0) continue;
     if constexpr (kIsSame<M, Packed>) {
       const C* panel = static_cast<const C*>(term.matrix) + column * term.depth;
-      multiply<C, true, kSplit>(acc, term.rows + row, term.depth, panel, kVectors * L, L, p.k_back);
+      const bool far = term.depth * p.columns * int64_t{sizeof(C)} > kNearBytes;
+      multiply<C, true, kSplit>(acc, term.rows + row, term.depth, panel, kVectors * L, L, p.k_back,
+                                far);
     } else if constexpr (kIsSame<M, Pairs>) {
 #if defined(FASTRNN_AVX512_BF16)
       const C* panel = static_cast<const C*>(term.matrix) + column * ((term.depth + 1) / 2);
