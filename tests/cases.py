@@ -60,7 +60,7 @@ class Case:
 
 
 # Odd sizes, sizes just past a tile (vectors of 4, 8 and 16; panels of up to 4 vectors; tiles of 6,
-# 8, 12 rows; blocks of 96 rows; blocks of 256 rows of all steps), and each option.
+# 8, 12 rows; blocks of 96 rows; blocks of 256 rows of all steps), single steps, and each option.
 CASES = [
     Case(1, 1, 1, 1),
     Case(1, 1, 1, 1, hx=False),
@@ -80,6 +80,9 @@ CASES = [
     Case(3, 5, 290, 257),
     Case(2, 6, 7, 513, hx=False),
     Case(37, 11, 9, 33, num_layers=2),
+    Case(1, 33, 70, 67, num_layers=2, lengths=True),
+    Case(1, 101, 9, 130, nonlinearity="relu", bidirectional=True),
+    Case(10, 10, 5, 290),
     Case(9, 1, 3, 24, lengths=True),
     Case(9, 10, 3, 24, lengths=True, num_layers=2),
     Case(12, 9, 5, 31, lengths=True, bidirectional=True, nonlinearity="relu"),

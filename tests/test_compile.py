@@ -233,3 +233,23 @@ def test_gradients_nobody_wants_do_not_share_memory(device: str) -> None:
     assert grad_input.numel() == grad_hx.numel() == 0
     assert not torch._C._overlaps(grad_input, grad_hx)
     assert grad_input.untyped_storage()._cdata != grad_hx.untyped_storage()._cdata
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_under_compiled_autograd() -> None:
+    module = RNN(3, 6, 2)
+    input, hx = torch.randn(5, 2, 3, requires_grad=True), torch.randn(2, 2, 6)
+    leaves = [input, *module.parameters()]
+
+    def gradients() -> list[Tensor]:
+        for leaf in leaves:
+            leaf.grad = None
+        module(input, hx)[0].square().sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    eager = gradients()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        compiled = gradients()
+    assert counters["compiled_autograd"]["captures"] == 1
+    for x, y in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(x, y)

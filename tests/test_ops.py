@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import fastrnn  # noqa: F401  (loads the operators)
 
@@ -151,3 +152,13 @@ def test_bad_saved() -> None:
         RuntimeError, match=r"expected grad_output of shape \[3, 2, 5\], got \[2, 2, 5\]"
     ):
         OPS.rnn_backward(output[:2], hn, saved, *args, True, True, True)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch's own
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "training"])
+def test_no_tangent_is_lost(requires_grad: bool) -> None:
+    args = arguments(requires_grad=requires_grad)
+    with forward_ad.dual_level():
+        args[0] = forward_ad.make_dual(args[0], torch.ones_like(args[0]))
+        with pytest.raises(NotImplementedError, match=r"fastrnn\.functional\.rnn"):
+            OPS.rnn(*args)
