@@ -16,6 +16,10 @@ from fastrnn import _C, reference
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others stay as they are
+# Asked once: torch.compile of torch 2.11 cannot trace the question.
+AUTOCAST_DEVICES = tuple(
+    device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
+)
 WITH_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA")
 # On meta the operators have shapes only.
 KERNEL_DEVICES = ("cpu", "meta", "cuda") if WITH_CUDA else ("cpu", "meta")
@@ -52,7 +56,7 @@ def why_reference(tensors: Iterable[Tensor | None]) -> str | None:
 
 def autocast_is_on(device: str) -> bool:
     """Whether autocast is on for a type of device."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def check_rank(input: Tensor, hx: Tensor | None) -> None:
