@@ -106,8 +106,9 @@ auto new_node(const c10::intrusive_ptr<torch::autograd::Node>&) {
   return c10::make_intrusive<Node>();
 }
 
-// As RnnFunction::apply, which takes 2 us more of a step: it also notes the sizes of all arguments,
-// and looks for arguments among the results.
+// As RnnFunction::apply, which takes 2 us more of a step: it also notes the sizes of all arguments
+// and results, to make zeros for missing gradients (forward asks for none), and looks for arguments
+// among the results. The edges are those of input, hx, even if it is not there, and the weights.
 std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS) {
   if (const auto& functorch = at::functorch::functorchTLSAccessor())
     functorch->checkSupportsCppAutogradFunction();
@@ -115,7 +116,11 @@ std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS) {
   node->is_variable_input_.assign(2 + weights.size(), true);
   node->set_ctx_grad_fn(node);
   node->set_next_edges(torch::autograd::collect_next_edges(input, hx, weights));
-  const variable_list results = RnnFunction::forward(&node->ctx_, FASTRNN_PASS);
+  variable_list results;
+  {
+    at::AutoGradMode no_grad(false);
+    results = RnnFunction::forward(&node->ctx_, FASTRNN_PASS);
+  }
   for (const Tensor& x : results) torch::autograd::set_history(x, node);
   node->save_variables_to_ctx();
   return {results[0], results[1]};

@@ -387,11 +387,19 @@ def test_infinite_weights_do_not_depend_on_threads() -> None:
         torch.testing.assert_close(output, outputs[0], rtol=0, atol=0, equal_nan=True)
 
 
-def test_few_rows_packed_and_padded_agree() -> None:
-    """24 padded rows, 15 of them valid: the choice of kernel goes by the valid ones."""
-    rnn, x, lengths = fastrnn.RNN(8, 96), torch.randn(8, 3, 8), torch.tensor([8, 4, 3])
-    packed, _ = rnn(pack_padded_sequence(x, lengths))
-    assert torch.equal(pad_packed_sequence(packed)[0], rnn(x, lengths=lengths)[0])
+@pytest.mark.parametrize("lengths", [[8, 4, 3], [1] * 20], ids=["few rows", "one step"])
+def test_packed_and_padded_choose_alike(lengths: list[int]) -> None:
+    """The choice of kernel goes by the rows that are valid, not by the padding."""
+    rnn, given = fastrnn.RNN(8, 96), torch.tensor(lengths)
+    x = torch.randn(8, len(lengths), 8)
+    packed, packed_hn = rnn(pack_padded_sequence(x, given))
+    results = []
+    for output, hn in [rnn(x, lengths=given), (pad_packed_sequence(packed)[0], packed_hn)]:
+        loss = output.square().sum() + hn.sin().sum()
+        grads = torch.autograd.grad(loss, [*rnn.parameters()])
+        results.append([output[: max(lengths)], hn, *grads])
+    for ours, of_packed in zip(*results, strict=True):
+        assert torch.equal(ours, of_packed)
 
 
 def test_strided_arguments(device: str) -> None:

@@ -133,8 +133,8 @@ bool opposed(int64_t depth) {
   return depth * kMaxVectors * kVectorBytes <= (32 << 10);
 }
 
-// Where the input projection joins a step's product: with enough rows to fill the tiles, and w_ih
-// small enough to stay in cache beside w_hh.
+// Where the input projection joins a step's product: with packed weights, enough rows to fill the
+// tiles, and w_ih small enough to stay in cache beside w_hh.
 constexpr int64_t kFusedRows = 12;
 constexpr int64_t kFusedBytes = 256 << 10;
 
@@ -145,7 +145,9 @@ constexpr int64_t kFetchedSize = 128;
 //   block's rows with the packed w_hh: a few rows by a panel of columns in registers at a time.
 //   With enough rows the input projection joins that product; with few, it is made for a chunk of
 //   steps at once, so that w_ih is read once a chunk. Either way an element sums bias, input terms
-//   and state terms in this order, and the result is the same.
+//   and state terms in this order, and the result is the same. Dot products with rows of weights
+//   that are not packed sum in another order, so whether theirs are joined must not depend on how
+//   many rows a thread has.
 // Sync plan: none where a thread has all columns, for a row needs only its own past. Where columns
 //   are shared, all wait at the end of a step: each has written its columns of h before any reads.
 // Limits: none. h_prev is read from the output itself, or, where products take no rows of 16 bits,

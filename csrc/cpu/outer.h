@@ -104,8 +104,9 @@ FASTRNN_INLINE void pack_rows(float* panel, const BFloat16* const* x, int64_t de
 #endif
 
 // out[unit][column] (+)= sum over k of units[k][unit] * x[k][column]. x is packed into `panel`, as
-// many panels of columns at a time as fit: a few rows of x whole, and then rows of out are written
-// from end to end. Where x is of bfloat16, units are of pairs: half as deep as x.
+// many panels of columns at a time as fit, and a tile's units take them in turn: with few k, out is
+// written nearly in the order of memory. Where x is of bfloat16, units are of pairs: half as deep
+// as x.
 template <typename C, typename X>
 void run_outer(const Columns<C>& units, const X* const* x, int64_t columns, int64_t depth, C* panel,
                C* out, bool add) {
@@ -130,6 +131,7 @@ void run_outer(const Columns<C>& units, const X* const* x, int64_t columns, int6
     for (int64_t chunk = 0; chunk < units.chunks(); ++chunk) {
       const C* from = units.row(chunk, 0);
       int left = static_cast<int>(units.size(chunk));
+      // The first panel is the widest, whose tiles have the fewest units.
       for (int tiles = ceil_div(left, max_rows(panels.width(first))); tiles > 0; --tiles) {
         const int n = ceil_div(left, tiles);
         for (int64_t i = first; i < end; ++i) {

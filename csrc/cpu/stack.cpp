@@ -197,14 +197,17 @@ int64_t largest_features(const Stack& s) {
   return inner > s.input_size ? inner : s.input_size;
 }
 
-// Whether packing the weights costs more than it saves: with few rows of all steps, and where one
-// step is all that there is. A row of the transposed matrix ends in a sum over lanes, which a small
-// one does not outweigh.
+// Whether packing the weights costs more than it saves: with few rows of all steps, and where a
+// single step has rows. A row of the transposed matrix ends in a sum over lanes, which a small one
+// does not outweigh. It goes by the rows that there are, for padded and packed calls alike.
 bool better_unpacked(const Stack& s, const TypedKernels& kernels, bool forward) {
   constexpr int64_t kLeastSize = 64, kFewRows = 16, kOneStepForward = 40, kOneStepBackward = 96;
-  const int64_t rows = valid_rows(s.steps);
+  const Steps& steps = s.steps;
+  const int64_t rows = valid_rows(steps);
   if (s.hidden_size < kLeastSize) return false;
-  if (s.steps.seq_len > 1 || kernels.packed_form == Form::kPackedPairs) return rows <= kFewRows;
+  if (rows <= kFewRows) return true;
+  const bool one_step = rows == (steps.active ? steps.active[0] : steps.batch);
+  if (!one_step || kernels.packed_form == Form::kPackedPairs) return false;
   return rows <= (forward ? kOneStepForward : kOneStepBackward);
 }
 

@@ -66,10 +66,8 @@ struct Product {
   Epilogue epilogue = Epilogue::kStore;
 };
 
-// A matrix of more bytes than this is far away each time it is read, and fetched so many bytes
-// ahead.
-constexpr int64_t kNearBytes = 1 << 20;
-constexpr int64_t kFetchedBytes = 16 << 10;
+constexpr int64_t kNearBytes = 1 << 20;    // a larger matrix comes from far away at each reading
+constexpr int64_t kAheadBytes = 16 << 10;  // how far ahead its panels are fetched
 
 // acc += rows @ panel. ld is the distance between the panel's rows; of its last vector, `last`
 // lanes are read, or all if kWhole. `far`: the panel is worth fetching ahead.
@@ -77,7 +75,7 @@ template <typename C, bool kWhole, int kSplit, typename M, int kRows, int kVecto
 FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* rows, int64_t depth,
                              const M* panel, int64_t ld, int last, bool back, bool far = false) {
   constexpr int L = kLanes<C>;
-  constexpr int64_t kAhead = kFetchedBytes / sizeof(M);
+  constexpr int64_t kAhead = kAheadBytes / sizeof(M);
   const C* a[kRows];
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) a[r] = static_cast<const C*>(rows[r]);
@@ -97,6 +95,7 @@ FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* 
     }
   };
   if constexpr (kSplit == 1) {
+    // The tiles that large products consist of; the others are not worth the code.
     if constexpr (kWhole && kVectors == kMaxVectors && kRows >= 4) {
       if (far) {
         for (int64_t k = 0; k < depth; ++k) {
@@ -432,7 +431,8 @@ void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
   const int64_t begin = panels.begin(panels.count * part / parts) * L;
   int64_t end = panels.begin(panels.count * (part + 1) / parts) * L;
   if (end > p.columns) end = p.columns;
-  const int64_t unit_bytes = (p.terms[0].depth + p.terms[1].depth + 1) * int64_t{sizeof(M)};
+  const int64_t depth = p.terms[0].depth + p.terms[1].depth;  // 0: a first step from zero
+  const int64_t unit_bytes = (depth > 0 ? depth : 1) * int64_t{sizeof(M)};
   const int64_t most = kBlockBytes / unit_bytes / kUnits * kUnits;
   const int64_t size = most > kUnits ? most : kUnits;
   for (int64_t block = begin; block < end; block += size) {
