@@ -159,6 +159,26 @@ FASTRNN_INLINE Vec<T> sums_of_lanes(const Vec<T> (&rows)[2 * kBlock]) {
   return sums[0];
 }
 
+// bound < x ? bound : x in one instruction; NaN goes through.
+template <typename T>
+FASTRNN_INLINE Vec<T> at_most(Vec<T> x, Vec<T> bound) {
+#if defined(FASTRNN_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_maskz_min_ps(0xffff, (__m512)bound, (__m512)x);
+  } else {
+    return (Vec<T>)_mm512_maskz_min_pd(0xff, (__m512d)bound, (__m512d)x);
+  }
+#elif defined(FASTRNN_AVX2)
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm256_min_ps((__m256)bound, (__m256)x);
+  } else {
+    return (Vec<T>)_mm256_min_pd((__m256d)bound, (__m256d)x);
+  }
+#else
+  return bound < x ? bound : x;
+#endif
+}
+
 // tanh(x) = m / (m + 2) with m = expm1(2|x|) and the sign of x: odd, exact at 0 and where it
 // saturates, NaN stays NaN. With y = 2|x| = n ln 2 + r and |r| <= ln 2 / 2, m is
 // 2^n expm1(r) + (2^n - 1), and expm1(r) its Taylor polynomial.
@@ -209,7 +229,7 @@ FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
   using I = Bits<T>;
   const I sign = (I)x & (I)broadcast<T>(-T(0));
   Vec<T> y = (Vec<T>)((I)x ^ sign) * 2;
-  y = y > K::kSaturation ? broadcast<T>(K::kSaturation) : y;
+  y = at_most<T>(y, broadcast<T>(K::kSaturation));
   const Vec<T> shifted = y * K::kLog2E + K::kMagic;
   const Vec<T> n = shifted - K::kMagic;
   const Vec<T> r = (y - n * K::kLn2High) - n * K::kLn2Low;

@@ -25,7 +25,7 @@ struct Panels {
   explicit Panels(int64_t columns)
       : vectors((columns + kLanes<C> - 1) / kLanes<C>),
         count((vectors + kMaxVectors - 1) / kMaxVectors),
-        even(static_cast<uint32_t>(vectors) / static_cast<uint32_t>(count)),
+        even(count > 1 ? static_cast<uint32_t>(vectors) / static_cast<uint32_t>(count) : vectors),
         more(vectors - even * count) {}
   // The first vector of panel p.
   int64_t begin(int64_t p) const { return p * even + (p < more ? p : more); }
@@ -343,7 +343,8 @@ FASTRNN_INLINE int ceil_div(int a, int b) {
 template <typename C, typename M>
 void run_panels(const Product<C>& p, int64_t rows, int part, int parts) {
   const Panels<C> panels(p.columns);
-  const int64_t first = panels.count * part / parts, end = panels.count * (part + 1) / parts;
+  const int64_t first = parts > 1 ? panels.count * part / parts : 0;
+  const int64_t end = parts > 1 ? panels.count * (part + 1) / parts : panels.count;
   for (int64_t i = first; i < end; ++i) {
     const int64_t panel = p.back ? end - 1 - (i - first) : i;
     const int64_t begin = panels.begin(panel);
