@@ -77,6 +77,8 @@ CASES = [
     Case(6, 3, 5, 200),
     Case(3, 5, 130, 129, nonlinearity="relu"),
     Case(300, 1, 4, 16),
+    Case(7, 1, 20, 60, num_layers=2, bidirectional=True),
+    Case(20, 1, 3, 101),
     Case(3, 5, 290, 257),
     Case(2, 6, 7, 513, hx=False),
     Case(37, 11, 9, 33, num_layers=2),

@@ -69,11 +69,13 @@ struct Product {
 constexpr int64_t kNearBytes = 1 << 20;    // a larger matrix comes from far away at each reading
 constexpr int64_t kAheadBytes = 16 << 10;  // how far ahead its panels are fetched
 
-// acc += rows @ panel. ld is the distance between the panel's rows; of its last vector, `last`
-// lanes are read, or all if kWhole. `far`: the panel is worth fetching ahead.
+// acc += rows @ panel. ld is the distance between the panel's rows, `next_panel` that to the panel
+// of the vectors from kMaxVectors on; of the last vector, `last` lanes are read, or all if kWhole.
+// `far`: the panel is worth fetching ahead.
 template <typename C, bool kWhole, int kSplit, typename M, int kRows, int kVectors>
 FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* rows, int64_t depth,
-                             const M* panel, int64_t ld, int last, bool back, bool far = false) {
+                             const M* panel, int64_t ld, int64_t next_panel, int last, bool back,
+                             bool far = false) {
   constexpr int L = kLanes<C>;
   constexpr int64_t kAhead = kAheadBytes / sizeof(M);
   const C* a[kRows];
@@ -84,7 +86,8 @@ FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* 
     Vec<C> b[kVectors];
     FASTRNN_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      b[v] = load_widened<C>(panel + v * L, kWhole || v < kVectors - 1 ? L : last);
+      const M* at = panel + v / kMaxVectors * next_panel + v % kMaxVectors * L;
+      b[v] = load_widened<C>(at, kWhole || v < kVectors - 1 ? L : last);
     }
     panel += ld;
     FASTRNN_UNROLL
@@ -288,8 +291,9 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
     if constexpr (kIsSame<M, Packed>) {
       const C* panel = static_cast<const C*>(term.matrix) + column * term.depth;
       const bool far = term.depth * p.columns * int64_t{sizeof(C)} > kNearBytes;
-      multiply<C, true, kSplit>(acc, term.rows + row, term.depth, panel, kVectors * L, L, p.k_back,
-                                far);
+      constexpr int64_t ld = (kVectors < kMaxVectors ? kVectors : kMaxVectors) * L;
+      multiply<C, true, kSplit>(acc, term.rows + row, term.depth, panel, ld, ld * term.depth, L,
+                                p.k_back, far);
     } else if constexpr (kIsSame<M, Pairs>) {
 #if defined(FASTRNN_AVX512_BF16)
       const C* panel = static_cast<const C*>(term.matrix) + column * ((term.depth + 1) / 2);
@@ -297,8 +301,8 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
 #endif
     } else {
       const M* panel = static_cast<const M*>(term.matrix) + column;
-      multiply<C, false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns, last,
-                                 p.k_back);
+      multiply<C, false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns,
+                                 kMaxVectors * L, last, p.k_back);
     }
   }
   if (p.epilogue == Epilogue::kStore && last == L) {
@@ -347,10 +351,22 @@ void run_panels(const Product<C>& p, int64_t rows, int part, int parts) {
   const int64_t end = parts > 1 ? panels.count * (part + 1) / parts : panels.count;
   for (int64_t i = first; i < end; ++i) {
     const int64_t panel = p.back ? end - 1 - (i - first) : i;
-    const int64_t begin = panels.begin(panel);
     const int width = panels.width(panel);
-    const int64_t inside = p.columns - (begin + width - 1) * kLanes<C>;
+    // A row has too few sums in a panel of two vectors to hide a sum's latency: it takes two
+    // panels.
+    const int64_t other = p.back ? panel - 1 : panel + 1;
+    const bool both = kMaxVectors == 2 && rows == 1 && p.split && width == 2 && i + 1 < end &&
+                      panels.width(other) == 2;
+    const int64_t begin = panels.begin(both && p.back ? other : panel);
+    const int64_t inside = p.columns - (begin + (both ? 2 * width : width) - 1) * kLanes<C>;
     const int last = static_cast<int>(inside < kLanes<C> ? inside : kLanes<C>);
+    if constexpr (kMaxVectors == 2) {
+      if (both) {
+        tile<C, M, 1, 4, 2>(p, 0, begin, last);
+        ++i;
+        continue;
+      }
+    }
     const int most = most_rows<M>(width), tiles = ceil_div(static_cast<int>(rows), most);
     int64_t row = 0;
     for (int j = tiles; j > 0; --j) {
