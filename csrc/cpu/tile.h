@@ -413,6 +413,14 @@ __attribute__((noinline)) void dots(const Product<C>& p, int64_t row, int64_t un
       }
     };
     int64_t k = 0;
+    // A row or two wait for the matrix: the next tile's part of it is fetched meanwhile.
+    if (kRows <= 2 && depth * p.columns * int64_t{sizeof(M)} > kNearBytes) {
+      for (; k + L <= depth; k += L) {
+        FASTRNN_UNROLL
+        for (int u = 0; u < kUnits; ++u) __builtin_prefetch(w + (kUnits + u) * depth + k);
+        step(k, L);
+      }
+    }
     for (; k + L <= depth; k += L) step(k, L);
     if (k < depth) step(k, static_cast<int>(depth - k));
   }
