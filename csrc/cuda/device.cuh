@@ -393,7 +393,8 @@ struct Launch {
   int threads;
   int shared_bytes;
   cudaStream_t stream;
-  int cluster = 1;  // blocks along x
+  int cluster = 1;           // blocks along x
+  bool cooperative = false;  // for grid barriers, in benchmarks/gpu/limits.cu
 };
 
 template <typename... Parameters>
@@ -407,16 +408,25 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Parameters.
   if (error == cudaSuccess && how.cluster > 8)
     error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (how.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
+    ++count;
+  }
+  if (how.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count].val.cooperative = 1;
+    ++count;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = how.grid;
   config.blockDim = dim3(how.threads);
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = how.stream;
-  config.attrs = &attribute;
-  config.numAttrs = how.cluster > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   void* pointers[] = {&arguments...};
   return cudaLaunchKernelExC(&config, function, pointers);
 }
