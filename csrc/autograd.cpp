@@ -106,7 +106,7 @@ auto new_node(const c10::intrusive_ptr<torch::autograd::Node>&) {
   return c10::make_intrusive<Node>();
 }
 
-// As RnnFunction::apply, which takes 2 us more of a step: it also notes the sizes of all arguments
+// As RnnFunction::apply, which costs a small step more: it also notes the sizes of all arguments
 // and results, to make zeros for missing gradients (forward asks for none), and looks for arguments
 // among the results. The edges are those of input, hx, even if it is not there, and the weights.
 std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS) {

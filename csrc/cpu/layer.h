@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/tile.h"
+#include "cpu/product.h"
 
 namespace fastrnn::cpu {
 namespace {
