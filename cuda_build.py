@@ -27,12 +27,6 @@ FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
 # makes the kernels three times as large; add it to profile them.
 
 MAY_USE_STACK = {"check_lengths_kernel"}  # for the arguments of printf
-# Part of a kernel's name, and an architecture on which csrc/cuda/choose.cpp never chooses it.
-NOT_CHOSEN = [
-    (", 256, 1, 2, 1, 0>", "120"),
-    ("<float, 512, 1, 1, 8, 36>", "120"),
-    (", 512, 2, 1, 4, 4>", "100"),
-]
 
 
 def find_nvcc() -> str | None:
@@ -132,8 +126,6 @@ def main() -> None:
         for name, (_, used) in sorted(zip(names, kernels, strict=True)):
             spilled = used["stores"] + used["loads"]
             print(f"{name:<88} {arch:>5} {used['registers']:>9} {used['stack']:>5} {spilled:>7}")
-            if any(part in name and arch == on for part, on in NOT_CHOSEN):
-                continue
             bad += bool(spilled or (used["stack"] and name not in MAY_USE_STACK))
     if not work or not any(results):
         sys.exit("cuda-check: found no kernel")

@@ -103,7 +103,7 @@ def gradient_norms(impl: str, nonlinearity: str, radius: float, args: argparse.N
     inputs = 0.1 * torch.randn(STEPS_BACK, BATCH, HIDDEN, generator=generator)
     direction = F.normalize(torch.randn(BATCH, HIDDEN, generator=generator), dim=1)
     gradients = gradients_of_states(rnn, inputs.to(args.device), direction.to(args.device))
-    return gradients.double().norm(dim=2).median(dim=1).values.cpu()  # squares may be 1e-58
+    return gradients.double().norm(dim=2).cpu().median(dim=1).values  # squares may be 1e-58
 
 
 def study_gradients(impls: list[str], args: argparse.Namespace) -> dict[tuple[str, float], Tensor]:

@@ -21,12 +21,12 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def exact_float32(request: pytest.FixtureRequest) -> Iterator[None]:
     """On a GPU no TF32 in nn.RNN and fastrnn unless a test sets it: the reference has none."""
-    rnn = torch.backends.cudnn.rnn
-    before = rnn.fp32_precision
+    rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = rnn.fp32_precision, matmul.fp32_precision
     if request.node.get_closest_marker("gpu"):
         rnn.fp32_precision = "ieee"
     yield
-    rnn.fp32_precision = before
+    rnn.fp32_precision, matmul.fp32_precision = before
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("matplotlib", reason="the report needs matplotlib")
+
 import cuda_build
 from benchmarks import timing
 from benchmarks.contestants import make_contestant
@@ -300,11 +302,12 @@ def test_the_tests_of_a_file_are_counted(tmp_path: Path) -> None:
     path.write_text(
         "import pytest\npytestmark = pytest.mark.gpu\n"
         "def test_good(): pass\ndef test_bad(): assert 1 == 2\n"
-        "@pytest.mark.skip\ndef test_left(): pass\n"
+        "@pytest.mark.skip\ndef test_left(): pass\ndef test_other(): assert 0\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
-    found = parts.run_tests_of(str(path), time.monotonic() + 60)
+    found = parts.run_tests_of(str(path), "not other", time.monotonic() + 60)
     assert found["status"] == "failed"
+    assert found["failed"] == ["test_bad: assert 1 == 2"]
     assert (found["tests"], found["failures"], found["skipped"]) == (3, 1, 1)
     assert "test_bad" in found["output"]
 

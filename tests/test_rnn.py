@@ -86,7 +86,7 @@ class Problem:
             outputs, states = [], []
             for b, length in enumerate(self.lengths.tolist()):
                 state = (
-                    hx[:, b : b + 1]
+                    hx[:, b : b + 1].contiguous()
                     if hx is not None
                     else torch.zeros_like(self.grad_hn[:, :1]).to(x)
                 )
@@ -281,7 +281,9 @@ def test_lengths_is_packing(case: Case, device: str) -> None:
     ours, expected = problem.ours(torch.float32), problem.results(packed, torch.float32)
     for name, y in expected.items():
         if device == "cuda":  # sums over all rows, which here are more, have other roundings
-            torch.testing.assert_close(ours[name], y, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                ours[name], y, rtol=1e-5, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+            )
         else:
             assert torch.equal(ours[name], y), name
 
@@ -349,11 +351,11 @@ def test_reset_is_splitting_by_hand(bidirectional: bool, device: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_nan_and_inf_propagate(nonlinearity: str, dtype: torch.dtype, device: str) -> None:
     rnn = fastrnn.RNN(2, 33, nonlinearity=nonlinearity, device=device, dtype=dtype)
-    nn = torch.nn.RNN(2, 33, nonlinearity=nonlinearity, device=device, dtype=dtype)
+    nn = torch.nn.RNN(2, 33, nonlinearity=nonlinearity, dtype=dtype)
     nn.load_state_dict(rnn.state_dict())
-    x = torch.randn(4, 3, 2, device=device, dtype=dtype)
+    x = torch.randn(4, 3, 2, dtype=dtype)
     x[1, 0, 0], x[1, 1, 0] = float("nan"), float("inf")
-    output, expected = rnn(x)[0], nn(x)[0]
+    output, expected = rnn(x.to(device))[0].cpu(), nn(x)[0]
     assert output.isnan().any()
     assert torch.equal(output.isnan(), expected.isnan())
     assert torch.equal(output.isinf(), expected.isinf())

@@ -99,13 +99,16 @@ def captured(step: Step, training: bool) -> Step:
     """The step as a CUDA graph: call the result to replay it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    graph = torch.cuda.CUDAGraph()
+    before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
     with grad_mode(training):
         with torch.cuda.stream(side):
             step()
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            step()
+        before.wait_stream(side)
+        try:
+            with torch.cuda.graph(graph):
+                step()
+        finally:  # torch stays on the capturing stream where the capture fails
+            torch.cuda.set_stream(before)
     return graph.replay
 
 

@@ -62,6 +62,7 @@ __device__ void wait_a_while(SharedBarrier* barrier, int parity) {
   while (!try_wait(barrier, parity)) {
     if (clock64() - start > kPatience) fail();
   }
+  acquire_shared();
 }
 
 // --- Inside a block

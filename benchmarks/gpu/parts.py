@@ -26,7 +26,9 @@ Record = dict[str, Any]
 KERNELS = ("step", "vector", "tile", "cluster")  # as FASTRNN_CUDA_KERNEL takes them
 TOOLS = ("memcheck", "racecheck")
 NOT_CHOSEN = 4  # exit status of benchmarks.gpu.sanitize
-QUICK_TESTS = ["tests/test_cuda_graphs.py", "tests/test_rnn.py"]
+KERNEL_TESTS = "tests/test_cuda.py"
+QUICK_TESTS = [KERNEL_TESTS, "tests/test_cuda_graphs.py", "tests/test_rnn.py"]
+MOST_FAILURES = 50  # of a file, that are kept by name
 AT_ONCE = 6  # processes of tests or sanitizers that share the GPU
 
 
@@ -118,23 +120,35 @@ def worst(records: Sequence[Record]) -> str:
     return next((s for s in ("failed", "cut off", "ok") if s in found), "skipped")
 
 
-def run_tests_of(path: str, end: float) -> Record:
-    """The GPU tests of one file, in a process of their own: an illegal access ends the others'."""
+def failures_in(suite: ElementTree.Element) -> list[str]:
+    """The name of each failed test with the first line of its message."""
+    found = [(case.get("name", ""), case.find(kind)) for case in suite.iter("testcase")
+             for kind in ("failure", "error")]  # fmt: skip
+    return [f"{name}: {(bad.get('message') or '').split(chr(10))[0]}"
+            for name, bad in found if bad is not None][:MOST_FAILURES]  # fmt: skip
+
+
+def run_tests_of(path: str, select: str, end: float) -> Record:
+    """GPU tests of one file, in a process of their own: an illegal access ends the others'."""
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "results.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", path, "-q", "-rfEs"]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", path, "-k", select]
+        # The last name is that of a test that hangs, with a traceback after half a minute.
+        command += ["-v", "-rfE", "-o", "faulthandler_timeout=30"]
         command += ["--tb=short", "-p", "no:cacheprovider", f"--junitxml={xml}"]
         # The tests ask torch for deterministic algorithms, and cuBLAS then wants this.
         env = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         ended = run(command, end - time.monotonic(), ROOT, env)
-        counts = {}
+        counts: Record = {}
         if xml.exists():
             suite = next(ElementTree.parse(xml).iter("testsuite"))
             counts = {k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")}
+            counts |= {"failed": failed} if (failed := failures_in(suite)) else {}
     found = outcome(ended)
     if ended.status == 5 or (counts and counts["tests"] == counts["skipped"]):  # 5: no tests
         found = {"status": "skipped"}
-    return {"file": path, **counts, "seconds": round(ended.seconds, 1), **found}
+    name = f"{path} -k {select}" if select else path
+    return {"file": name, **counts, "seconds": round(ended.seconds, 1), **found}
 
 
 def tests(this: Run, limit: float) -> Record:
@@ -143,10 +157,13 @@ def tests(this: Run, limit: float) -> Record:
         raise CannotRun("no pytest in this environment")
     end = time.monotonic() + limit
     files = [f"tests/{p.name}" for p in sorted((ROOT / "tests").glob("test_*.py"))
-             if re.search(r"\bgpu\b|\bdevice\b", p.read_text())]  # fmt: skip
+             if re.search(r"mark\.gpu\b|\bdevice: str\b", p.read_text())]  # fmt: skip
     if this.args.quick:
         files = [f for f in files if f in QUICK_TESTS]
-    results = at_once([lambda f=f: run_tests_of(f, end) for f in files])
+    # Each kernel's own tests in a process of their own: the most telling, so first.
+    jobs = [(KERNEL_TESTS, kernel) for kernel in (*KERNELS, f"not ({' or '.join(KERNELS)})")]
+    jobs += [(f, "") for f in files if f != KERNEL_TESTS]
+    results = at_once([lambda j=j: run_tests_of(*j, end) for j in jobs])
     return {"status": worst(results), "files": results}
 
 
@@ -168,6 +185,8 @@ def sanitizer() -> str:
 def sanitize_one(this: Run, program: str, kernel: str, tool: str, end: float) -> Record:
     # Only our kernels: those of cuBLAS and cuDNN would take minutes.
     command = [program, "--tool", tool, "--error-exitcode", "86", "--kernel-regex", "kns=fastrnn"]
+    # Torch asks the driver for functions that it does not have; our launches check themselves.
+    command += ["--report-api-errors", "no"]
     command += this.worker("sanitize", *(["--quick"] if this.args.quick else []))
     # Every tensor an allocation of its own, so that an access beyond it is one.
     env = {"FASTRNN_CUDA_KERNEL": kernel, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

@@ -27,6 +27,8 @@ EXPLANATION = """\
   come on top of it.
 - Goals are for the eager ratio. Memory is the peak that a step adds, ours by nn.RNN's. Error is
   ours by nn.RNN's against float64, of the result in which that is largest.
+- torch copies nn.RNN's weights at each call in bfloat16, and warns: `flatten_parameters` leaves
+  that type out. The times are with it.
 - TF32: products of float32 may round their factors, as in nn.RNN unless it is told otherwise.
 """
 

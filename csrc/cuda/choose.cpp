@@ -54,7 +54,7 @@ bool on_tensor_cores(const BlockKernel& k) { return k.rows >= 8; }
 
 // Shared memory for what registers of a cluster's threads do not hold of w_hh, as in cluster.cu.
 int stored_bytes(const BlockKernel& k) {
-  const int fragments = k.hidden_size * k.element_bytes / 32, kept = 28;
+  const int fragments = k.hidden_size * k.element_bytes / 32, kept = k.rows > 8 ? 26 : 28;
   if (k.kernel != Kernel::kCluster || !on_tensor_cores(k) || fragments <= kept) return 0;
   return (fragments - kept) * k.threads * 16;
 }
@@ -91,12 +91,6 @@ bool serves(const BlockKernel& k, const Choice& c, const Problem& p, const Devic
   if (k.kernel == Kernel::kCluster && device.capability < 90) return false;
   if (groups_at_once(k, c, device) < 1) return false;
   if (!on_tensor_cores(k)) return true;
-  // There the compiler spills these ones' registers.
-  const bool widest = k.kernel == Kernel::kTile ? k.hidden_size == 256
-                                                : k.hidden_size == 512 && k.element_bytes == 4;
-  if (widest && device.capability >= 120) return false;
-  const bool deepest = k.kernel == Kernel::kCluster && k.hidden_size == 512 && k.rows == 16;
-  if (deepest && device.capability >= 100 && device.capability < 120) return false;
   if (p.dtype == Dtype::kFloat32) return p.tf32 && device.capability >= 80;
   return device.capability >= (p.dtype == Dtype::kFloat16 ? 75 : 80);
 }

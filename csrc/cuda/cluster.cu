@@ -15,15 +15,15 @@ cudaError_t run_cluster(const Recurrence<Direction>& r, const Choice& choice, cu
   return launch_blocks<Group, 2>(r, stream);
 }
 
-constexpr int stored_fragments(int units, int element_bytes) {
-  constexpr int kKept = 28;  // more would leave too few registers for the rest
+constexpr int stored_fragments(int units, int element_bytes, int tiles) {
+  const int kept = tiles > 1 ? 26 : 28;  // more would leave too few registers for the rest
   const int fragments = units * element_bytes / 32;
-  return fragments > kKept ? fragments - kKept : 0;
+  return fragments > kept ? fragments - kept : 0;
 }
 
 template <typename S, int kUnits, int kTiles, int kBlocks>
 using Tile = ClusterGroup<
-    TileGroup<S, kUnits, kTiles, 1, kBlocks, stored_fragments(kUnits, int{sizeof(S)})>>;
+    TileGroup<S, kUnits, kTiles, 1, kBlocks, stored_fragments(kUnits, int{sizeof(S)}, kTiles)>>;
 
 template <int kUnits, int kRows, int kBlocks>
 using Vector = ClusterGroup<VectorGroup<kUnits, kRows, 4, kBlocks>>;

@@ -19,7 +19,9 @@ namespace fastrnn::cuda {
 //   - No part of exchange n + 2 overwrites what somebody still reads of exchange n: whoever sends
 //     or puts it has received exchange n + 1, to which every warp of every block has given a part,
 //     computed from all that it read of exchange n. For the same reason bytes of exchange n + 2
-//     come only after exchange n's phase has ended, and a waiter never misses a phase.
+//     come only after exchange n's phase has ended, and a waiter never misses a phase. (PTX's
+//     model does not order a thread's reads before its store_async; that the data come of them
+//     does.)
 //   - Own parts are read (to be sent) before they are put again, two exchanges later: the next
 //     exchange's warp_sync stands between.
 //   - Barriers are initialised before anybody sends: cluster_arrive in the constructor,
@@ -64,17 +66,18 @@ struct ClusterGroup : Slice {
   FASTRNN_DEVICE void send(unsigned char* state, int copy) const {
     constexpr int kPerRow = kWarpBytes / 16, kPieces = kRows * kPerRow;
     constexpr int kToSend = (kBlocks - 1) * kPieces;
-    const int lane = threadIdx.x % 32, rank = cluster_rank();
+    static_assert(32 % kPieces == 0, "a lane sends one piece, to one block or several");
+    const int lane = threadIdx.x % 32, rank = cluster_rank(), piece = lane % kPieces;
     warp_sync();  // the warp's puts are there
-    unsigned char* part = state + this->warp_unit() * int(sizeof(typename Slice::Storage));
+    const void* from = state + this->warp_unit() * int(sizeof(typename Slice::Storage)) +
+                       piece / kPerRow * kRowBytes + piece % kPerRow * 16;
+    const uint4 x = *static_cast<const uint4*>(from);
 #pragma unroll
     for (int first = 0; first < kToSend; first += 32) {
-      const int n = first + lane, piece = n % kPieces;
+      const int n = first + lane;
       if (kToSend % 32 != 0 && n >= kToSend) break;
       const int to = (rank + 1 + n / kPieces) % kBlocks;
-      const void* from = part + piece / kPerRow * kRowBytes + piece % kPerRow * 16;
-      store_async(map_shared(from, to), *static_cast<const uint4*>(from),
-                  map_shared(barrier(copy), to));
+      store_async(map_shared(from, to), x, map_shared(barrier(copy), to));
     }
     if (lane == 0) arrive_expecting(barrier(copy), kToSend * 16);
   }

@@ -70,6 +70,25 @@ FASTRNN_DEVICE T* further(T* p, int64_t bytes) {
   return static_cast<T*>(__cvta_global_to_generic(address));
 }
 
+// *p where it is there, else 0, by a predicate: a branch, as the compiler makes of the condition,
+// would let each load wait for the one before.
+FASTRNN_DEVICE uint32_t load_bits(const float* p, bool there) {
+  uint32_t x;
+  asm("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.u32 %0, [%1]; }"
+      : "=r"(x)
+      : "l"(__cvta_generic_to_global(p)), "r"(uint32_t{there}));
+  return x;
+}
+template <typename T>
+FASTRNN_DEVICE uint32_t load_bits(const T* p, bool there) {
+  static_assert(sizeof(T) == 2);
+  uint16_t x;
+  asm("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u16 %0, 0; @p ld.global.u16 %0, [%1]; }"
+      : "=h"(x)
+      : "l"(__cvta_generic_to_global(p)), "r"(uint32_t{there}));
+  return x;
+}
+
 // --- A block's threads
 
 // The block's dynamic shared memory, 128-byte aligned.
@@ -255,33 +274,35 @@ FASTRNN_DEVICE void arrive_expecting(SharedBarrier* barrier, int bytes) {
       : "memory");
 #endif
 }
-// Whether the phase of this parity is over; may wait a while. Orders nothing.
+// Waiting acquires, cluster-wide, what the arrivals at the phase released and what store_async
+// wrote. That lies in shared memory, and a fence says so: by the PTX memory model it pairs with
+// store_async's release as an acquiring try_wait would, but on sm_90 it is no instruction, where
+// that one empties the multiprocessor's L1 cache (CCTL.IVALL). FASTRNN_ACQUIRE_ALL takes the whole
+// acquire, to compare; so do toolkits before 12.8, which do not know the other.
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1208
+#define FASTRNN_ACQUIRE_ALL
+#endif
+#if defined(FASTRNN_ACQUIRE_ALL)
+#define FASTRNN_TRY_WAIT "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64"
+#else
+#define FASTRNN_TRY_WAIT "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64"
+#endif
+// Whether the phase of this parity is over; may wait a while. Ordered by acquire_shared.
 FASTRNN_DEVICE bool try_wait(SharedBarrier* barrier, int parity) {
 #if __CUDA_ARCH__ >= 900
   uint32_t done;
-  asm volatile(
-      "{ .reg .pred p; mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p, [%1], %2; "
-      "selp.u32 %0, 1, 0, p; }"
-      : "=r"(done)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
+  asm volatile("{ .reg .pred p; " FASTRNN_TRY_WAIT " p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(done)
+               : "r"(shared_address(barrier)), "r"(parity)
+               : "memory");
   return done != 0;
 #else
   return true;
 #endif
 }
-// Acquires, cluster-wide, what the arrivals at a phase that is over released and what store_async
-// wrote. That lies in shared memory, and the fence says so: by the PTX memory model it pairs with
-// store_async's release as try_wait.acquire.cluster would, but on sm_90 it is no instruction, where
-// that one empties the multiprocessor's L1 cache (CCTL.IVALL). FASTRNN_ACQUIRE_ALL takes the whole
-// acquire, to compare; so do toolkits before 12.8, which do not know the other.
 FASTRNN_DEVICE void acquire_shared() {
-#if __CUDA_ARCH__ >= 900
-#if defined(FASTRNN_ACQUIRE_ALL) || __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1208
-  asm volatile("fence.acq_rel.cluster;" ::: "memory");
-#else
+#if __CUDA_ARCH__ >= 900 && !defined(FASTRNN_ACQUIRE_ALL)
   asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
-#endif
 #endif
 }
 FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity) {

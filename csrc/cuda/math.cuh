@@ -11,7 +11,7 @@ namespace fastrnn::cuda {
 template <typename S>
 using Accumulate = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
-// To 2 ulp: 1 - 2 / (e^2x + 1), and near zero, where that cancels, the odd polynomial of Cephes'
+// To 4 ulp: 1 - 2 / (e^2x + 1), and near zero, where that cancels, the odd polynomial of Cephes'
 // tanhf. Odd; NaN stays; 1 in saturation, where e^2x overflows.
 FASTRNN_DEVICE float tanh_of(float x) {
   const float a = fabsf(x);

@@ -20,11 +20,13 @@ struct TileGroup {
   static constexpr int kDepth = 32 / sizeof(S);  // of an mma
   static constexpr int kRowBytes = kUnits * sizeof(S) + 16, kStateBytes = kRows * kRowBytes;
   static constexpr int kFragments = kUnits / kDepth, kKept = kFragments - kStored;
+  static constexpr int kBatch = kTiles > 1 ? 2 : 4;  // fragments that are loaded at a time
   static constexpr int kSharedBytes = 2 * kStateBytes + kStored * kThreads * 16;
   // Sums of an element that do not wait for one another, as registers allow.
   static constexpr bool kFew = kFragments < 8 || (kBlocks == 1 && kFragments > 16);
   static constexpr int kChains = kTiles * kStacked > 1 ? 1 : kFew ? 2 : 4;
-  static_assert(kFragments % 2 == 0 && kKept > 0 && (kStored == 0 || kStacked == 1));
+  static_assert(kFragments % 2 == 0 && kKept > 0 && kKept % kBatch == 0 &&
+                (kStored == 0 || kStacked == 1));
   static_assert(kBlockUnits * kBlocks == kUnits && kBlockUnits % kWarpUnits == 0);
 
   uint32_t weights[kStacked][kKept][4];
@@ -44,45 +46,38 @@ struct TileGroup {
   FASTRNN_DEVICE static constexpr int offset(int e) { return e / 4 / kTiles * 16 + e % 4 / 2 * 8; }
   FASTRNN_DEVICE int unit(int e) const { return first_unit(0) + offset(e); }
 
-  FASTRNN_DEVICE static uint32_t bits(S x) {
-    if constexpr (sizeof(S) == 4) {
-      return tf32_of(x);
-    } else {
-      uint16_t half;
-      memcpy(&half, &x, sizeof half);
-      return half;
-    }
-  }
-
   FASTRNN_DEVICE void load(const S* w, int64_t H, bool transposed) {
     constexpr int kPer = kDepth / 8;  // columns in a register
     // From a row, and from a column, to the next.
     const int64_t across = transposed ? 1 : H, along = transposed ? H : 1;
-    const int units = static_cast<int>(H);
+    const int units = static_cast<int>(H), k = lane() % 4 * kPer;
 #pragma unroll
     for (int stacked = 0; stacked < kStacked; ++stacked) {
       const int j = first_unit(stacked);
-      int k = lane() % 4 * kPer;  // of this fragment, as `from`
-      const S* from = w + j * across + k * along;
-      const auto part = [&](int i) {
+      const S* from = w + j * across + k * along;  // runs along with the fragments
+      const auto part = [&](int f, int i) {
         const int row = i % 2 * 8, column = i / 2 * 4 * kPer;
         const S* at = from + row * across + column * along;
-        if (j + row >= units || k + column >= units) return 0u;
-        uint32_t x = bits(at[0]);
-        if (kPer == 2 && k + column + 1 < units) x |= bits(at[along]) << 16;
-        return x;
+        const int left = j + row < units ? units - k - column - f * kDepth : 0;
+        const uint32_t x = load_bits(at, left > 0);
+        if constexpr (kPer == 1) return tf32_of(float_of(x));
+        return x | load_bits(at + along, left > 1) << 16;
       };
-      const auto next = [&] {
-        k += kDepth;
-        from = further(from, kDepth * along * int{sizeof(S)});
-      };
+      const auto next = [&] { from = further(from, kDepth * along * int{sizeof(S)}); };
+      // A few at a time, as what is on its way takes registers.
 #pragma unroll
-      for (int f = 0; f < kKept; ++f, next())
+      for (int f = 0; f < kKept; f += kBatch) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) weights[stacked][f][i] = part(i);
+        for (int i = 0; i < 4 * kBatch; ++i) weights[stacked][f + i / 4][i % 4] = 0;
+        if (f * kDepth >= units) continue;
+#pragma unroll
+        for (int n = f; n < f + kBatch; ++n, next())
+#pragma unroll
+          for (int i = 0; i < 4; ++i) weights[stacked][n][i] = part(n, i);
+      }
 #pragma unroll 4
       for (int f = kKept; f < kFragments; ++f, next())
-        *stored(f) = make_uint4(part(0), part(1), part(2), part(3));
+        *stored(f) = make_uint4(part(f, 0), part(f, 1), part(f, 2), part(f, 3));
     }
   }
 

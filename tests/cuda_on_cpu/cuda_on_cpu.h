@@ -116,6 +116,16 @@ inline void narrow(BFloat16* to, float x) {
   const uint32_t u = bits_of(x);
   to->bits = x != x ? 0x7fff : static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
+template <typename T>
+uint32_t load_bits(const T* p, bool there) {
+  T x{};
+  if (there) x = *p;
+  if constexpr (sizeof(T) == 4) {
+    return bits_of(x);
+  } else {
+    return x.bits;
+  }
+}
 inline uint32_t tf32_of(float x) {
   const uint32_t u = bits_of(x);
   return (u >> 23 & 0xff) == 0xff ? u : (u + 0x1000) & ~0x1fffu;
