@@ -6,9 +6,6 @@
 #include "cuda/gemm.h"
 
 #include <ATen/Context.h>
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
 
 #include <cstdint>
 
@@ -26,8 +23,6 @@ extern "C" [[gnu::weak]] int cublasSetMathMode(void* handle, int mode);
 
 namespace fastrnn::cuda {
 namespace {
-
-using at::Tensor;
 
 // cublas_api.h and library_types.h
 constexpr int kAsItIs = 0, kTransposed = 1, kDefaultAlgorithm = -1;
@@ -76,7 +71,13 @@ bool have_cublas() {
   return cublasGemmEx_64 && cublasSetMathMode && (with_setup || without);
 }
 
-void multiply_cublas(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add) {
+}  // namespace
+
+bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
+
+void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add) {
+  if (out.rows == 0 || out.columns == 0) return;
+  TORCH_CHECK(have_cublas(), "rnn: this torch has no cuBLAS of version 12 or later");
   const double doubles[2] = {0, 1};
   const float floats[2] = {0, 1};
   int compute = tf32 && a.type == at::kFloat ? kComputeTf32 : kComputeFloat32;
@@ -102,30 +103,6 @@ void multiply_cublas(const Matrix& out, const Matrix& a, const Matrix& b, bool t
   if (narrow) cublasSetMathMode(handle, kDefaultMath);
   TORCH_CHECK(status == 0, "rnn: cublasGemmEx failed with status ", status, " for ", a.rows, " x ",
               a.columns, " by ", b.columns, " in ", a.type);
-}
-
-Tensor on_cpu(const Matrix& x) {
-  return at::from_blob(x.data, {x.rows, x.columns}, {x.row_stride, x.column_stride},
-                       at::TensorOptions(x.type));
-}
-
-}  // namespace
-
-bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
-
-void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add) {
-  if (out.rows == 0 || out.columns == 0) return;
-  if (a.on_gpu) {
-    TORCH_CHECK(have_cublas(), "rnn: this torch has no cuBLAS of version 12 or later");
-    return multiply_cublas(out, a, b, tf32, add);
-  }
-  // Where the tests run the callers of this file without a GPU.
-  Tensor to = on_cpu(out), x = on_cpu(a), y = on_cpu(b);
-  if (out.type != a.type) {
-    x = x.to(out.type);
-    y = y.to(out.type);
-  }
-  add ? at::addmm_out(to, to, x, y) : at::mm_out(to, x, y);
 }
 
 }  // namespace fastrnn::cuda

@@ -10,7 +10,6 @@ struct Matrix {
   char* data;
   int64_t rows, columns, row_stride, column_stride;
   at::ScalarType type;
-  bool on_gpu;
 
   explicit Matrix(const at::Tensor& x)
       : data(static_cast<char*>(const_cast<void*>(x.const_data_ptr()))),
@@ -18,8 +17,7 @@ struct Matrix {
         columns(x.size(1)),
         row_stride(x.stride(0)),
         column_stride(x.stride(1)),
-        type(x.scalar_type()),
-        on_gpu(x.is_cuda()) {}
+        type(x.scalar_type()) {}
 
   Matrix transposed() const {
     Matrix x = *this;
