@@ -29,7 +29,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-check lint format clean always
+.PHONY: help mnist test test-slow test-clients build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

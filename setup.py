@@ -8,7 +8,10 @@ import sysconfig
 from glob import glob
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except ImportError:
+    sys.exit(f"fastrnn: no torch in {sys.executable}, against which to build. Install it first.")
 from setuptools import Extension, setup
 from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
@@ -37,19 +40,28 @@ OPENMP_FLAGS = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 
 def with_cuda() -> bool:
-    """FASTRNN_CUDA=1 builds the CUDA half, FASTRNN_CUDA=0 does not; unset, it follows torch."""
+    """FASTRNN_CUDA=1 builds the CUDA half, FASTRNN_CUDA=0 does not; unset, where torch has CUDA."""
     choice = os.environ.get("FASTRNN_CUDA")
     if choice not in (None, "", "0", "1"):
         sys.exit(f"fastrnn: expected FASTRNN_CUDA to be 0 or 1, got {choice!r}.")
-    return choice == "1" or (choice != "0" and torch.version.cuda is not None)
+    if choice == "1":
+        return True
+    if choice == "0" or torch.version.cuda is None:
+        return False
+    if cuda_build.find_nvcc() is None:  # many machines with such a torch have no GPU
+        print("fastrnn: no nvcc found: building for the CPU alone, without the CUDA kernels. "
+              "To have them, put nvcc on the PATH or set CUDA_HOME.", file=sys.stderr)  # fmt: skip
+        return False
+    return True
 
 
+WITH_CUDA = with_cuda()
 PYTHON_MODULE = "csrc/python.cpp"
 
 
 def sources() -> list[str]:
     patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp"]
-    if with_cuda():
+    if WITH_CUDA:
         patterns += ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
     found = {path for pattern in patterns for path in glob(pattern)}
     return sorted(found - {PYTHON_MODULE})
@@ -117,8 +129,8 @@ def add_cuda(operators: Extension, module: Extension) -> None:
     nvcc = cuda_build.find_nvcc()
     if nvcc is None:
         sys.exit(
-            "fastrnn: no nvcc found for the CUDA kernels. Put it on the PATH, set CUDA_HOME,\n"
-            "or set FASTRNN_CUDA=0 to build for the CPU alone."
+            "fastrnn: no nvcc found for the CUDA kernels, which FASTRNN_CUDA=1 asks for.\n"
+            "Put it on the PATH or set CUDA_HOME."
         )
     home = cuda_build.toolkit(nvcc)
     cpp_extension.CUDA_HOME = str(home)  # a torch without CUDA has not looked for it
@@ -143,7 +155,7 @@ def add_cuda(operators: Extension, module: Extension) -> None:
 operators = extension(OPERATORS, sources(), OPERATORS_LINK)
 operators.libraries.remove("torch_python")
 module = extension("fastrnn._C", [PYTHON_MODULE], BESIDE)
-if with_cuda():
+if WITH_CUDA:
     add_cuda(operators, module)
 
 setup(

@@ -192,7 +192,8 @@ class Digits:
 
 def load_digits(args: argparse.Namespace) -> Digits:
     """MNIST from its folder or its mirror; scikit-learn's digits where there is neither."""
-    folder = find_data(args.data, "mnist")
+    new = args.download and args.data is not None and not args.data.exists()
+    folder = args.data if new else find_data(args.data, "mnist")
     reason = "no folder $FASTRNN_DATA/mnist or data/mnist, and no --download"
     if args.download:
         target = folder or Path("data/mnist")

@@ -8,7 +8,7 @@ except ImportError as e:
     raise ImportError(
         f"fastrnn: the extension does not load from {__path__[0]}. In a source folder run "
         "`make build`, or leave the folder to use an installed fastrnn; after an update of torch, "
-        f"build again. ({e})"
+        "build again."
     ) from e
 from fastrnn import functional
 from fastrnn._info import info

@@ -29,7 +29,7 @@ def info(
         set of the CPU kernels, threads, CUDA devices and, if ``module`` is given, ``kernel``.
 
     Raises:
-        TypeError: ``module`` is none of these.
+        TypeError: ``module`` or ``input`` is none of these.
 
     Example:
         >>> import torch, fastrnn
@@ -54,6 +54,10 @@ def info(
             cls = type(module)
             name = f"{cls.__module__}.{cls.__qualname__}"
             raise TypeError(f"info: expected a fastrnn.RNN or fastrnn.RNNCell, got {name}")
+        if not isinstance(input, Tensor | PackedSequence | None):
+            raise TypeError(
+                f"info: expected a tensor or a PackedSequence as input, got {type(input).__name__}"
+            )
         facts["kernel"] = _kernel(module, input)
     return facts
 

@@ -116,6 +116,11 @@ def check_args(
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         check_marks("lengths", lengths, torch.int64, (batch,), input)
         check_marks("reset", reset, torch.bool, tuple(input.shape[:2]), input)
+    check_devices(input, hx, weights)
+
+
+def check_devices(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> None:
+    """Check that all is where the input is, in nn.RNN's words."""
     for kind, other in [("hidden", hx), *[("parameter", w) for w in weights]]:
         if other is not None and other.device != input.device:
             raise RuntimeError(
@@ -131,6 +136,16 @@ def check_state(hx: Tensor, batch: int, w_hh: Tensor, num_layers: int, bidirecti
         raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.size())}")
 
 
+def as_lengths(lengths: Any, input: Tensor) -> Any:
+    """Integers of any type, or a list of them, as int64; all else as it is, for the checks."""
+    integers = (torch.uint8, torch.int8, torch.int16, torch.int32)
+    if isinstance(lengths, Tensor):
+        return lengths.to(torch.int64) if lengths.dtype in integers else lengths
+    if isinstance(lengths, list | tuple) and all(isinstance(n, int) for n in lengths):
+        return torch.tensor(lengths, dtype=torch.int64, device=input.device)
+    return lengths
+
+
 def check_marks(
     name: str, marks: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], input: Tensor
 ) -> None:
@@ -138,7 +153,7 @@ def check_marks(
     if marks is None:
         return
     if not isinstance(marks, Tensor):
-        raise TypeError(f"rnn: expected {name} that are a tensor, got {type(marks).__name__}")
+        raise TypeError(f"rnn: expected {name} to be a tensor, got {type(marks).__name__}")
     if marks.dtype != dtype or tuple(marks.shape) != shape:
         raise ValueError(
             f"rnn: expected {name} of dtype {dtype} and shape {shape}, "

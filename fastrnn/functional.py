@@ -12,6 +12,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from fastrnn import _C, _ops, reference
 
+__all__ = ["rnn"]
+
 
 def rnn(
     input: Tensor | PackedSequence,
@@ -50,17 +52,19 @@ def rnn(
         dropout: Probability of zeroing an element of the output of every layer but the last, if
             ``training``.
         training: Whether dropout applies.
-        lengths: (B) int64, in any order: the number of valid steps of each row of padded input,
-            0 to T. The output beyond them is zero, ``hn`` is the state after each row's last valid
-            step, and the reverse direction starts there.
+        lengths: (B) integers, in any order: the number of valid steps of each row of padded
+            input, 0 to T. The output beyond them is zero, ``hn`` is the state after each row's
+            last valid step, and the reverse direction starts there.
         reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins. The
-            state before that step is ``hx`` again, and no gradient passes.
+            state before that step is ``hx`` again, and no gradient passes. The reverse direction
+            begins anew at the step before, where the sequence that comes earlier ends.
 
     Returns:
         ``output`` (T, B, D*H) in the layout of ``input``, and ``hn`` (L*D, B, H).
 
     Raises:
-        ValueError: A wrong rank or dtype, or an unknown nonlinearity.
+        ValueError: A wrong rank, dtype or dropout, or an unknown nonlinearity.
+        TypeError: A wrong type.
         RuntimeError: A wrong size or device.
 
     Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
@@ -76,6 +80,19 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    if isinstance(num_layers, bool) or not isinstance(num_layers, int):
+        raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+    if num_layers <= 0:
+        raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+    flags = {"bias": bias, "bidirectional": bidirectional, "batch_first": batch_first}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout should be a probability between 0 and 1, got {dropout}")
+    if isinstance(weights, Tensor):
+        raise TypeError("rnn: expected a sequence of weights, got one tensor")
+    weights = list(weights)
     per_layer = (4 if bias else 2) * (2 if bidirectional else 1)
     if len(weights) != num_layers * per_layer:
         raise RuntimeError(
@@ -85,7 +102,7 @@ def rnn(
     return rnn_positional(
         input,
         hx,
-        list(weights),
+        weights,
         bias,
         num_layers,
         nonlinearity == "relu",
@@ -117,6 +134,8 @@ def rnn_positional(
         )
         if result is not None:
             return result
+    if lengths is not None and isinstance(input, Tensor):
+        lengths = _ops.as_lengths(lengths, input)
     config = (bias, num_layers, relu, bidirectional, batch_first, dropout, lengths, reset)
     if isinstance(input, PackedSequence):
         return _rnn_packed(input, hx, weights, *config)
@@ -202,6 +221,7 @@ def rnn_cell(
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         _ops.check_cell_sizes(input, hx, w_ih, w_hh)
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+    _ops.check_devices(input, hx, weights)
     state = None if hx is None else hx.unsqueeze(0)
     output, _ = _run(
         input.unsqueeze(0),

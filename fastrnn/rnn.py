@@ -44,11 +44,12 @@ class RNN(RNNBase):
         input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a
             ``PackedSequence``.
         hx: The initial state (L*D, B, H), or (L*D, H) without a batch; zeros by default.
-        lengths: (B) int64, 0 to T in any order: the valid steps of each row of padded input.
+        lengths: (B) integers, 0 to T in any order: the valid steps of each row of padded input.
             Outputs beyond them are zero, ``hn`` is the state after the last valid step, the
             reverse direction starts at each row's own end.
         reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins inside
-            a row; the state before that step is ``hx`` again, and no gradient passes.
+            a row; the state before that step is ``hx`` again, and no gradient passes. The reverse
+            direction begins anew at the step before, where the earlier sequence ends.
 
     Returns:
         ``output``, (T, B, D*H) in the input's layout, and ``hn``, (L*D, B, H).

@@ -173,6 +173,15 @@ def test_errors(name: str) -> None:
     assert_raise_alike(ERRORS[name], RNNCell)
 
 
+@pytest.mark.parametrize("where", ["weights", "hx", "input"])
+def test_devices_that_differ(where: str) -> None:
+    """The operator has an answer on meta, of which nothing may come to another device."""
+    devices = {"weights": "cpu", "hx": "cpu", "input": "cpu", where: "meta"}
+    cell = RNNCell(I, H, device=devices["weights"])
+    with pytest.raises(RuntimeError, match=r"not at the same device, .* at (cpu|meta)"):
+        cell(x(B, I).to(devices["input"]), x(B, H).to(devices["hx"]))
+
+
 def test_errors_of_the_constructor() -> None:
     for arguments in ((), (I,), (I, H, True, "tanh", None, None, None), (I, -1), ("a", H)):
         theirs, ours = (outcome(lambda cls: cls(*arguments), cls) for cls in (nn.RNNCell, RNNCell))  # noqa: B023

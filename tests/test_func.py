@@ -211,7 +211,7 @@ def test_lengths_are_checked_under_transforms() -> None:
     with pytest.raises(ValueError, match=r"expected lengths between 0 and 5, got -1"):
         grad(lambda y: module(y, lengths=torch.tensor([-1, 2]))[0].sum())(x())
     with pytest.raises(ValueError, match=r"expected lengths of dtype torch.int64"):
-        vmap(lambda y, n: module(y, lengths=n))(x(N, T, B, I), LENGTHS.int())
+        vmap(lambda y, n: module(y, lengths=n))(x(N, T, B, I), LENGTHS.float())
 
 
 def test_vmap_over_lengths_of_packed_sequences_says_what_to_do() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from both import B, H, I, T, assert_same
@@ -74,6 +76,26 @@ ERRORS = {
         lambda: rnn(torch.randn(T, B, I), None, 2 * weights(), bidirectional=1),
         (TypeError, r"bidirectional should be of type bool, got: int"),
     ),
+    "batch_first": (
+        lambda: rnn(torch.randn(T, B, I), None, weights(), batch_first="no"),
+        (TypeError, r"batch_first should be of type bool, got: str"),
+    ),
+    "no layers": (
+        lambda: rnn(torch.randn(T, B, I), None, [], num_layers=0),
+        (ValueError, r"num_layers must be greater than zero, got 0"),
+    ),
+    "num_layers": (
+        lambda: rnn(torch.randn(T, B, I), None, weights(), num_layers="1"),
+        (TypeError, r"num_layers should be of type int, got: str"),
+    ),
+    "dropout": (
+        lambda: rnn(torch.randn(T, B, I), None, weights(), dropout=-0.5, training=True),
+        (ValueError, r"dropout should be a probability between 0 and 1, got -0.5"),
+    ),
+    "one weight": (
+        lambda: rnn(torch.randn(T, B, I), None, torch.randn(4, H)),
+        (TypeError, r"expected a sequence of weights, got one tensor"),
+    ),
     "lengths without a batch": (
         lambda: rnn(torch.randn(T, I), None, weights(), lengths=torch.tensor([T])),
         (ValueError, r"lengths and reset go with batched input, got 2-D input"),
@@ -92,7 +114,17 @@ def test_errors(name: str) -> None:
         call()
 
 
-@pytest.mark.parametrize("name", ["lengths", "reset"])
-def test_a_list_is_refused(name: str) -> None:
-    with pytest.raises(TypeError, match=f"expected {name} that are a tensor, got list"):
-        RNN(3, 4)(torch.zeros(5, 2, 3), **{name: [5, 2]})
+@pytest.mark.parametrize(
+    "mark", [{"lengths": [5, 2.0]}, {"lengths": "52"}, {"reset": [[True, False]] * 5}], ids=str
+)
+def test_marks_that_are_no_tensor(mark: dict[str, Any]) -> None:
+    ((name, value),) = mark.items()
+    message = f"expected {name} to be a tensor, got {type(value).__name__}"
+    with pytest.raises(TypeError, match=message):
+        RNN(3, 4)(torch.zeros(5, 2, 3), **mark)
+
+
+def test_weights_may_come_from_an_iterator() -> None:
+    module, x = RNN(3, 4, 2), torch.randn(5, 2, 3)
+    output, _ = rnn(x, None, module.parameters(), num_layers=2)
+    assert torch.equal(output, module(x)[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from cases import CASES, Case, assert_as_accurate, away_from_the_kink
@@ -424,13 +426,24 @@ def test_bad_lengths(lengths: list[int]) -> None:  # on CUDA: tests/test_cuda.py
         rnn(x, lengths=torch.tensor(lengths))
 
 
+@pytest.mark.parametrize(
+    "lengths", [[5, 2], (5, 2), torch.tensor([5, 2], dtype=torch.int32)], ids=str
+)
+def test_lengths_as_packing_takes_them(lengths: Any) -> None:
+    rnn, x = fastrnn.RNN(3, 4), torch.randn(5, 2, 3)
+    expected = rnn(x, lengths=torch.tensor([5, 2]))
+    assert all(map(torch.equal, rnn(x, lengths=lengths), expected))
+    run = torch.compile(rnn, fullgraph=True, backend="eager")
+    assert all(map(torch.equal, run(x, lengths=lengths), expected))
+
+
 def test_bad_lengths_and_reset_arguments() -> None:
     rnn = fastrnn.RNN(3, 4)
     x = torch.randn(5, 2, 3)
     with pytest.raises(
-        ValueError, match=r"lengths of dtype torch.int64 and shape \(2,\), got torch.int32"
+        ValueError, match=r"lengths of dtype torch.int64 and shape \(2,\), got torch.float32"
     ):
-        rnn(x, lengths=torch.tensor([1, 2], dtype=torch.int32))
+        rnn(x, lengths=torch.tensor([1.0, 2.0]))
     with pytest.raises(ValueError, match=r"lengths of dtype torch.int64 and shape \(2,\)"):
         rnn(x, lengths=torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match=r"reset of dtype torch.bool and shape \(5, 2\)"):
