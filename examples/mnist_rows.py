@@ -387,7 +387,7 @@ def main(argv: list[str] | None = None) -> Results:
     rows, columns = images.shape[1:]
     print(
         f"{digits.name}: {len(images):,} images of {rows} rows of {columns} pixels; "
-        f"RNN({columns}, {args.hidden_size}), recipe {args.recipe}, on {args.device}"
+        f"RNN({columns}, {args.hidden_size}), --recipe {args.recipe}, on {args.device}"
         + (f", in {args.amp} and float32" if args.amp else "")
     )
     names = [args.impl]

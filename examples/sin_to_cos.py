@@ -98,6 +98,8 @@ def make_run(impl: str, args: argparse.Namespace, network: str) -> CosineRun:
     torch.manual_seed(args.seed)
     model = CosineFromSine(RNN_CLASSES[impl], *NETWORKS[network]).to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02, fused=True)
+    # At a rate that stays, the loss jumps up now and then until the end.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=args.steps)
     state: Tensor | None = None  # before the first step: zeros
     predictions: list[Tensor] = []
 
@@ -109,6 +111,7 @@ def make_run(impl: str, args: argparse.Namespace, network: str) -> CosineRun:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
         predictions.append(prediction.detach())
         return loss.detach()
 

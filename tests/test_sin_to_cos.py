@@ -6,7 +6,6 @@ import argparse
 import importlib
 import itertools
 import math
-import statistics
 import sys
 from pathlib import Path
 
@@ -64,13 +63,14 @@ def test_linear_layer_in_a_loop_and_by_reshape() -> None:
 def test_carries_the_state_and_detaches_it(network: str, inputs: int, layers: int) -> None:
     """The same steps written with nn.RNN alone, whose backward pass would fail on a state that is
     not detached. Five steps of Adam let roundings of 1e-7 grow to 1e-5 at most."""
-    args = argparse.Namespace(seed=3, device=torch.device("cpu"))
+    args = argparse.Namespace(seed=3, steps=300, device=torch.device("cpu"))
     run = sin_to_cos.make_run("fastrnn", args, network)
     rnn = torch.nn.RNN(inputs, 32, layers, batch_first=True)
     rnn.load_state_dict(run.model.rnn.state_dict())
     linear = torch.nn.Linear(32, 1)
     linear.load_state_dict(run.model.linear.state_dict())
     adam = torch.optim.Adam([*rnn.parameters(), *linear.parameters()], lr=0.02)
+    schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.05, total_iters=300)
     state = torch.zeros(layers, 1, 32)
     waves = sin_to_cos.half_waves(inputs, args.device)
     for sines, cosines in itertools.islice(waves, 5):
@@ -82,13 +82,14 @@ def test_carries_the_state_and_detaches_it(network: str, inputs: int, layers: in
         adam.zero_grad()
         expected_loss.backward()
         adam.step()
+        schedule.step()
         torch.testing.assert_close(run.predictions[-1], expected.detach(), rtol=0, atol=1e-5)
         torch.testing.assert_close(loss, expected_loss.detach(), rtol=0, atol=1e-5)
     assert state.abs().max() > 0.1
 
 
 def train(network: str, inputs: int, seed: int, steps: int) -> sin_to_cos.CosineRun:
-    args = argparse.Namespace(seed=seed, device=torch.device("cpu"))
+    args = argparse.Namespace(seed=seed, steps=steps, device=torch.device("cpu"))
     run = sin_to_cos.make_run("fastrnn", args, network)
     sin_to_cos.train_steps([run], sin_to_cos.half_waves(inputs, args.device), steps)
     return run
@@ -96,9 +97,8 @@ def train(network: str, inputs: int, seed: int, steps: int) -> sin_to_cos.Cosine
 
 @each_network
 def test_learns_the_cosine(network: str, inputs: int, layers: int) -> None:
-    """The median of five seeds; single seeds end in a spike of Adam now and then."""
     runs = [train(network, inputs, seed, 300) for seed in range(5)]
-    assert statistics.median(sin_to_cos.final_loss(run) for run in runs) < 0.01
+    assert max(sin_to_cos.final_loss(run) for run in runs) < 0.01
 
 
 @each_network
