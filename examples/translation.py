@@ -65,7 +65,7 @@ from fastrnn import RNN
 # `hidden_size` is the decoder's; each direction of the encoder has half of it.
 DEFAULTS = {
     "dates": {
-        "epochs": 8,
+        "epochs": 12,
         "batch_size": 64,
         "learning_rate": 1e-3,
         "embedding_size": 64,
