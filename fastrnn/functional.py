@@ -80,19 +80,23 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    if isinstance(num_layers, bool) or not isinstance(num_layers, int):
-        raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+    if not (
+        type(num_layers) is int
+        and type(bias) is bool
+        and type(bidirectional) is bool
+        and type(batch_first) is bool
+    ):
+        _check_types(  # says which
+            num_layers=num_layers, bias=bias, bidirectional=bidirectional, batch_first=batch_first
+        )
     if num_layers <= 0:
         raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
-    flags = {"bias": bias, "bidirectional": bidirectional, "batch_first": batch_first}
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
-    if not 0 <= dropout <= 1:
+    if dropout and not 0 <= dropout <= 1:
         raise ValueError(f"dropout should be a probability between 0 and 1, got {dropout}")
-    if isinstance(weights, Tensor):
-        raise TypeError("rnn: expected a sequence of weights, got one tensor")
-    weights = list(weights)
+    if type(weights) is not list:
+        if isinstance(weights, Tensor):
+            raise TypeError("rnn: expected a sequence of weights, got one tensor")
+        weights = list(weights)
     per_layer = (4 if bias else 2) * (2 if bidirectional else 1)
     if len(weights) != num_layers * per_layer:
         raise RuntimeError(
@@ -112,6 +116,13 @@ def rnn(
         lengths,
         reset,
     )
+
+
+def _check_types(**given: Any) -> None:
+    for name, value in given.items():
+        expected, got = int if name == "num_layers" else bool, type(value)
+        if got is not expected:
+            raise TypeError(f"{name} should be of type {expected.__name__}, got: {got.__name__}")
 
 
 def rnn_positional(

@@ -72,20 +72,20 @@ FASTRNN_DEVICE T* further(T* p, int64_t bytes) {
 
 // *p where it is there, else 0, by a predicate: a branch, as the compiler makes of the condition,
 // would let each load wait for the one before.
-FASTRNN_DEVICE uint32_t load_bits(const float* p, bool there) {
-  uint32_t x;
-  asm("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.u32 %0, [%1]; }"
-      : "=r"(x)
-      : "l"(__cvta_generic_to_global(p)), "r"(uint32_t{there}));
-  return x;
-}
 template <typename T>
 FASTRNN_DEVICE uint32_t load_bits(const T* p, bool there) {
-  static_assert(sizeof(T) == 2);
-  uint16_t x;
-  asm("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u16 %0, 0; @p ld.global.u16 %0, [%1]; }"
-      : "=h"(x)
-      : "l"(__cvta_generic_to_global(p)), "r"(uint32_t{there}));
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4);
+  const size_t from = __cvta_generic_to_global(p);
+  uint32_t x;
+  if constexpr (sizeof(T) == 4) {
+    asm("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.u32 %0, [%1]; }"
+        : "=r"(x)
+        : "l"(from), "r"(uint32_t{there}));
+  } else {
+    asm("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.u16 %0, [%1]; }"
+        : "=r"(x)
+        : "l"(from), "r"(uint32_t{there}));
+  }
   return x;
 }
 
