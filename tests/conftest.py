@@ -2,11 +2,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic algorithms on CUDA
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say in one line why tests were skipped: most need what most machines do not have."""
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
+    if not reasons:
+        return
+    gpu = sum("CUDA" in reason for reason in reasons)
+    data = sum("FASTRNN_DATA" in reason for reason in reasons)
+    needs = {
+        "a GPU": gpu,
+        "data sets in $FASTRNN_DATA": data,
+        "something else (-rs says what)": len(reasons) - gpu - data,
+    }
+    words = ", ".join(f"{count:,} need {what}" for what, count in needs.items() if count)
+    terminalreporter.write_line(f"{len(reasons):,} skipped: {words}")
 
 
 @pytest.fixture(autouse=True)
