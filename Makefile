@@ -29,7 +29,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow test-clients build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-check lint format clean always
+.PHONY: help mnist test test-slow test-clients test-install build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ test-slow: build ## run the tests that take minutes: examples at full size
 test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tests of Lightning, skorch, Captum and torchao
 	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) \
 	  $(if $(VENV),$(CLIENTS)/bin/python,$(PY)) -m pytest tests/test_clients.py -rs $(ARGS)
+
+test-install: ## install in every way: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
+	$(PYTHON) tests/try_install.py $(ARGS)
 
 build: $(BUILT) $(EDITABLE) ## build the extension in place
 
@@ -95,8 +98,8 @@ clean: ## remove what was built, but not the virtual environment
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "fastrnn needs Python 3.10 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fastrnn needs Python 3.11 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "No virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PY) -m pip install -r requirements.txt
@@ -116,7 +119,8 @@ $(CLIENTS)/.installed: tests/requirements-clients.txt requirements.txt
 	$(CLIENTS)/bin/python -W ignore -c 'import captum, lightning, skorch, torchao'
 	@touch $@
 
-$(BUILT): setup.py pyproject.toml $(CPP) $(INSTALLED) $(if $(VENV),,always)
+# Built again after an update of torch, too.
+$(BUILT): setup.py pyproject.toml $(CPP) $(INSTALLED) $(if $(VENV),$(wildcard $(VENV)/lib/python3*/site-packages/torch/version.py),always)
 	$(PY) setup.py build_ext --inplace
 	@rm -f build/.built-* && touch $@
 

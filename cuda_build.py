@@ -26,7 +26,23 @@ FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
 # No --use_fast_math: it changes divisions, square roots and denormals everywhere. No -lineinfo: it
 # makes the kernels three times as large; add it to profile them.
 
+# Names that torch's TORCH_CUDA_ARCH_LIST takes as well; the kernels need Turing or later.
+NAMES = {
+    "Kepler": "3.5", "Maxwell": "5.0 5.2", "Pascal": "6.0 6.1", "Volta": "7.0", "Turing": "7.5",
+    "Ampere": "8.0 8.6", "Ada": "8.9", "Hopper": "9.0a", "Blackwell": "10.0 10.3 12.0 12.1",
+    "Kepler+Tesla": "3.7", "Maxwell+Tegra": "5.3", "Volta+Tegra": "7.2", "Ampere+Tegra": "8.7",
+    "Blackwell+Tegra": "11.0",
+}  # fmt: skip
+
+# CPU seconds of a build on an AMD EPYC 9004: without CUDA, and what an architecture adds.
+CPU_SECONDS = 100
+CUDA_SECONDS = 150
+
 MAY_USE_STACK = {"check_lengths_kernel"}  # for the arguments of printf
+
+
+def say(message: str) -> None:
+    print(f"fastrnn: {message}", file=sys.stderr)
 
 
 def find_nvcc() -> str | None:
@@ -53,25 +69,112 @@ def library_folder(home: Path) -> Path:
     sys.exit(f"fastrnn: no libcudart_static.a below {home}")
 
 
-def archs(nvcc: str) -> list[str]:
-    """TORCH_CUDA_ARCH_LIST where it is set ("8.0 9.0a+PTX"), else what of ARCHS nvcc knows."""
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    if wanted:
-        return [a.replace(".", "").removesuffix("+PTX") for a in re.split(r"[ ;]+", wanted.strip())]
+def number(arch: str) -> int:
+    return int(arch.rstrip("af"))
+
+
+def all_archs(nvcc: str) -> list[str]:
+    """What of ARCHS this nvcc compiles for."""
+    known = known_archs(nvcc)
+    return [arch for arch in ARCHS if number(arch) in known]
+
+
+def known_archs(nvcc: str) -> set[int]:
     listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
-    known = set(re.findall(r"sm_(\d+)", listed.stdout))
-    return [a for a in ARCHS if a.rstrip("a") in known]
+    return {int(arch) for arch in re.findall(r"sm_(\d+)", listed.stdout)}
+
+
+def too_old(arch: str) -> bool:
+    return number(arch) < number(ARCHS[0])
+
+
+def listed_archs(wanted: str) -> list[str]:
+    """The architectures of TORCH_CUDA_ARCH_LIST, such as "7.0;8.0 9.0a+PTX" or "Ampere;Hopper".
+
+    PTX of the newest is always built, so "+PTX" changes nothing.
+    """
+    entries = []
+    for entry in re.split(r"[ ;,]+", wanted.strip(" ;,")):
+        entries += NAMES.get(entry.removesuffix("+PTX"), entry).split()
+    wrong = [e for e in entries if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", e)]
+    if wrong:
+        sys.exit(
+            "fastrnn: expected TORCH_CUDA_ARCH_LIST to hold numbers such as 8.0 or 9.0a+PTX and "
+            f"names such as {', '.join(NAMES)}, got {wrong[0]!r} in {wanted!r}."
+        )
+    archs = [e.removesuffix("+PTX").replace(".", "") for e in entries]
+    old = [e for e, arch in zip(entries, archs, strict=True) if too_old(arch)]
+    if old:
+        say(f"left out {' '.join(old)} of TORCH_CUDA_ARCH_LIST: the kernels need 7.5 or later.")
+    return sorted({arch for arch in archs if not too_old(arch)}, key=number)
+
+
+def archs_to_build(
+    nvcc: str | None, torch_has_cuda: bool, gpus: list[tuple[int, int]]
+) -> list[str]:
+    """What to compile the CUDA kernels for; nothing means a build for the CPU alone.
+
+    FASTRNN_CUDA=0 builds for the CPU, FASTRNN_CUDA=1 for CUDA, and unset means CUDA where torch has
+    it and somebody wants it: TORCH_CUDA_ARCH_LIST names architectures, or there is a GPU. Without
+    both, FASTRNN_CUDA=1 builds for every architecture.
+
+    Args:
+        nvcc: Where it is, or None.
+        torch_has_cuda: Whether torch was built with CUDA.
+        gpus: Compute capabilities of the GPUs that torch sees.
+    """
+    choice = os.environ.get("FASTRNN_CUDA") or None
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip(" ;,")
+    if choice not in (None, "0", "1"):
+        sys.exit(f"fastrnn: expected FASTRNN_CUDA to be 0 or 1, got {choice!r}.")
+    if choice == "0" or (choice is None and not torch_has_cuda):
+        return []
+
+    def without(why: str) -> list[str]:
+        if choice == "1":
+            sys.exit(f"fastrnn: FASTRNN_CUDA=1 asks for the CUDA kernels, but {why}")
+        say(f"building for the CPU alone, without the CUDA kernels: {why}")
+        return []
+
+    if choice is None and not wanted and not gpus:
+        return without("no GPU is visible. FASTRNN_CUDA=1 builds them for every architecture.")
+    if nvcc is None:
+        return without("no nvcc was found. Put it on the PATH or set CUDA_HOME.")
+    known = known_archs(nvcc)
+    if wanted and wanted != "native":
+        archs = listed_archs(wanted)
+        if not archs:
+            return without(f"TORCH_CUDA_ARCH_LIST={wanted} has no architecture from 7.5 on.")
+    elif gpus:
+        archs = [f"{major}{minor}" for major, minor in sorted(set(gpus))]
+        archs = [arch + "a" if arch + "a" in ARCHS else arch for arch in archs if not too_old(arch)]
+        if not archs:
+            return without("the GPU is older than compute capability 7.5.")
+    else:
+        return all_archs(nvcc)
+    unknown = [arch for arch in archs if number(arch) not in known]
+    if unknown:
+        return without(f"{nvcc} does not know sm_{unknown[0]}. Install a newer CUDA toolkit.")
+    return archs
+
+
+def announcement(archs: list[str]) -> str:
+    """What a build compiles, and about how long that takes."""
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    minutes = (CPU_SECONDS + CUDA_SECONDS * len(archs)) / jobs / 60
+    kernels = "CPU kernels" + (f", CUDA kernels for {' '.join(archs)}" if archs else "")
+    return f"compiling with {jobs} jobs, in about {max(1, round(minutes))} min: {kernels}"
 
 
 def gencode(names: list[str]) -> list[str]:
     """Machine code of each, and PTX of the newest for those that come later."""
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in names]
-    newest = max(names, key=lambda a: int(re.sub(r"\D", "", a)))
+    newest = max(names, key=number)
     return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
-def compile_flags(nvcc: str) -> list[str]:
-    return [*FLAGS, *gencode(archs(nvcc)), f"-I{ROOT / 'csrc'}"]
+def compile_flags(archs: list[str]) -> list[str]:
+    return [*FLAGS, *gencode(archs), f"-I{ROOT / 'csrc'}"]
 
 
 def resources(nvcc: str, source: str, arch: str) -> list[tuple[str, dict[str, int]]]:
@@ -116,7 +219,7 @@ def main() -> None:
     if nvcc is None:
         sys.exit("cuda-check: no nvcc; set CUDA_HOME or put it on the PATH")
     sources = [s for s in sorted(glob(str(ROOT / "csrc/cuda/*.cu"))) if options.only in s]
-    work = [(s, a) for s in sources for a in options.archs or archs(nvcc)]
+    work = [(s, a) for s in sources for a in options.archs or all_archs(nvcc)]
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda job: resources(nvcc, *job), work))
     bad = 0

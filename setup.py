@@ -1,17 +1,50 @@
 """Builds the operators' library and the extension `fastrnn._C`; all else is in pyproject.toml."""
 
+import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 from glob import glob
 from pathlib import Path
 
-try:
-    import torch
-except ImportError:
-    sys.exit(f"fastrnn: no torch in {sys.executable}, against which to build. Install it first.")
+OLDEST_TORCH = (2, 11)
+
+
+def import_torch() -> None:
+    """Import the torch that will run what is built here; no other will do.
+
+    pip builds in isolation: with the interpreter that it installs for, but without the packages of
+    that interpreter. So they are looked up here.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        # Without the environment variables that pip isolates with.
+        code = "import sys; print(*sys.path, sep='\\n')"
+        run = subprocess.run([sys.executable, "-EPc", code], capture_output=True, text=True)
+        sys.path += [path for path in run.stdout.splitlines() if path not in sys.path]
+        try:
+            import torch
+        except ModuleNotFoundError:
+            sys.exit(
+                "fastrnn: the extension is compiled against the torch that will run it, and there "
+                f"is none for {sys.executable}.\nInstall torch first; then run\n"
+                "  pip install setuptools ninja pybind11\n"
+                "  pip install --no-build-isolation ."
+            )
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        sys.exit(
+            f"fastrnn: expected torch {'.'.join(map(str, OLDEST_TORCH))} or later, got "
+            f"{torch.__version__} in {os.path.dirname(torch.__file__)}.\nUpdate it first:\n"
+            "  pip install --upgrade torch"
+        )
+
+
+import_torch()
+import torch
 from setuptools import Extension, setup
 from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
@@ -38,30 +71,21 @@ CXX_FLAGS = [
 # Apple's clang has no -fopenmp; there the kernels run on one thread.
 OPENMP_FLAGS = [] if sys.platform == "darwin" else ["-fopenmp"]
 
-
-def with_cuda() -> bool:
-    """FASTRNN_CUDA=1 builds the CUDA half, FASTRNN_CUDA=0 does not; unset, where torch has CUDA."""
-    choice = os.environ.get("FASTRNN_CUDA")
-    if choice not in (None, "", "0", "1"):
-        sys.exit(f"fastrnn: expected FASTRNN_CUDA to be 0 or 1, got {choice!r}.")
-    if choice == "1":
-        return True
-    if choice == "0" or torch.version.cuda is None:
-        return False
-    if cuda_build.find_nvcc() is None:  # many machines with such a torch have no GPU
-        print("fastrnn: no nvcc found: building for the CPU alone, without the CUDA kernels. "
-              "To have them, put nvcc on the PATH or set CUDA_HOME.", file=sys.stderr)  # fmt: skip
-        return False
-    return True
-
-
-WITH_CUDA = with_cuda()
+NVCC = cuda_build.find_nvcc()
+CUDA_ARCHS = cuda_build.archs_to_build(
+    nvcc=NVCC,
+    torch_has_cuda=torch.version.cuda is not None,
+    gpus=[torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())],
+)
 PYTHON_MODULE = "csrc/python.cpp"
+
+# What the build is for, written beside the libraries; fastrnn/_library.py reads it.
+BUILT_FOR = {"torch": torch.__version__, "python": "{}.{}".format(*sys.version_info)}
 
 
 def sources() -> list[str]:
     patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp"]
-    if WITH_CUDA:
+    if CUDA_ARCHS:
         patterns += ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
     found = {path for pattern in patterns for path in glob(pattern)}
     return sorted(found - {PYTHON_MODULE})
@@ -107,7 +131,12 @@ class build_ext(BuildExtension):  # distutils finds the options below by this na
                 "  Debian, Ubuntu  apt install python3-dev\n"
                 "  Fedora          dnf install python3-devel"
             )
+        cuda_build.say(cuda_build.announcement(CUDA_ARCHS))
+        # Removed before the libraries change and written after: a broken build fits no torch.
+        record = Path(self.get_ext_fullpath(OPERATORS)).with_name("_built_for.json")
+        record.unlink(missing_ok=True)
         super().run()
+        record.write_text(json.dumps(BUILT_FOR))
 
 
 # The environment's ninja is not on the PATH where the environment is not activated.
@@ -125,23 +154,17 @@ def extension(name: str, sources: list[str], link_args: list[str]) -> Extension:
     )
 
 
-def add_cuda(operators: Extension, module: Extension) -> None:
-    nvcc = cuda_build.find_nvcc()
-    if nvcc is None:
-        sys.exit(
-            "fastrnn: no nvcc found for the CUDA kernels, which FASTRNN_CUDA=1 asks for.\n"
-            "Put it on the PATH or set CUDA_HOME."
-        )
+def add_cuda(operators: Extension, module: Extension, nvcc: str) -> None:
     home = cuda_build.toolkit(nvcc)
     cpp_extension.CUDA_HOME = str(home)  # a torch without CUDA has not looked for it
-    names = " ".join(f"sm_{a}" for a in cuda_build.archs(nvcc))
+    names = " ".join(f"sm_{arch}" for arch in CUDA_ARCHS)
     module.extra_compile_args["cxx"] = [*CXX_FLAGS, "-DFASTRNN_WITH_CUDA"]
     operators.extra_compile_args["cxx"] += [
         f'-DFASTRNN_CUDA_ARCHS="{names}"',
         f"-isystem{home / 'include'}",
     ]
     operators.extra_compile_args["nvcc"] = [
-        *cuda_build.compile_flags(nvcc),
+        *cuda_build.compile_flags(CUDA_ARCHS),
         "-Xcompiler=-fvisibility=hidden",
     ]
     # The runtime goes in whole: torch brings one too, of its own version.
@@ -155,12 +178,12 @@ def add_cuda(operators: Extension, module: Extension) -> None:
 operators = extension(OPERATORS, sources(), OPERATORS_LINK)
 operators.libraries.remove("torch_python")
 module = extension("fastrnn._C", [PYTHON_MODULE], BESIDE)
-if WITH_CUDA:
-    add_cuda(operators, module)
+if CUDA_ARCHS:
+    add_cuda(operators, module, NVCC)
 
 setup(
     ext_modules=[operators, module],
     cmdclass={"build_ext": build_ext},
-    # One place for the objects, so that `pip install -e .` and `build_ext --inplace` share them.
-    options={"build_ext": {"build_temp": "build/temp"}},
+    # One place for the objects of one torch, so that `pip install .` and `make build` share them.
+    options={"build_ext": {"build_temp": f"build/torch-{torch.__version__}", "force": True}},
 )

@@ -68,7 +68,7 @@ def _fixed_facts() -> dict[str, Any]:
 
 def facts() -> dict[str, Any]:
     """Machine, versions and commit, with the threads and the time of the call."""
-    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return {**_fixed_facts(), "threads": torch.get_num_threads(), "date": now}
 
 

@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Exception as e:  # the other parts go on
             found = {**document["parts"].get(name, {}), "status": "failed", "reason": repr(e)}
         found["seconds"] = round(time.monotonic() - start, 1)
-        found["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        found["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
         found["command"] = " ".join(["python -m benchmarks.gpu.check", *words])
         document["parts"][name] = found
         this.save()
