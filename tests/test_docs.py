@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -13,6 +14,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
 snippets = runpy.run_path(str(ROOT / "docs/snippets.py"))
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+FILES = PROJECT["urls"]["Source"] + "/blob/main/"  # the README is shown outside the repository too
 
 LINK = re.compile(r"\[(?P<text>(?:`[^`]+`|[^\]`])*)\]\((?P<target>[^)\s]+)\)")
 BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -23,7 +27,8 @@ documents = pytest.mark.parametrize(
 
 
 def links(document: Path) -> list[tuple[str, str]]:
-    prose = BLOCK.sub("", document.read_text(encoding="utf-8"))
+    """Text and target of each link; those into the repository by its address are made relative."""
+    prose = BLOCK.sub("", document.read_text(encoding="utf-8")).replace(f"]({FILES}", "](")
     return [(link["text"], unquote(link["target"])) for link in LINK.finditer(prose)]
 
 
@@ -56,6 +61,13 @@ def test_links_lead_somewhere(document: Path) -> None:
         if anchor:
             assert file.suffix == ".md", target
             assert anchor in anchors(file), target
+
+
+def test_readme_has_absolute_links() -> None:
+    prose = BLOCK.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
+    targets = [link["target"] for link in LINK.finditer(prose)]
+    assert [t for t in targets if not t.startswith(("https://", "#"))] == []
+    assert sum(t.startswith(FILES) for t in targets) > 5
 
 
 @documents
