@@ -55,16 +55,29 @@ def package(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+ALONE = """
+import sys, torch
+from pathlib import Path
+sys.path = [p for p in sys.path if p.startswith({folder!r}) or not Path(p, "fastrnn").exists()]
+"""
+
+
 def import_from(*folders: Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(map(str, folders))
     return run(sys.executable, "-c", "import fastrnn; print(fastrnn.functional.__file__)",
                PYTHONPATH=path)  # fmt: skip
 
 
+def import_alone(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Import where no other fastrnn is installed."""
+    code = ALONE.format(folder=str(folder)) + "import fastrnn"
+    return run(sys.executable, "-c", code, PYTHONPATH=str(folder))
+
+
 def test_sources_that_are_not_compiled(package: Callable[..., Path]) -> None:
     sources = package("sources")
     (sources / "setup.py").touch()
-    assert import_from(sources).stderr.endswith(
+    assert import_alone(sources).stderr.endswith(
         f"ImportError: fastrnn is not compiled in {sources}/fastrnn. Build it:\n"
         f"  {sys.executable} -m pip install {sources}\n"
     )
@@ -76,7 +89,7 @@ def test_sources_that_are_not_compiled(package: Callable[..., Path]) -> None:
 def test_built_for_another(package: Callable[..., Path], versions: dict[str, str]) -> None:
     installed = package("installed", versions, libraries=True)
     built_for = {"torch": torch.__version__, "python": PYTHON} | versions
-    assert import_from(installed).stderr.endswith(
+    assert import_alone(installed).stderr.endswith(
         f"ImportError: fastrnn in {installed}/fastrnn was built for torch {built_for['torch']} and "
         f"Python {built_for['python']}; this is torch {torch.__version__} and Python {PYTHON}. "
         f"Build it again, in its source folder:\n  {sys.executable} -m pip install .\n"
@@ -95,7 +108,7 @@ def test_a_library_that_does_not_load(package: Callable[..., Path]) -> None:
     for path in (installed / "fastrnn").glob("_C.*"):
         path.unlink()
         path.write_bytes(b"no library")
-    message = import_from(installed).stderr
+    message = import_alone(installed).stderr
     assert f"was built for torch {torch.__version__}.other" in message
     assert f"this is torch {torch.__version__} " in message
     assert "invalid ELF header" in message or "file too short" in message
