@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _C, _ops
+from fastrnn import _C, _path
 from fastrnn._version import __version__
 from fastrnn.rnn import RNN, RNNCell
 
@@ -46,7 +46,7 @@ def info(
         "cpu_kernels": _C.cpu_kernels(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "cuda_kernels": _C.cuda_kernels() if _ops.WITH_CUDA else "not built",
+        "cuda_kernels": _C.cuda_kernels() if _path.WITH_CUDA else "not built",
         "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
     if module is not None:
@@ -64,7 +64,7 @@ def info(
 
 def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> str:
     tensors = [input.data if isinstance(input, PackedSequence) else input, *module.parameters()]
-    why = _ops.why_reference(tensors)
+    why = _path.why_reference(tensors)
     if why is not None:
         return f"reference ({why})"
     like = next(x for x in tensors if x is not None)
@@ -83,7 +83,7 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
             bidirectional,
         )
     dtype = like.dtype
-    if dtype != torch.float64 and _ops.autocast_is_on(like.device.type):
+    if dtype != torch.float64 and _path.autocast_is_on(like.device.type):
         dtype = torch.get_autocast_dtype(like.device.type)
     return f"{like.device.type} {kernels} {str(dtype).removeprefix('torch.')}"
 

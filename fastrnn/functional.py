@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function, has_torch_function
 
-from fastrnn import _C, _ops, reference
+from fastrnn import _C, _checks, _path
 
 __all__ = ["rnn"]
 
@@ -146,7 +146,7 @@ def rnn_positional(
         if result is not None:
             return result
     if lengths is not None and isinstance(input, Tensor):
-        lengths = _ops.as_lengths(lengths, input)
+        lengths = _checks.as_lengths(lengths, input)
     config = (bias, num_layers, relu, bidirectional, batch_first, dropout, lengths, reset)
     if isinstance(input, PackedSequence):
         return _rnn_packed(input, hx, weights, *config)
@@ -157,7 +157,7 @@ def rnn_positional(
     tensors = (input, hx, *weights)
     if has_torch_function(tensors):
         return handle_torch_function(rnn_positional, tensors, input, hx, weights, *config)
-    _ops.check_rank(input, hx)
+    _checks.check_rank(input, hx)
     if input.dim() == 3:
         return _rnn_batched(input, hx, weights, None, *config)
     if lengths is not None or reset is not None:
@@ -222,7 +222,7 @@ def rnn_cell(
         result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, relu)
         if result is not None:
             return result
-    _ops.check_cell_rank(input, hx)
+    _checks.check_cell_rank(input, hx)
     if not relu and nonlinearity != "tanh":
         raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
     batched = input.dim() == 2
@@ -230,11 +230,11 @@ def rnn_cell(
         input = input.unsqueeze(0)
         hx = None if hx is None else hx.unsqueeze(0)
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        _ops.check_cell_sizes(input, hx, w_ih, w_hh)
+        _checks.check_cell_sizes(input, hx, w_ih, w_hh)
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
-    _ops.check_devices(input, hx, weights)
+    _checks.check_devices(input, hx, weights)
     state = None if hx is None else hx.unsqueeze(0)
-    output, _ = _run(
+    output, _ = _path.run(
         input.unsqueeze(0),
         state,
         weights,
@@ -310,7 +310,7 @@ def _rnn_batched(
 ) -> tuple[Tensor, Tensor]:
     # A trace would record the sizes that the checks compare; the operator checks when it runs.
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        _ops.check_args(
+        _checks.check_args(
             input, hx, weights, batch_sizes, lengths, reset, num_layers, bidirectional, batch_first
         )
     elif torch.onnx.is_in_onnx_export():
@@ -323,7 +323,7 @@ def _rnn_batched(
         features = weights[1].size(-1) * (2 if bidirectional else 1)
         rows = input.transpose(0, 1) if batch_first else input
         mask = _dropout_masks(num_layers - 1, (*rows.shape[:-1], features), dropout, input)
-    return _run(
+    return _path.run(
         input,
         hx,
         weights,
@@ -337,26 +337,6 @@ def _rnn_batched(
         bidirectional,
         batch_first,
     )
-
-
-def _run(input: Tensor, hx: Tensor | None, weights: list[Tensor], *args: Any) -> tuple[Any, Any]:
-    """Call the operator, or the reference where the operator cannot serve."""
-    if _ops.why_reference((input, hx, *weights)) is None:
-        return torch.ops.fastrnn.rnn(input, hx, weights, *args)  # type: ignore[no-any-return]
-    batch_sizes, lengths, reset, mask, *config = args
-    batch_first: bool = config[-1]
-    if lengths is not None:
-        _ops.check_lengths(lengths, input.size(1 if batch_first else 0))
-    device, given = input.device.type, (input, hx, mask, *weights)
-    if not _ops.autocast_is_on(device) or any(
-        x is not None and x.dtype not in _ops.AUTOCAST_DTYPES for x in given
-    ):
-        return reference.rnn(input, hx, weights, *args)
-    # As the operator does it: cast all once, and no operator inside casts again.
-    dtype = torch.get_autocast_dtype(device)
-    input, hx, mask, *weights = (None if x is None else x.to(dtype) for x in given)  # type: ignore[assignment]
-    with torch.autocast(device, enabled=False):
-        return reference.rnn(input, hx, weights, batch_sizes, lengths, reset, mask, *config)
 
 
 def _dropout_masks(count: int, shape: Sequence[int], p: float, like: Tensor) -> Tensor:

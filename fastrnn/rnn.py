@@ -11,7 +11,7 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _ops
+from fastrnn import _checks
 from fastrnn.functional import rnn_cell, rnn_positional, rnn_step
 
 _CHECKS = ("check_input", "check_hidden_size", "check_forward_args", "get_expected_hidden_size")
@@ -223,7 +223,7 @@ class RNN(RNNBase):
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
         else:
-            _ops.check_rank(input, hx)
+            _checks.check_rank(input, hx)
             if input.dim() == 2:
                 input = input.unsqueeze(0 if self.batch_first else 1)
                 hx = None if hx is None else hx.unsqueeze(1)

@@ -29,7 +29,7 @@ from fastrnn import reference
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif("cuda" not in fastrnn._ops.KERNEL_DEVICES, reason="built without CUDA"),
+    pytest.mark.skipif("cuda" not in fastrnn._path.KERNEL_DEVICES, reason="built without CUDA"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 KERNELS = ["step", "vector", "tile", "cluster"]

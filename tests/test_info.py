@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
-from fastrnn import _ops
+from fastrnn import _path
 
 
 def test_facts() -> None:
@@ -76,7 +76,7 @@ def test_sparse_weights_take_the_reference() -> None:
 
 def test_a_device_without_kernels_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     rnn, x = fastrnn.RNN(3, 4), torch.randn(5, 2, 3)
-    monkeypatch.setattr(_ops, "KERNEL_DEVICES", ())
+    monkeypatch.setattr(_path, "KERNEL_DEVICES", ())
     assert fastrnn.info(rnn, x)["kernel"] == "reference (no kernel for cpu in this build)"
 
 

@@ -1,62 +1,13 @@
-"""What torch needs to know of the operators: checks, fake kernels, and when no kernel serves."""
+"""A call's arguments, checked in torch's words where torch has a check."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
-from torch.utils.flop_counter import register_flop_formula
-
-from fastrnn import _C, reference
-
-KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others stay as they are
-# Asked once: torch.compile of torch 2.11 cannot trace the question.
-AUTOCAST_DEVICES = tuple(
-    device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
-)
-WITH_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA")
-# On meta the operators have shapes only.
-KERNEL_DEVICES = ("cpu", "meta", "cuda") if WITH_CUDA else ("cpu", "meta")
-
-
-def why_reference(tensors: Iterable[Tensor | None]) -> str | None:
-    """Say why a call with these tensors takes the reference path, or None if a kernel serves it."""
-    if torch._C._are_functorch_transforms_active():
-        return "a torch.func transform is active"
-    given = [x for x in tensors if x is not None]
-    if forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
-        for x in given
-    ):
-        return "an argument carries a forward-mode tangent"
-    dtypes = {x.dtype for x in given}
-    for dtype in dtypes:
-        if dtype not in KERNEL_DTYPES:
-            return f"no kernel for {dtype}"
-    # A trace would record the size.
-    if not torch.jit.is_tracing() and given[0].shape[-1:] == (0,):  # type: ignore[attr-defined, no-untyped-call]
-        return "the input has no features"
-    for x in given:
-        if x.layout != torch.strided:
-            return f"no kernel for {x.layout}"
-    device = given[0].device.type
-    if device not in KERNEL_DEVICES:
-        return f"no kernel for {device} in this build"
-    # Autocast leaves float64 as it is.
-    if len(dtypes) > 1 and (torch.float64 in dtypes or not autocast_is_on(device)):
-        return "the dtypes differ"  # an error, for which torch's own operators have the words
-    return None
-
-
-def autocast_is_on(device: str) -> bool:
-    """Whether autocast is on for a type of device."""
-    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def check_rank(input: Tensor, hx: Tensor | None) -> None:
@@ -200,112 +151,3 @@ def check_cell_sizes(input: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tenso
         raise RuntimeError(
             f"hidden0 has inconsistent hidden_size: got {hx.size(1)}, expected {w_hh.size(1)}"
         )
-
-
-def _sizes(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[list[Any], list[Any]]:
-    """Shapes of ``output``, time-major, and of ``hn``."""
-    num_directions = 2 if bidirectional else 1
-    hidden_size = weights[1].size(0)
-    batch: Any
-    if batch_sizes is None:
-        rows = list(input.shape[:2])
-        if batch_first:
-            rows.reverse()
-        batch = rows[1]
-    elif isinstance(batch_sizes, FakeTensor):
-        rows = [input.size(0)]
-        batch = hx.size(1) if hx is not None else torch.library.get_ctx().new_dynamic_size()
-    else:
-        rows = [int(batch_sizes.sum())]
-        batch = int(batch_sizes[0])
-    return [*rows, num_directions * hidden_size], [num_layers * num_directions, batch, hidden_size]
-
-
-@torch.library.register_fake("fastrnn::rnn_forward")  # type: ignore[untyped-decorator]
-def _rnn_forward_fake(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    dropout_mask: Tensor | None,
-    has_biases: bool,
-    num_layers: int,
-    relu: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape, state = _sizes(input, hx, weights, batch_sizes, num_layers, bidirectional, batch_first)
-    output = input.new_empty(shape)
-    rows = shape[0] if batch_sizes is not None else shape[0] * shape[1]
-    saved = input.new_empty([num_layers if save else 0, rows, shape[-1]])
-    return output.transpose(0, 1) if batch_first else output, input.new_empty(state), saved
-
-
-@torch.library.register_fake("fastrnn::rnn")  # type: ignore[untyped-decorator]
-def _rnn_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    output, hn, _ = _rnn_forward_fake(*args, save=False)
-    return output, hn
-
-
-@torch.library.register_fake("fastrnn::rnn_backward")  # type: ignore[untyped-decorator]
-def _rnn_backward_fake(
-    grad_output: Tensor | None,
-    grad_hn: Tensor | None,
-    saved: Tensor,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    dropout_mask: Tensor | None,
-    has_biases: bool,
-    num_layers: int,
-    relu: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    want_input: bool,
-    want_hx: bool,
-    want_weights: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    return (
-        input.new_empty(input.shape if want_input else [0]),
-        input.new_empty(hx.shape if want_hx and hx is not None else [0]),
-        [w.new_empty(w.shape) for w in weights] if want_weights else [],
-    )
-
-
-@register_flop_formula([torch.ops.fastrnn.rnn, torch.ops.fastrnn.rnn_forward])
-def _rnn_forward_flops(
-    input: Sequence[int], hx: Any, weights: Sequence[Sequence[int]], *args: Any, **kwargs: Any
-) -> int:
-    """Two operations for each element of a weight and each row of the input."""
-    return sum(2 * math.prod([*input[:-1], *w]) for w in weights if len(w) == 2)
-
-
-@register_flop_formula([torch.ops.fastrnn.rnn_backward])
-def _rnn_backward_flops(
-    grad_output: Any,
-    grad_hn: Any,
-    saved: Any,
-    input: Sequence[int],
-    hx: Any,
-    weights: Sequence[Sequence[int]],
-    *args: Any,
-    **kwargs: Any,
-) -> int:
-    return 2 * _rnn_forward_flops(input, hx, weights)
-
-
-_C.set_reference_backward(reference.rnn_backward)

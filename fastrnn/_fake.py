@@ -1,0 +1,118 @@
+"""The operators' shapes, for torch.compile and torch.export, and their FLOPs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.flop_counter import register_flop_formula
+
+
+def _sizes(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[list[Any], list[Any]]:
+    """Shapes of ``output``, time-major, and of ``hn``."""
+    num_directions = 2 if bidirectional else 1
+    hidden_size = weights[1].size(0)
+    batch: Any
+    if batch_sizes is None:
+        rows = list(input.shape[:2])
+        if batch_first:
+            rows.reverse()
+        batch = rows[1]
+    elif isinstance(batch_sizes, FakeTensor):
+        rows = [input.size(0)]
+        batch = hx.size(1) if hx is not None else torch.library.get_ctx().new_dynamic_size()
+    else:
+        rows = [int(batch_sizes.sum())]
+        batch = int(batch_sizes[0])
+    return [*rows, num_directions * hidden_size], [num_layers * num_directions, batch, hidden_size]
+
+
+@torch.library.register_fake("fastrnn::rnn_forward")  # type: ignore[untyped-decorator]
+def _rnn_forward_fake(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    dropout_mask: Tensor | None,
+    has_biases: bool,
+    num_layers: int,
+    relu: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape, state = _sizes(input, hx, weights, batch_sizes, num_layers, bidirectional, batch_first)
+    output = input.new_empty(shape)
+    rows = shape[0] if batch_sizes is not None else shape[0] * shape[1]
+    saved = input.new_empty([num_layers if save else 0, rows, shape[-1]])
+    return output.transpose(0, 1) if batch_first else output, input.new_empty(state), saved
+
+
+@torch.library.register_fake("fastrnn::rnn")  # type: ignore[untyped-decorator]
+def _rnn_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    output, hn, _ = _rnn_forward_fake(*args, save=False)
+    return output, hn
+
+
+@torch.library.register_fake("fastrnn::rnn_backward")  # type: ignore[untyped-decorator]
+def _rnn_backward_fake(
+    grad_output: Tensor | None,
+    grad_hn: Tensor | None,
+    saved: Tensor,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    dropout_mask: Tensor | None,
+    has_biases: bool,
+    num_layers: int,
+    relu: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    want_input: bool,
+    want_hx: bool,
+    want_weights: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    return (
+        input.new_empty(input.shape if want_input else [0]),
+        input.new_empty(hx.shape if want_hx and hx is not None else [0]),
+        [w.new_empty(w.shape) for w in weights] if want_weights else [],
+    )
+
+
+@register_flop_formula([torch.ops.fastrnn.rnn, torch.ops.fastrnn.rnn_forward])
+def _rnn_forward_flops(
+    input: Sequence[int], hx: Any, weights: Sequence[Sequence[int]], *args: Any, **kwargs: Any
+) -> int:
+    """Two operations for each element of a weight and each row of the input."""
+    return sum(2 * math.prod([*input[:-1], *w]) for w in weights if len(w) == 2)
+
+
+@register_flop_formula([torch.ops.fastrnn.rnn_backward])
+def _rnn_backward_flops(
+    grad_output: Any,
+    grad_hn: Any,
+    saved: Any,
+    input: Sequence[int],
+    hx: Any,
+    weights: Sequence[Sequence[int]],
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    return 2 * _rnn_forward_flops(input, hx, weights)
