@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+
+class Options(NamedTuple):
+    """What the operator takes after ``input``, ``hx`` and ``weights``, in its order."""
+
+    batch_sizes: Tensor | None = None
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    dropout_mask: Tensor | None = None
+    has_biases: bool = True
+    num_layers: int = 1
+    relu: bool = False
+    bidirectional: bool = False
+    batch_first: bool = False
 
 
 def check_rank(input: Tensor, hx: Tensor | None) -> None:
@@ -23,15 +37,7 @@ def check_rank(input: Tensor, hx: Tensor | None) -> None:
 
 
 def check_args(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options
 ) -> None:
     """Check batched or packed arguments, in nn.RNN's order and words where it has a check."""
     for w in weights:
@@ -43,6 +49,7 @@ def check_args(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). "
             f"Convert input: input.to({w_ih.dtype}), or convert model: model.to({input.dtype})"
         )
+    batch_sizes = options.batch_sizes
     expected_dim = 3 if batch_sizes is None else 2
     if input.dim() != expected_dim:
         raise RuntimeError(f"input must have {expected_dim} dimensions, got {input.dim()}")
@@ -58,15 +65,15 @@ def check_args(
                 "give padded input with lengths= instead"
             )
         if hx is not None and not torch.compiler.is_compiling():  # a compiler has no values
-            check_state(hx, int(batch_sizes[0]), w_hh, num_layers, bidirectional)
+            check_state(hx, int(batch_sizes[0]), w_hh, options)
     else:
-        seq_len, batch = input.shape[:2][::-1] if batch_first else input.shape[:2]
+        seq_len, batch = input.shape[:2][::-1] if options.batch_first else input.shape[:2]
         if hx is not None:
-            check_state(hx, batch, w_hh, num_layers, bidirectional)
+            check_state(hx, batch, w_hh, options)
         if seq_len == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        check_marks("lengths", lengths, torch.int64, (batch,), input)
-        check_marks("reset", reset, torch.bool, tuple(input.shape[:2]), input)
+        check_marks("lengths", options.lengths, torch.int64, (batch,), input)
+        check_marks("reset", options.reset, torch.bool, tuple(input.shape[:2]), input)
     check_devices(input, hx, weights)
 
 
@@ -80,9 +87,10 @@ def check_devices(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -
             )
 
 
-def check_state(hx: Tensor, batch: int, w_hh: Tensor, num_layers: int, bidirectional: bool) -> None:
+def check_state(hx: Tensor, batch: int, w_hh: Tensor, options: Options) -> None:
     """Check the size of the initial state, in nn.RNN's words."""
-    expected = (num_layers * (2 if bidirectional else 1), batch, w_hh.size(-1))
+    states = options.num_layers * (2 if options.bidirectional else 1)
+    expected = (states, batch, w_hh.size(-1))
     if tuple(hx.size()) != expected:
         raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.size())}")
 

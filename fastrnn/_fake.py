@@ -11,23 +11,19 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
+from fastrnn._checks import Options
+
 
 def _sizes(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options
 ) -> tuple[list[Any], list[Any]]:
     """Shapes of ``output``, time-major, and of ``hn``."""
-    num_directions = 2 if bidirectional else 1
+    batch_sizes, num_directions = options.batch_sizes, 2 if options.bidirectional else 1
     hidden_size = weights[1].size(0)
     batch: Any
     if batch_sizes is None:
         rows = list(input.shape[:2])
-        if batch_first:
+        if options.batch_first:
             rows.reverse()
         batch = rows[1]
     elif isinstance(batch_sizes, FakeTensor):
@@ -36,35 +32,24 @@ def _sizes(
     else:
         rows = [int(batch_sizes.sum())]
         batch = int(batch_sizes[0])
-    return [*rows, num_directions * hidden_size], [num_layers * num_directions, batch, hidden_size]
+    states = options.num_layers * num_directions
+    return [*rows, num_directions * hidden_size], [states, batch, hidden_size]
 
 
 @torch.library.register_fake("fastrnn::rnn_forward")  # type: ignore[untyped-decorator]
 def _rnn_forward_fake(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    dropout_mask: Tensor | None,
-    has_biases: bool,
-    num_layers: int,
-    relu: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    save: bool,
+    input: Tensor, hx: Tensor | None, weights: list[Tensor], *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape, state = _sizes(input, hx, weights, batch_sizes, num_layers, bidirectional, batch_first)
+    options, save = Options(*args[:-1]), args[-1]
+    shape, state = _sizes(input, hx, weights, options)
     output = input.new_empty(shape)
-    rows = shape[0] if batch_sizes is not None else shape[0] * shape[1]
-    saved = input.new_empty([num_layers if save else 0, rows, shape[-1]])
-    return output.transpose(0, 1) if batch_first else output, input.new_empty(state), saved
+    saved = input.new_empty([options.num_layers if save else 0, math.prod(shape[:-1]), shape[-1]])
+    return output.transpose(0, 1) if options.batch_first else output, input.new_empty(state), saved
 
 
 @torch.library.register_fake("fastrnn::rnn")  # type: ignore[untyped-decorator]
 def _rnn_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    output, hn, _ = _rnn_forward_fake(*args, save=False)
+    output, hn, _ = _rnn_forward_fake(*args, False)
     return output, hn
 
 
@@ -76,19 +61,9 @@ def _rnn_backward_fake(
     input: Tensor,
     hx: Tensor | None,
     weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    dropout_mask: Tensor | None,
-    has_biases: bool,
-    num_layers: int,
-    relu: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    want_input: bool,
-    want_hx: bool,
-    want_weights: bool,
+    *args: Any,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    want_input, want_hx, want_weights = args[-3:]
     return (
         input.new_empty(input.shape if want_input else [0]),
         input.new_empty(hx.shape if want_hx and hx is not None else [0]),

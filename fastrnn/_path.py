@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastrnn import _C, _checks, reference
+from fastrnn._checks import Options
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others stay as they are
@@ -22,24 +23,24 @@ WITH_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA
 KERNEL_DEVICES = ("cpu", "meta", "cuda") if WITH_CUDA else ("cpu", "meta")
 
 
-def run(input: Tensor, hx: Tensor | None, weights: list[Tensor], *args: Any) -> tuple[Any, Any]:
+def run(
+    input: Tensor, hx: Tensor | None, weights: list[Tensor], options: Options
+) -> tuple[Any, Any]:
     """Call the operator, or the reference where the operator cannot serve."""
     if why_reference((input, hx, *weights)) is None:
-        return torch.ops.fastrnn.rnn(input, hx, weights, *args)  # type: ignore[no-any-return]
-    batch_sizes, lengths, reset, mask, *config = args
-    batch_first: bool = config[-1]
-    if lengths is not None:
-        _checks.check_lengths(lengths, input.size(1 if batch_first else 0))
-    device, given = input.device.type, (input, hx, mask, *weights)
+        return torch.ops.fastrnn.rnn(input, hx, weights, *options)  # type: ignore[no-any-return]
+    if options.lengths is not None:
+        _checks.check_lengths(options.lengths, input.size(1 if options.batch_first else 0))
+    device, given = input.device.type, (input, hx, options.dropout_mask, *weights)
     if not autocast_is_on(device) or any(
         x is not None and x.dtype not in AUTOCAST_DTYPES for x in given
     ):
-        return reference.rnn(input, hx, weights, *args)
+        return reference.rnn(input, hx, weights, *options)
     # As the operator does it: cast all once, and no operator inside casts again.
     dtype = torch.get_autocast_dtype(device)
     input, hx, mask, *weights = (None if x is None else x.to(dtype) for x in given)  # type: ignore[assignment]
     with torch.autocast(device, enabled=False):
-        return reference.rnn(input, hx, weights, batch_sizes, lengths, reset, mask, *config)
+        return reference.rnn(input, hx, weights, *options._replace(dropout_mask=mask))
 
 
 def why_reference(tensors: Iterable[Tensor | None]) -> str | None:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fastrnn import _C, _checks, _path
+from fastrnn._checks import Options
 
 __all__ = ["rnn"]
 
@@ -147,35 +148,35 @@ def rnn_positional(
             return result
     if lengths is not None and isinstance(input, Tensor):
         lengths = _checks.as_lengths(lengths, input)
-    config = (bias, num_layers, relu, bidirectional, batch_first, dropout, lengths, reset)
-    if isinstance(input, PackedSequence):
-        return _rnn_packed(input, hx, weights, *config)
+    packed = isinstance(input, PackedSequence)
+    options = Options(
+        batch_sizes=input.batch_sizes.contiguous() if packed else None,
+        lengths=lengths,
+        reset=reset,
+        has_biases=bias,
+        num_layers=num_layers,
+        relu=relu,
+        bidirectional=bidirectional,
+        batch_first=batch_first and not packed,
+    )
+    if packed:
+        return _rnn_packed(input, hx, weights, dropout, options)
     if not isinstance(bidirectional, bool):
         raise TypeError(
             f"bidirectional should be of type bool, got: {type(bidirectional).__name__}"
         )
     tensors = (input, hx, *weights)
     if has_torch_function(tensors):
-        return handle_torch_function(rnn_positional, tensors, input, hx, weights, *config)
+        given = (bias, num_layers, relu, bidirectional, batch_first, dropout, lengths, reset)
+        return handle_torch_function(rnn_positional, tensors, input, hx, weights, *given)
     _checks.check_rank(input, hx)
     if input.dim() == 3:
-        return _rnn_batched(input, hx, weights, None, *config)
+        return _rnn_batched(input, hx, weights, dropout, options)
     if lengths is not None or reset is not None:
         raise ValueError("rnn: lengths and reset go with batched input, got 2-D input")
-    output, hn = _rnn_batched(
-        input.unsqueeze(1),
-        None if hx is None else hx.unsqueeze(1),
-        weights,
-        None,
-        bias,
-        num_layers,
-        relu,
-        bidirectional,
-        False,
-        dropout,
-        None,
-        None,
-    )
+    state = None if hx is None else hx.unsqueeze(1)
+    options = options._replace(batch_first=False)
+    output, hn = _rnn_batched(input.unsqueeze(1), state, weights, dropout, options)
     return output.squeeze(1), hn.squeeze(1)
 
 
@@ -234,20 +235,8 @@ def rnn_cell(
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
     _checks.check_devices(input, hx, weights)
     state = None if hx is None else hx.unsqueeze(0)
-    output, _ = _path.run(
-        input.unsqueeze(0),
-        state,
-        weights,
-        None,
-        None,
-        None,
-        None,
-        len(weights) == 4,
-        1,
-        relu,
-        False,
-        False,
-    )
+    options = Options(has_biases=len(weights) == 4, relu=relu)
+    output, _ = _path.run(input.unsqueeze(0), state, weights, options)
     # No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
     h: Tensor = torch.ops.aten._unsafe_view(output, [-1, w_hh.size(0)])
     return h if batched else h.squeeze(0)
@@ -257,86 +246,42 @@ def _rnn_packed(
     packed: PackedSequence,
     hx: Tensor | None,
     weights: list[Tensor],
-    bias: bool,
-    num_layers: int,
-    relu: bool,
-    bidirectional: bool,
-    batch_first: bool,
     dropout: float,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    options: Options,
 ) -> tuple[PackedSequence, Tensor]:
-    if lengths is not None or reset is not None:
+    if options.lengths is not None or options.reset is not None:
         raise ValueError("rnn: lengths and reset go with padded input, got a PackedSequence")
     data, batch_sizes, sorted_indices, unsorted_indices = packed
     if sorted_indices is not None:
         if hx is not None:
             hx = hx.index_select(1, sorted_indices)
         elif torch.compiler.is_compiling():  # tells a compiler the batch, which batch_sizes do not
-            states = num_layers * (2 if bidirectional else 1)
+            states = options.num_layers * (2 if options.bidirectional else 1)
             hx = data.new_zeros(states, sorted_indices.size(0), weights[1].size(-1))
-    output, hn = _rnn_batched(
-        data,
-        hx,
-        weights,
-        batch_sizes.contiguous(),
-        bias,
-        num_layers,
-        relu,
-        bidirectional,
-        False,
-        dropout,
-        None,
-        None,
-    )
+    output, hn = _rnn_batched(data, hx, weights, dropout, options)
     if unsorted_indices is not None:
         hn = hn.index_select(1, unsorted_indices)
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hn
 
 
 def _rnn_batched(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    bias: bool,
-    num_layers: int,
-    relu: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    input: Tensor, hx: Tensor | None, weights: list[Tensor], dropout: float, options: Options
 ) -> tuple[Tensor, Tensor]:
     # A trace would record the sizes that the checks compare; the operator checks when it runs.
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        _checks.check_args(
-            input, hx, weights, batch_sizes, lengths, reset, num_layers, bidirectional, batch_first
-        )
+        _checks.check_args(input, hx, weights, options)
     elif torch.onnx.is_in_onnx_export():
         raise RuntimeError(
             "fastrnn: torch.onnx.export(dynamo=False) does not know fastrnn's operator. Export "
             "with dynamo=True, custom_translation_table=fastrnn.onnx_translation()"
         )
-    mask = None
-    if dropout > 0.0 and num_layers > 1:
-        features = weights[1].size(-1) * (2 if bidirectional else 1)
-        rows = input.transpose(0, 1) if batch_first else input
-        mask = _dropout_masks(num_layers - 1, (*rows.shape[:-1], features), dropout, input)
-    return _path.run(
-        input,
-        hx,
-        weights,
-        batch_sizes,
-        lengths,
-        reset,
-        mask,
-        bias,
-        num_layers,
-        relu,
-        bidirectional,
-        batch_first,
-    )
+    if dropout > 0.0 and options.num_layers > 1:
+        features = weights[1].size(-1) * (2 if options.bidirectional else 1)
+        rows = input.transpose(0, 1) if options.batch_first else input
+        shape = (*rows.shape[:-1], features)
+        mask = _dropout_masks(options.num_layers - 1, shape, dropout, input)
+        options = options._replace(dropout_mask=mask)
+    return _path.run(input, hx, weights, options)
 
 
 def _dropout_masks(count: int, shape: Sequence[int], p: float, like: Tensor) -> Tensor:
