@@ -4,6 +4,7 @@
 #include <torch/extension.h>
 
 #include "cpu/rnn_cpu.h"
+#include "cuda/configurations.h"
 #include "ops.h"
 #if defined(FASTRNN_WITH_CUDA)
 #include "cuda/rnn_cuda.h"
@@ -221,6 +222,21 @@ void set_reference_backward_from_python(py::object function) {
       });
 }
 
+// The configurations of the CUDA kernels, whether they are in this build or not: name, dtype, and
+// whether float32 is rounded to TF32.
+std::vector<std::tuple<std::string, at::ScalarType, bool>> cuda_configurations() {
+  std::vector<std::tuple<std::string, at::ScalarType, bool>> all;
+  for (const cuda::Configuration& c : cuda::kConfigurations) {
+    if (!c.has_groups()) continue;
+    for (const auto& [dtype, name] : {std::pair{Dtype::kFloat32, at::kFloat},
+                                      {Dtype::kFloat16, at::kHalf},
+                                      {Dtype::kBFloat16, at::kBFloat16}}) {
+      if (c.takes(dtype, true)) all.emplace_back(name_of(c), name, !c.takes(dtype, false));
+    }
+  }
+  return all;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -230,6 +246,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn_cell", rnn_cell_eager);
   m.def("set_reference_backward", set_reference_backward_from_python);
   m.def("cpu_kernels", cpu::kernels_name);
+  m.def("cuda_configurations", cuda_configurations);
 #if defined(FASTRNN_WITH_CUDA)
   m.def("cuda_kernels", cuda::architectures);
   m.def("cuda_kernels_for", cuda::kernels_for);

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastrnn import _C
+
 # What an implementation may err where nn.RNN happens to be exact: a few roundings of values of
 # size one.
 FLOOR = {
@@ -95,7 +97,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class Configuration:
-    """One of csrc/cuda/choose.cpp, "kernel:UNITSxROWSxBLOCKS", and what it computes with."""
+    """A row of csrc/cuda/configurations.h, "kernel:UNITSxROWSxBLOCKS", and what it computes in."""
 
     name: str
     dtype: torch.dtype
@@ -111,26 +113,7 @@ class Configuration:
         return Case(5, rows + 1, 4, units - 3, bidirectional=True)
 
 
-_EXACT = """
-    vector:64x1x1 vector:64x2x1 vector:64x4x1 vector:128x1x1 vector:128x2x1 vector:128x4x1
-    vector:192x1x1 vector:192x2x1
-    cluster:256x1x2 cluster:256x2x2 cluster:256x4x2 cluster:384x1x4 cluster:384x2x4 cluster:384x4x4
-    cluster:512x1x8 cluster:512x2x8 cluster:512x4x8
-"""
-_TF32 = """
-    tile:64x8x1 tile:128x8x1 tile:160x8x1 cluster:256x8x2 cluster:384x8x4 cluster:512x8x8
-"""
-_NARROW = """
-    tile:64x8x1 tile:64x16x1 tile:128x8x1 tile:128x16x1 tile:192x8x1 tile:256x8x1
-    cluster:384x8x4 cluster:384x16x4 cluster:512x8x8 cluster:512x8x4 cluster:512x16x4
-    cluster:768x8x8 cluster:768x16x8 cluster:1024x8x8 cluster:1024x16x8
-"""
-CONFIGURATIONS = [
-    *(Configuration(name, torch.float32) for name in _EXACT.split()),
-    *(Configuration(name, torch.float32, True) for name in _TF32.split()),
-    *(Configuration(name, torch.float16) for name in _NARROW.split()),
-    *(Configuration(name, torch.bfloat16) for name in _NARROW.split()),
-]
+CONFIGURATIONS = [Configuration(*row) for row in _C.cuda_configurations()]
 
 
 def away_from_the_kink(module: torch.nn.RNNBase, x: Tensor) -> None:

@@ -332,7 +332,7 @@ def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
         int main() {
           Device h200{90, 132, 227 << 10, 228 << 10, 65536};
           const auto all = configurations();
-          std::vector<int> groups(all.size());
+          std::vector<int> groups(kConfigurations.size());
           h200.groups_at_once = groups.data();
           const Problem problem{fastrnn::Dtype::kBFloat16, false, false, 512, 32, 512, 1};
           const auto taken = [&](const char* forced) {
@@ -340,14 +340,14 @@ def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
           };
           taken(""), taken("cluster");
           for (const char* only : {"cluster:512x8x4", "cluster:512x16x4", "cluster:1024x8x8"}) {
-            for (size_t i = 0; i < all.size(); ++i)
-              groups[i] = name_of(all[i]) == only ? 4 : 0;
+            for (const Choice& c : all)
+              groups[c.configuration] = name_of(c) == only ? 4 : 0;
             taken("");
           }
           for (int& count : groups) count = 4;
           taken("");
-          for (size_t i = 0; i < all.size(); ++i)
-            if (all[i].blocks == 8) groups[i] = 1;
+          for (const Choice& c : all)
+            if (c.blocks == 8) groups[c.configuration] = 1;
           taken("");
         }
     """)

@@ -345,30 +345,4 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
   }
 }
 
-inline bool same_strides(const Sequence& x, const Sequence& y) {
-  return !x.data || (x.step_stride == y.step_stride && x.row_stride == y.row_stride);
-}
-inline bool same_strides(const ForwardDirection& d) {
-  return same_strides(d.igates, d.output) && same_strides(d.copy, d.output);
-}
-inline bool same_strides(const BackwardDirection& d) { return same_strides(d.grad_pre, d.output); }
-
-// One launch for all rows and directions.
-template <typename Group, int kAhead, typename Direction>
-cudaError_t launch_blocks(const Recurrence<Direction>& r, cudaStream_t stream) {
-  const int64_t groups = (r.rows.batch + Group::kRows - 1) / Group::kRows;
-  if (groups == 0 || r.rows.batch > INT32_MAX / Group::kBlocks ||
-      r.rows.seq_len > INT32_MAX - 2 * kAhead || r.hidden_size > Group::kHidden)
-    return cudaErrorInvalidValue;
-  for (int n = 0; n < r.num_directions; ++n)
-    if (!same_strides(r.direction[n])) return cudaErrorInvalidValue;
-  const Launch how{dim3(static_cast<unsigned>(groups * Group::kBlocks), r.num_directions),
-                   Group::kThreads, Group::kSharedBytes, stream, Group::kBlocks};
-  if constexpr (std::is_same_v<Direction, ForwardDirection>) {
-    return launch(forward_block_kernel<Group, kAhead>, how, r);
-  } else {
-    return launch(backward_block_kernel<Group, kAhead>, how, r);
-  }
-}
-
 }  // namespace fastrnn::cuda

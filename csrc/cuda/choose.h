@@ -5,28 +5,22 @@
 #include <string>
 #include <vector>
 
-#include "rnn.h"
+#include "cuda/configurations.h"
 
 namespace fastrnn::cuda {
 
-enum class Kernel : int {
-  kStep,    // a GEMM and a pointwise kernel for each step (step.cu)
-  kVector,  // one block per few rows, FMA units (vector.cu)
-  kTile,    // one block per tile of rows, tensor cores (tile.cu)
-  kCluster  // a thread-block cluster per group of rows (cluster.cu)
-};
-
 constexpr int kReservedShared = 1 << 10;  // bytes of shared memory of the system's own, per block
 
-// What a launch needs; a launcher takes exactly the configurations that it lists itself.
+// A configuration, and what a launch of it needs.
 struct Choice {
   Kernel kernel;
-  int rows;          // of the batch, in a group
-  int blocks;        // in a group
-  int threads;       // in a block
-  int registers;     // of a thread, at most
-  int shared_bytes;  // of a block
-  int units;         // hidden units that there is room for
+  int rows;           // of the batch, in a group
+  int blocks;         // in a group
+  int threads;        // in a block
+  int registers;      // of a thread, at most
+  int shared_bytes;   // of a block
+  int units;          // hidden units that there is room for
+  int configuration;  // its place in kConfigurations
 };
 
 struct Device {
@@ -35,7 +29,7 @@ struct Device {
   int shared_per_block;  // bytes, with opt-in
   int shared_per_multiprocessor;
   int registers_per_multiprocessor;
-  // For each of configurations() the groups that run at a time (occupancy.h); null: estimated.
+  // For each of kConfigurations the groups that run at a time (occupancy.h); null: estimated.
   const int* groups_at_once = nullptr;
 };
 
@@ -49,7 +43,7 @@ struct Problem {
   int num_directions;
 };
 
-// Every configuration of every kernel but step, whatever device and call it serves.
+// Every configuration with groups, whatever device and call it serves.
 std::vector<Choice> configurations();
 
 // The kernel for this problem on this device. `forced` is empty: free choice; or a kernel's name,
@@ -65,8 +59,7 @@ int blocks_at_once(const Choice& choice, const Device& device);
 // Groups of it that run at a time, by the sizes alone.
 int estimate_groups_at_once(const Choice& choice, const Device& device);
 
-const char* name_of(Kernel kernel);
-// "step", or the kernel, hidden units, rows and blocks of a group, as in "cluster:1024x8x8".
+// As name_of(Configuration).
 std::string name_of(const Choice& choice);
 
 }  // namespace fastrnn::cuda

@@ -35,9 +35,9 @@ namespace fastrnn::cuda {
 template <typename Slice>
 struct ClusterGroup : Slice {
   using Slice::kBlocks, Slice::kRows, Slice::kRowBytes, Slice::kStateBytes, Slice::kThreads;
-  static constexpr int kSharedBytes = Slice::kSharedBytes + 2 * sizeof(SharedBarrier);
   static constexpr int kWarpBytes = Slice::kWarpUnits * sizeof(typename Slice::Storage);
   static_assert(kBlocks > 1 && kRowBytes % 16 == 0 && kWarpBytes % 16 == 0);
+  static_assert(Slice::kBarriersAt + 2 * sizeof(SharedBarrier) == Slice::kSharedBytes);
 
   int received = 0;
 
@@ -54,7 +54,7 @@ struct ClusterGroup : Slice {
   }
 
   FASTRNN_DEVICE static SharedBarrier* barrier(int copy) {
-    unsigned char* own = shared_memory<unsigned char>() + Slice::kSharedBytes;
+    unsigned char* own = shared_memory<unsigned char>() + Slice::kBarriersAt;
     return reinterpret_cast<SharedBarrier*>(own) + copy;
   }
 

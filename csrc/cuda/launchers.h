@@ -1,5 +1,5 @@
-// The kernels that run a whole recurrence in one launch. Each takes the configurations that
-// choose.cpp gives it, and returns cudaErrorInvalidValue for any other.
+// The kernels that run a whole recurrence in one launch. Each takes its own configurations of
+// configurations.h, and returns cudaErrorInvalidValue for any other.
 #pragma once
 
 #include "cuda/choose.h"

@@ -52,8 +52,9 @@ const Device& device_at(int index) {
   Known& known = all[index];
   std::call_once(known.once, [&] {
     known.device = read_device(index);
+    known.groups_at_once.resize(kConfigurations.size());
     for (const Choice& c : configurations())
-      known.groups_at_once.push_back(groups_at_once(c, known.device));
+      known.groups_at_once[c.configuration] = groups_at_once(c, known.device);
     known.device.groups_at_once = known.groups_at_once.data();
   });
   return known.device;

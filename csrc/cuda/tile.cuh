@@ -1,33 +1,40 @@
 // Groups of 8 or 16 rows on tensor cores.
 #pragma once
 
+#include "cuda/configurations.h"
 #include "cuda/math.cuh"
 
 namespace fastrnn::cuda {
 
 // A warp has kStacked times 16 units; its rows of w_hh are the stationary operand, one fragment for
 // each kDepth columns. The state's rows are the columns of the other operand: 8 for each of kTiles.
-// A row of the state is 16 bytes longer than its elements, so that eight rows lie in different
-// banks. Where registers do not hold all fragments, the last kStored are in shared memory, each
-// thread's part of them where no other thread reads it.
-template <typename S, int kUnits, int kTiles, int kStacked = 1, int kOfBlocks = 1, int kStored = 0>
+// Where registers do not hold all fragments, the last kStored are in shared memory, each thread's
+// part of them where no other thread reads it.
+template <typename S, Configuration kConfiguration>
 struct TileGroup {
   using Storage = S;
-  static constexpr int kHidden = kUnits, kRows = 8 * kTiles, kSlots = 2 * kTiles,
-                       kElements = 4 * kTiles * kStacked, kBlocks = kOfBlocks;
-  static constexpr int kBlockUnits = kUnits / kBlocks, kWarpUnits = 16 * kStacked,
-                       kThreads = kBlockUnits / kWarpUnits * 32;
+  static constexpr int kHidden = kConfiguration.units, kRows = kConfiguration.rows,
+                       kBlocks = kConfiguration.blocks;
+  static constexpr int kBlockUnits = kHidden / kBlocks, kWarpUnits = kConfiguration.warp_units,
+                       kThreads = kConfiguration.threads();
+  static constexpr int kTiles = kRows / 8, kStacked = kWarpUnits / 16, kSlots = 2 * kTiles,
+                       kElements = 4 * kTiles * kStacked;
   static constexpr int kDepth = 32 / sizeof(S);  // of an mma
-  static constexpr int kRowBytes = kUnits * sizeof(S) + 16, kStateBytes = kRows * kRowBytes;
-  static constexpr int kFragments = kUnits / kDepth, kKept = kFragments - kStored;
+  static constexpr int kFragments = kHidden / kDepth, kStored = kConfiguration.stored_fragments(),
+                       kKept = kFragments - kStored;
+  static constexpr int kRowBytes = kConfiguration.row_bytes(),
+                       kStateBytes = kConfiguration.state_bytes(),
+                       kBarriersAt = kConfiguration.barriers_at(),
+                       kSharedBytes = kConfiguration.shared_bytes();
   static constexpr int kBatch = kTiles > 1 ? 2 : 4;  // fragments that are loaded at a time
-  static constexpr int kSharedBytes = 2 * kStateBytes + kStored * kThreads * 16;
   // Sums of an element that do not wait for one another, as registers allow.
   static constexpr bool kFew = kFragments < 8 || (kBlocks == 1 && kFragments > 16);
   static constexpr int kChains = kTiles * kStacked > 1 ? 1 : kFew ? 2 : 4;
   static_assert(kFragments % 2 == 0 && kKept > 0 && kKept % kBatch == 0 &&
                 (kStored == 0 || kStacked == 1));
-  static_assert(kBlockUnits * kBlocks == kUnits && kBlockUnits % kWarpUnits == 0);
+  static_assert(sizeof(S) == kConfiguration.element_bytes() && kTiles * 8 == kRows &&
+                kStacked * 16 == kWarpUnits);
+  static_assert(kBlockUnits * kBlocks == kHidden && kBlockUnits % kWarpUnits == 0);
 
   uint32_t weights[kStacked][kKept][4];
 

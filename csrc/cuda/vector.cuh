@@ -1,6 +1,7 @@
-// Groups of 1, 2 or 4 rows in exact float32, on FMA units.
+// Groups of few rows in exact float32, on FMA units.
 #pragma once
 
+#include "cuda/configurations.h"
 #include "cuda/math.cuh"
 
 namespace fastrnn::cuda {
@@ -8,17 +9,21 @@ namespace fastrnn::cuda {
 // kLanes neighbouring lanes have a unit together. A lane takes every kLanes-th four columns of its
 // row of w_hh, for all rows of the state; shuffles add the lanes' sums; lane s keeps that of row s.
 // Lanes of different units read the same words of the state, which is one access.
-template <int kUnits, int kStateRows, int kLanes, int kOfBlocks = 1>
+template <Configuration kConfiguration>
 struct VectorGroup {
   using Storage = float;
-  static constexpr int kHidden = kUnits, kRows = kStateRows, kSlots = 1, kElements = 1;
-  static constexpr int kBlocks = kOfBlocks, kBlockUnits = kUnits / kBlocks,
-                       kWarpUnits = 32 / kLanes;
-  static constexpr int kThreads = kBlockUnits * kLanes, kFours = kUnits / 4 / kLanes;
-  static constexpr int kRowBytes = kUnits * sizeof(float), kStateBytes = kRows * kRowBytes;
-  static constexpr int kSharedBytes = 2 * kStateBytes;
+  static constexpr int kHidden = kConfiguration.units, kRows = kConfiguration.rows, kSlots = 1,
+                       kElements = 1, kBlocks = kConfiguration.blocks;
+  static constexpr int kBlockUnits = kHidden / kBlocks, kWarpUnits = kConfiguration.warp_units,
+                       kThreads = kConfiguration.threads(), kLanes = 32 / kWarpUnits,
+                       kFours = kHidden / 4 / kLanes;
+  static constexpr int kRowBytes = kConfiguration.row_bytes(),
+                       kStateBytes = kConfiguration.state_bytes(),
+                       kBarriersAt = kConfiguration.barriers_at(),
+                       kSharedBytes = kConfiguration.shared_bytes();
   static_assert(kRows <= kLanes && kThreads <= 1024 && kThreads % 32 == 0);
-  static_assert(kBlockUnits * kBlocks == kUnits && kFours * 4 * kLanes == kUnits);
+  static_assert(kBlockUnits * kBlocks == kHidden && kBlockUnits % kWarpUnits == 0 &&
+                kFours * 4 * kLanes == kHidden);
 
   float4 weights[kFours];
 
@@ -54,7 +59,7 @@ struct VectorGroup {
       float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
       for (int i = 0; i < kFours; ++i) {
-        const float4 x = columns[r * (kUnits / 4) + i * kLanes + lane()];
+        const float4 x = columns[r * (kHidden / 4) + i * kLanes + lane()];
         sum.x = fmaf(weights[i].x, x.x, sum.x);
         sum.y = fmaf(weights[i].y, x.y, sum.y);
         sum.z = fmaf(weights[i].z, x.z, sum.z);
@@ -68,7 +73,7 @@ struct VectorGroup {
   }
 
   FASTRNN_DEVICE void put(unsigned char* state, int e, float x) const {
-    if (lane() < kRows) reinterpret_cast<float*>(state)[lane() * kUnits + unit(e)] = x;
+    if (lane() < kRows) reinterpret_cast<float*>(state)[lane() * kHidden + unit(e)] = x;
   }
 
   FASTRNN_DEVICE void send(unsigned char*, int) const {}
