@@ -250,6 +250,7 @@ PYBIND11_MODULE(_C, m) {
 #if defined(FASTRNN_WITH_CUDA)
   m.def("cuda_kernels", cuda::architectures);
   m.def("cuda_kernels_for", cuda::kernels_for);
+  m.def("set_cuda_kernel", cuda::set_kernel);
 #endif
   m.def("cpu_prefers_aten", cpu::prefers_aten);
 }

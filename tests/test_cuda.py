@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -24,7 +27,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import reference
+from fastrnn import _C, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,6 +43,22 @@ SHAPES = [
     Case(33, 17, 8, 250, batch_first=True),
     Case(9, 3, 8, 700),
 ]
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Calls take this kernel or configuration."""
+    before = _C.set_cuda_kernel(name)
+    try:
+        yield
+    finally:
+        _C.set_cuda_kernel(before)
+
+
+@pytest.fixture
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    with forced(request.param):
+        yield request.param
 
 
 def outcome(
@@ -70,19 +89,17 @@ def copy_of(module: torch.nn.RNNBase, cls: type, case: Case) -> torch.nn.RNNBase
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 @pytest.mark.parametrize("case", [*SHAPES, *[c for c in CASES if not c.lengths]], ids=str)
 def test_kernels(
     case: Case,
     kernel: str,
     dtype: torch.dtype,
     precision: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if precision == "tf32" and dtype != torch.float32:
         pytest.skip("TF32 is of float32")
     torch.backends.cudnn.rnn.fp32_precision = precision
-    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", kernel)
     module = case.module(torch.nn.RNN, torch.float64)
     shape = (case.seq_len, case.batch) if not case.batch_first else (case.batch, case.seq_len)
     x = torch.randn(*shape, case.input_size, dtype=torch.float64)
@@ -100,11 +117,8 @@ def test_kernels(
 
 @pytest.mark.parametrize("rows", ["whole", "packed", "lengths and reset"])
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
-def test_configurations(
-    configuration: Configuration, rows: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_configurations(configuration: Configuration, rows: str) -> None:
     """Each configuration of each kernel, against the reference."""
-    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", configuration.name)
     if configuration.tf32:
         torch.backends.cudnn.rnn.fp32_precision = "tf32"
         torch.backends.cuda.matmul.fp32_precision = "tf32"  # the reference's
@@ -141,29 +155,42 @@ def test_configurations(
         named = zip(["output", "hn", *given], [*output, *found], strict=True)
         return {name: y.detach().cpu() for name, y in named}
 
-    try:
-        taken = fastrnn.info(case.module(fastrnn.RNN, stored, "cuda"), x.cuda().to(stored))
-    except ValueError as e:
-        if torch.cuda.get_device_capability() == (9, 0):
-            raise
-        pytest.skip(str(e))
-    assert f"cuda {configuration.name}, backward {configuration.name} " in taken["kernel"]
+    with forced(configuration.name):
+        try:
+            taken = fastrnn.info(case.module(fastrnn.RNN, stored, "cuda"), x.cuda().to(stored))
+        except ValueError as e:
+            if torch.cuda.get_device_capability() == (9, 0):
+                raise
+            pytest.skip(str(e))
+        assert f"cuda {configuration.name}, backward {configuration.name} " in taken["kernel"]
+        found = results(ours, stored, "cuda")
     truth = results(exact, torch.float64, "cpu")
     theirs = results(exact, stored, "cuda")
-    assert_as_accurate(results(ours, stored, "cuda"), theirs, truth, configuration.tf32)
+    assert_as_accurate(found, theirs, truth, configuration.tf32)
 
 
 @pytest.mark.parametrize("name", ["grid", "cluster:1024x3x8", "tile:64x8x1"])
-def test_no_such_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", name)
+def test_no_such_configuration(name: str) -> None:
     rnn = fastrnn.RNN(3, 60, device="cuda")
-    with pytest.raises(ValueError, match=f"can serve this call .*vector:64x1x1.*, got {name}$"):
+    message = f"can serve this call .*vector:64x1x1.*, got {name}$"
+    with forced(name), pytest.raises(ValueError, match=message):
         rnn(torch.zeros(4, 2, 3, device="cuda"))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_repeatable(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", kernel)
+def test_the_environment_forces_a_kernel() -> None:
+    """As it was when fastrnn was imported."""
+    code = """
+        import os, fastrnn
+        os.environ["FASTRNN_CUDA_KERNEL"] = "step"
+        assert fastrnn._C.set_cuda_kernel("vector") == "tile"
+        assert fastrnn._C.set_cuda_kernel("") == "vector"
+    """
+    env = {**os.environ, "FASTRNN_CUDA_KERNEL": "tile"}
+    subprocess.run([sys.executable, "-c", dedent(code)], check=True, timeout=300, env=env)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
+def test_repeatable(kernel: str) -> None:
     case = SHAPES[1]
     module, x = case.module(fastrnn.RNN, torch.float32), torch.randn(40, 70, 30)
     first = outcome(module, x, torch.float32)
@@ -172,13 +199,10 @@ def test_repeatable(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
-def test_packed_and_lengths_agree(
-    kernel: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_and_lengths_agree(kernel: str, dtype: torch.dtype) -> None:
     """Not bit for bit: products of more rows or fewer may add up in another order."""
-    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", kernel)
     case = Case(50, 30, 5, 60, num_layers=2, bidirectional=True)
     nn, rnn = (case.module(cls, dtype, "cuda") for cls in (torch.nn.RNN, fastrnn.RNN))
     rnn.load_state_dict(nn.state_dict())
@@ -198,11 +222,10 @@ def test_packed_and_lengths_agree(
     assert_as_accurate(padded, theirs, truth)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-def test_graph_capture(kernel: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graph_capture(kernel: str, packed: bool) -> None:
     """A training step captured once and replayed on new numbers."""
-    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", kernel)
     rnn = fastrnn.RNN(8, 64, 2, device="cuda")
     x = torch.randn(20, 4, 8, device="cuda")
     lengths = torch.tensor([20, 11, 7, 1])
@@ -263,9 +286,8 @@ def test_second_device() -> None:
     torch.testing.assert_close(output.cpu(), rnn.cpu()(x.cpu())[0])
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_strides(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTRNN_CUDA_KERNEL", kernel)
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
+def test_strides(kernel: str) -> None:
     rnn = fastrnn.RNN(6, 64, device="cuda")
     x = torch.randn(7, 20, 12, device="cuda").transpose(0, 1)[..., ::2]
     hx = torch.randn(1, 1, 64, device="cuda").expand(1, 7, 64)

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 #include <vector>
@@ -60,6 +61,13 @@ const Device& device_at(int index) {
   return known.device;
 }
 
+// The kernel that calls are to take, by the name that choose() takes. Names are kept for good: a
+// call in another thread may still read the one before.
+std::atomic<const std::string*> forced_kernel = [] {
+  const char* name = std::getenv("FASTRNN_CUDA_KERNEL");
+  return new std::string(name ? name : "");
+}();
+
 // While there is one, the input's device is current, for torch and for this library, which has a
 // CUDA runtime of its own.
 class OnDevice {
@@ -79,9 +87,7 @@ class OnDevice {
     TORCH_CHECK(aoti_torch_get_current_cuda_stream &&
                     aoti_torch_get_current_cuda_stream(index_, &stream) == 0,
                 "rnn: this torch does not tell its current CUDA stream");
-    const char* forced = std::getenv("FASTRNN_CUDA_KERNEL");
-    return {static_cast<cudaStream_t>(stream), device_at(index_), allows_tf32(),
-            forced ? forced : ""};
+    return {static_cast<cudaStream_t>(stream), device_at(index_), allows_tf32(), *forced_kernel};
   }
 
  private:
@@ -111,6 +117,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cuda(
 }  // namespace
 
 const char* architectures() { return FASTRNN_CUDA_ARCHS; }
+
+std::string set_kernel(const std::string& name) {
+  return *forced_kernel.exchange(new std::string(name));
+}
 
 std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int64_t hidden_size,
                         bool bidirectional) {
