@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import platform
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import cpp_extension
 
 from benchmarks import machine
 from benchmarks.contestants import Problem, error, make_contestant
 from benchmarks.shapes import SHAPES, Shape
+from cpu_build import kernels
 
 ARM = platform.machine() in ("aarch64", "arm64")
 INSTRUCTION_SETS = ["neon"] if ARM else ["baseline", "avx2", "avx512"]
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}  # the codes of csrc/rnn.h
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13, "bfloat16": 5e-2, "float16": 1e-2}
 ROWS = [shape for shape in SHAPES if not shape.ragged and shape.nonlinearity == "tanh"]
-
-
-@functools.cache
-def kernels() -> ModuleType:
-    """The module of the kernels' tests, built as they build it: the second use compiles nothing."""
-    sources = [p for p in (machine.ROOT / "csrc/cpu").glob("*.cpp") if p.name != "rnn_cpu.cpp"]
-    build = machine.ROOT / "build/tests"
-    build.mkdir(parents=True, exist_ok=True)
-    flags = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
-    module: ModuleType = cpp_extension.load(
-        "fastrnn_kernels",
-        [str(machine.ROOT / "tests/kernels_module.cpp"), *map(str, sorted(sources))],
-        extra_cflags=[*flags, "-ffp-contract=fast", "-fopenmp"],
-        extra_ldflags=["-fopenmp"],
-        extra_include_paths=[str(machine.ROOT / "csrc")],
-        build_directory=str(build),
-    )
-    return module
 
 
 def array(x: Tensor) -> np.ndarray:

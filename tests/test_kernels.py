@@ -7,44 +7,22 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cases import CASES, Case
-from torch.utils import cpp_extension
 
-ROOT = Path(__file__).parent.parent
+import cpu_build
+
 INSTRUCTION_SETS = ["baseline", "avx2", "avx512", "avx512_bf16"]
 if platform.machine() in ("aarch64", "arm64"):
     INSTRUCTION_SETS = ["neon"]
-FLAGS = [
-    "-std=c++20",
-    "-O3",
-    "-g0",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=fast",
-    "-fopenmp",
-]
-KERNEL_SOURCES = sorted(
-    path for path in (ROOT / "csrc/cpu").glob("*.cpp") if path.name != "rnn_cpu.cpp"
-)
 
 
 @pytest.fixture(scope="module")
 def kernels():
-    build = ROOT / "build/tests"
-    build.mkdir(parents=True, exist_ok=True)
-    return cpp_extension.load(
-        "fastrnn_kernels",
-        [str(ROOT / "tests/kernels_module.cpp"), *map(str, KERNEL_SOURCES)],
-        extra_cflags=FLAGS,
-        extra_ldflags=["-fopenmp"],
-        extra_include_paths=[str(ROOT / "csrc")],
-        build_directory=str(build),
-    )
+    return cpu_build.kernels()
 
 
 @dataclass
@@ -262,7 +240,7 @@ def test_tanh(kernels, name: str, isa: str) -> None:
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
 def test_instruction_set_files_share_nothing(kernels) -> None:
     """A weak symbol compiled for AVX-512 could serve the whole program, and fail elsewhere."""
-    objects = [ROOT / "build/tests" / f"kernels_{isa}.o" for isa in INSTRUCTION_SETS]
+    objects = [cpu_build.BUILD / f"kernels_{isa}.o" for isa in INSTRUCTION_SETS]
     for path in objects:
         symbols = subprocess.run(
             ["nm", "-C", str(path)], capture_output=True, text=True, check=True
@@ -276,7 +254,7 @@ def test_instruction_set_files_share_nothing(kernels) -> None:
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
 def test_no_mmx(kernels) -> None:
     """An MMX register used and not cleared breaks the x87 arithmetic of whoever called."""
-    for path in (ROOT / "build/tests").glob("kernels_*.o"):
+    for path in cpu_build.BUILD.glob("kernels_*.o"):
         code = subprocess.run(
             ["objdump", "-d", str(path)], capture_output=True, text=True, check=True
         )
