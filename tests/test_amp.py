@@ -9,7 +9,7 @@ import pytest
 import torch
 from both import B, H, I, T, assert_same
 from cases import Case, assert_as_accurate
-from test_rnn import Problem
+from problems import Problem
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 

@@ -21,8 +21,8 @@ from cases import (
     Case,
     Configuration,
     assert_as_accurate,
-    away_from_the_kink,
 )
+from problems import Problem
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -61,32 +61,6 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def outcome(
-    module: torch.nn.Module,
-    x: Tensor,
-    stored: torch.dtype,
-    device: str = "cuda",
-    computed: torch.dtype | None = None,
-) -> dict[str, Tensor]:
-    """Results and gradients of numbers rounded to one type, computed in that or another."""
-    dtype = computed or stored
-    module = module.to(stored).to(dtype).to(device)
-    leaf = x.to(stored).to(dtype).to(device, copy=True).requires_grad_()
-    output, hn = module(leaf)
-    torch.manual_seed(1)
-    grads = [torch.randn(y.shape).to(stored).to(y) for y in (output, hn)]
-    torch.autograd.backward([output, hn], grads)
-    found = {"output": output, "hn": hn, "grad_input": leaf.grad}
-    found |= {f"grad_{name}": w.grad for name, w in module.named_parameters()}
-    return {name: y.detach().cpu() for name, y in found.items()}
-
-
-def copy_of(module: torch.nn.RNNBase, cls: type, case: Case) -> torch.nn.RNNBase:
-    other = case.module(cls, torch.float64)
-    other.load_state_dict(module.state_dict())
-    return other
-
-
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS, indirect=True)
@@ -100,14 +74,8 @@ def test_kernels(
     if precision == "tf32" and dtype != torch.float32:
         pytest.skip("TF32 is of float32")
     torch.backends.cudnn.rnn.fp32_precision = precision
-    module = case.module(torch.nn.RNN, torch.float64)
-    shape = (case.seq_len, case.batch) if not case.batch_first else (case.batch, case.seq_len)
-    x = torch.randn(*shape, case.input_size, dtype=torch.float64)
-    if case.nonlinearity == "relu":
-        away_from_the_kink(module, x)
-    truth = outcome(copy_of(module, torch.nn.RNN, case), x, dtype, "cpu", torch.float64)
-    theirs = outcome(copy_of(module, torch.nn.RNN, case), x, dtype)
-    ours = outcome(copy_of(module, fastrnn.RNN, case), x, dtype)
+    problem = Problem(case, dtype, "cuda")
+    truth, theirs, ours = problem.truth(), problem.theirs(dtype), problem.ours(dtype)
     if dtype == torch.float64:  # the truth is no better than the rest
         for name, expected in truth.items():
             torch.testing.assert_close(ours[name], expected, rtol=1e-10, atol=1e-10)
@@ -123,20 +91,16 @@ def test_configurations(configuration: Configuration, rows: str) -> None:
         torch.backends.cudnn.rnn.fp32_precision = "tf32"
         torch.backends.cuda.matmul.fp32_precision = "tf32"  # the reference's
     case, stored, packed = configuration.case, configuration.dtype, rows == "packed"
-    valid, marks = None, {}
-    if rows != "whole":
-        lengths = torch.randint(1, case.seq_len + 1, (case.batch,))
-        lengths[0] = case.seq_len
-        lengths = lengths.sort(descending=True).values if packed else lengths
+    problem = Problem(case)
+    given = {"input": problem.x, "hx": problem.hx, **problem.weights}
+    grads = [problem.grad_output, problem.grad_hn]
+    valid, marks, lengths = None, {}, problem.lengths.clamp(min=1)
+    if packed:
+        lengths = lengths.sort(descending=True).values
         valid = torch.arange(case.seq_len)[:, None] < lengths
+        given["input"], grads[0] = problem.x[valid], problem.grad_output[valid]
     if rows == "lengths and reset":
         marks = {"lengths": lengths, "reset": torch.rand(case.seq_len, case.batch) < 0.3}
-    module = case.module(torch.nn.RNN, torch.float64)
-    x = torch.randn(case.seq_len, case.batch, case.input_size)
-    given = {"input": x[valid] if packed else x, "hx": torch.randn(2, case.batch, case.hidden_size)}
-    given |= {name: w.detach() for name, w in module.named_parameters()}
-    features = 2 * case.hidden_size
-    grads = [torch.randn(*given["input"].shape[:-1], features), torch.randn_like(given["hx"])]
 
     def ours(x: Tensor, *arguments: Any, **marks: Tensor) -> tuple[Tensor, Tensor]:
         input = PackedSequence(x, valid.sum(1)) if packed else x
@@ -157,7 +121,9 @@ def test_configurations(configuration: Configuration, rows: str) -> None:
 
     with forced(configuration.name):
         try:
-            taken = fastrnn.info(case.module(fastrnn.RNN, stored, "cuda"), x.cuda().to(stored))
+            taken = fastrnn.info(
+                case.module(fastrnn.RNN, stored, "cuda"), problem.x.cuda().to(stored)
+            )
         except ValueError as e:
             if torch.cuda.get_device_capability() == (9, 0):
                 raise
@@ -191,11 +157,8 @@ def test_the_environment_forces_a_kernel() -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 def test_repeatable(kernel: str) -> None:
-    case = SHAPES[1]
-    module, x = case.module(fastrnn.RNN, torch.float32), torch.randn(40, 70, 30)
-    first = outcome(module, x, torch.float32)
-    module.zero_grad()
-    second = outcome(module, x, torch.float32)
+    problem = Problem(SHAPES[1], torch.float32, "cuda")
+    first, second = problem.ours(torch.float32), problem.ours(torch.float32)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -21,8 +21,8 @@ from cases import (
     Case,
     Configuration,
     assert_as_accurate,
-    away_from_the_kink,
 )
+from problems import Problem
 from torch import Tensor
 from torch.utils import cpp_extension
 
@@ -99,46 +99,28 @@ def check(
     With TF32, of the reference in float16, which has as many bits.
     """
     torch.manual_seed(0)
-    module = case.module(torch.nn.RNN, torch.float64)
-    x = torch.randn(case.seq_len, case.batch, case.input_size, dtype=torch.float64)
-    if case.nonlinearity == "relu":
-        away_from_the_kink(module, x)
-    directions = 2 if case.bidirectional else 1
-    features, states = directions * case.hidden_size, case.num_layers * directions
-    hx = None
-    if case.hx:
-        hx = torch.randn(states, case.batch, case.hidden_size, dtype=torch.float64)
-        if case.nonlinearity == "relu":
-            hx = hx.abs().clamp(0.5, 2.0)
-    weights = [w.detach() for w in module.parameters()]
-    lengths = reset = mask = sizes = None
-    valid = torch.ones(case.seq_len, case.batch, dtype=torch.bool)
-    if case.lengths or extra == "packed":
-        lengths = torch.randint(0, case.seq_len + 1, (case.batch,))
-        lengths[0] = case.seq_len
     if extra == "packed":
-        lengths = lengths.clamp(min=1).sort(descending=True).values
-        sizes = (torch.arange(case.seq_len)[:, None] < lengths).sum(1)
-        x = torch.cat([x[t, :n] for t, n in enumerate(sizes.tolist())])
-        lengths = None
-    elif lengths is not None:
-        valid = torch.arange(case.seq_len)[:, None] < lengths
-        x[~valid] = 3.0
+        case = replace(case, batch_first=False)
+    problem = Problem(case)
+    x, grad_output, grad_hn = problem.x, problem.grad_output, problem.grad_hn
+    hx = problem.hx if case.hx else None
+    lengths = reset = mask = sizes = None
+    if extra == "packed":
+        steps = problem.lengths.clamp(min=1).sort(descending=True).values
+        valid = torch.arange(case.seq_len)[:, None] < steps
+        x, grad_output, sizes = x[valid], grad_output[valid], valid.sum(1)
+    elif case.lengths:
+        lengths = problem.lengths
+        beyond = torch.arange(case.seq_len)[:, None] >= lengths
+        x[beyond.t() if case.batch_first else beyond] = 3.0
     if extra == "reset":
-        reset = torch.rand(case.seq_len, case.batch) < 0.3
-    if extra == "dropout" or (extra and case.num_layers > 1):
-        rows = x.shape[:-1] if extra == "packed" else (case.seq_len, case.batch)
-        mask = torch.randint(0, 2, (case.num_layers - 1, *rows, features)).double() * 1.25
-        if case.num_layers == 1:
-            mask = None
-    batch_first = case.batch_first and extra != "packed"
-    if batch_first:
-        x = x.transpose(0, 1).contiguous()
-        reset = None if reset is None else reset.t().contiguous()
+        reset = torch.rand(x.shape[:2]) < 0.3
+    if extra and case.num_layers > 1:
+        time_major = grad_output.transpose(0, 1) if case.batch_first else grad_output
+        mask = torch.randint(0, 2, (case.num_layers - 1, *time_major.shape)).double() * 1.25
     flags = (case.bias, case.num_layers, case.nonlinearity == "relu", case.bidirectional)
-    arguments = [x, hx, weights, sizes, lengths, reset, mask, *flags, batch_first]
-    grad_output = torch.randn(*x.shape[:-1], features, dtype=torch.float64)
-    grad_hn = torch.randn(states, case.batch, case.hidden_size, dtype=torch.float64)
+    weights = [*problem.weights.values()]
+    arguments = [x, hx, weights, sizes, lengths, reset, mask, *flags, case.batch_first]
     stored = to(to(arguments, dtype), torch.float64)
     grads = to(to((grad_output, grad_hn), dtype), torch.float64)
     truth = results(stored, (grads[0], grads[1]))
