@@ -10,7 +10,6 @@
 
 namespace py = pybind11;
 using fastrnn::Dtype;
-using fastrnn::Stack;
 namespace cpu = fastrnn::cpu;
 
 namespace {
@@ -20,7 +19,7 @@ bool available(const std::string& isa) { return cpu::find_kernels(isa.c_str()) !
 // input (T, B, I); weights for each layer and direction; lengths sorted, longest first, or empty;
 // arrays C-contiguous.
 struct Problem {
-  Stack stack{};
+  cpu::Stack stack{};
   std::vector<const void*> weights;
   std::vector<int64_t> active;
 

@@ -17,6 +17,22 @@ static inline int64_t storage_bytes(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
+// Which rows there are at each step. Row i of step t of a sequence tensor x lies at
+//   padded: x + t * step_stride + row(i) * row_stride,  row(i) = order ? order[i] : i
+//   packed: x + (start[t] + i) * row_stride
+// Rows are sorted by length, longest first: the rows of step t are 0 .. active[t]-1, and active
+// does not increase.
+struct Steps {
+  int64_t seq_len;
+  int64_t batch;
+  const int64_t* start;   // [T], or null: padded
+  const int64_t* active;  // [T], or null: every row has every step
+  const int64_t* order;   // [B], or null: already sorted
+  const bool* reset;      // true where a new sequence begins: h[t-1] is hx again; null: nowhere
+  int64_t reset_step_stride;
+  int64_t reset_row_stride;
+};
+
 // How weight matrices are handed to a task.
 enum class Form {
   kAsTheyCame,

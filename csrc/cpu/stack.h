@@ -5,6 +5,44 @@
 
 namespace fastrnn::cpu {
 
+// A stack of L layers of D directions; layer l, direction d has index l * D + d.
+struct Stack {
+  Dtype dtype;
+  bool relu;
+  bool has_biases;
+  int64_t num_layers;
+  int64_t num_directions;
+  int64_t input_size;
+  int64_t hidden_size;
+  Steps steps;
+  Sequence input;  // [T, B, I]
+  const void* hx;  // [L*D, B, H] with contiguous features, or null: zeros
+  int64_t hx_layer_stride;
+  int64_t hx_row_stride;
+  const void* const* weights;  // for each index w_ih [H, I or D*H], w_hh [H, H] and, with biases,
+                               // b_ih [H], b_hh [H]
+  const void* dropout_mask;    // [L-1, rows, D*H] contiguous; multiplies the output of every layer
+                               // but the last; or null
+};
+
+struct Forward {
+  Stack stack;
+  Sequence output;  // [T, B, D*H], of the last layer
+  void* hn;         // [L*D, B, H] contiguous
+  void* saved;      // [L, rows, D*H] contiguous, the output of every layer, for the backward pass;
+                    // null: not wanted
+};
+
+struct Backward {
+  Stack stack;
+  const void* saved;
+  Sequence grad_output;       // [T, B, D*H]; data null: zeros
+  const void* grad_hn;        // [L*D, B, H] contiguous, or null: zeros
+  Sequence grad_input;        // [T, B, I]; data null: not wanted
+  void* grad_hx;              // [L*D, B, H] contiguous, or null: not wanted
+  void* const* grad_weights;  // contiguous, in the order of weights; null: not wanted
+};
+
 // Threads that a call of these sizes is worth, at most `available`.
 int worthwhile_threads(const Stack& stack, int available);
 
