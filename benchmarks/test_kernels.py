@@ -33,7 +33,7 @@ class Call:
 
     def __init__(self, problem: Problem, instruction_set: str, threads: int) -> None:
         shape = problem.shape
-        self.head = (instruction_set, threads)
+        self.head = (instruction_set, {"threads": threads})
         weights = list(problem.weights.values())
         self.tail = (
             array(problem.input),

@@ -1,9 +1,11 @@
 // The raw CPU kernels on NumPy arrays, for the tests: no torch, any instruction set that the
-// machine has.
+// machine has. And the plans that they run by, chosen or forced.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/stack.h"
@@ -14,18 +16,112 @@ namespace cpu = fastrnn::cpu;
 
 namespace {
 
+constexpr const char* kForms[] = {"as they came", "packed", "packed pairs"};
+
+cpu::Form form_of(const std::string& name) {
+  for (int i = 0; i < 3; ++i) {
+    if (name == kForms[i]) return static_cast<cpu::Form>(i);
+  }
+  throw py::value_error("no such form: " + name);
+}
+
+// Calls f with the name and the value of each field.
+template <typename F>
+void for_fields(cpu::Problem& p, const F& f) {
+  f("backward", p.backward);
+  f("seq_len", p.seq_len);
+  f("batch", p.batch);
+  f("input_size", p.input_size);
+  f("hidden_size", p.hidden_size);
+  f("num_layers", p.num_layers);
+  f("num_directions", p.num_directions);
+  f("rows", p.rows);
+  f("first_rows", p.first_rows);
+  f("packed", p.packed);
+}
+template <typename F>
+void for_fields(cpu::Plan& p, const F& f) {
+  f("threads", p.threads);
+  f("share_columns", p.share_columns);
+  f("share_input_grad", p.share_input_grad);
+  f("form", p.form);
+  f("split", p.split);
+  f("opposed", p.opposed);
+  f("fused_rows", p.fused_rows[0]);
+  f("fused_rows_above", p.fused_rows[1]);
+  f("fetch_rows", p.fetch_rows);
+  f("fetch_w_ih", p.fetch_w_ih[0]);
+  f("fetch_w_ih_above", p.fetch_w_ih[1]);
+  f("fetch_w_hh", p.fetch_w_hh);
+}
+
+// Sets the fields that the dictionary names.
+template <typename Fields>
+void set(Fields& to, py::dict from) {
+  for_fields(to, [&](const char* name, auto& field) {
+    if (!from.contains(name)) return;
+    const py::object value = from.attr("pop")(name);
+    using Field = std::decay_t<decltype(field)>;
+    if constexpr (std::is_same_v<Field, cpu::Form>) {
+      field = form_of(value.cast<std::string>());
+    } else {
+      field = value.cast<Field>();
+    }
+  });
+  if (!from.empty()) throw py::value_error("no such field: " + py::str(from).cast<std::string>());
+}
+
+py::dict choose(const py::dict& fields, int dtype, bool pairs, int64_t panel_bytes, int threads) {
+  cpu::Problem problem{};
+  problem.dtype = static_cast<Dtype>(dtype);
+  set(problem, py::dict(**fields));
+  const cpu::KernelTraits traits{pairs ? cpu::Form::kPackedPairs : cpu::Form::kPacked, panel_bytes};
+  cpu::Plan plan = cpu::choose(problem, traits, threads);
+  py::dict chosen;
+  for_fields(plan, [&](const char* name, auto& field) {
+    if constexpr (std::is_same_v<std::decay_t<decltype(field)>, cpu::Form>) {
+      chosen[name] = kForms[static_cast<int>(field)];
+    } else {
+      chosen[name] = field;
+    }
+  });
+  return chosen;
+}
+
+// Rows, and part of the columns, of each thread. active is empty where every row has every step.
+std::vector<std::vector<int64_t>> parts(int64_t seq_len, int64_t batch,
+                                        const std::vector<int64_t>& active, bool share_columns,
+                                        int threads) {
+  cpu::Plan plan{};
+  plan.share_columns = share_columns;
+  cpu::Steps steps{};
+  steps.seq_len = seq_len;
+  steps.batch = batch;
+  if (!active.empty()) steps.active = active.data();
+  std::vector<std::vector<int64_t>> found;
+  for (int i = 0; i < threads; ++i) {
+    const cpu::Part part = cpu::choose_part(plan, steps, i, threads);
+    found.push_back({part.row_begin, part.row_end, part.column_part, part.column_parts});
+  }
+  return found;
+}
+
+int64_t aten_step_work(int64_t panel_bytes) {
+  return cpu::aten_step_work({cpu::Form::kPacked, panel_bytes});
+}
+
 bool available(const std::string& isa) { return cpu::find_kernels(isa.c_str()) != nullptr; }
 
 // input (T, B, I); weights for each layer and direction; lengths sorted, longest first, or empty;
 // arrays C-contiguous.
-struct Problem {
+struct Call {
   cpu::Stack stack{};
   std::vector<const void*> weights;
   std::vector<int64_t> active;
 
-  Problem(const py::array& input, const std::vector<py::array>& weight_arrays, const py::object& hx,
-          const std::vector<int64_t>& lengths, int dtype, bool relu, bool has_biases,
-          int64_t layers, bool bidirectional) {
+  Call(const py::array& input, const std::vector<py::array>& weight_arrays, const py::object& hx,
+       const std::vector<int64_t>& lengths, int dtype, bool relu, bool has_biases, int64_t layers,
+       bool bidirectional) {
     stack.dtype = static_cast<Dtype>(dtype);
     stack.relu = relu;
     stack.has_biases = has_biases;
@@ -53,33 +149,44 @@ struct Problem {
     }
   }
 
+  // The plan that is chosen, but for what `forced` says.
+  cpu::Plan plan(const cpu::Kernels& kernels, bool backward, const py::dict& forced) const {
+    const auto& traits = cpu::kernels_for(kernels, stack.dtype).traits;
+    const int threads = forced.contains("threads") ? forced["threads"].cast<int>() : 1;
+    cpu::Plan plan = cpu::choose(cpu::problem_of(stack, backward), traits, threads);
+    set(plan, py::dict(**forced));
+    return plan;
+  }
+
   static fastrnn::Sequence sequence(const py::array& x) {
     return {const_cast<void*>(x.data()), x.shape(1) * x.shape(2), x.shape(2)};
   }
 };
 
-void forward(const std::string& isa, int threads, py::array output, py::array hn,
+void forward(const std::string& isa, const py::dict& forced, py::array output, py::array hn,
              const py::object& saved, const py::array& input, const std::vector<py::array>& weights,
              const py::object& hx, const std::vector<int64_t>& lengths, int dtype, bool relu,
              bool has_biases, int64_t layers, bool bidirectional) {
-  const Problem p(input, weights, hx, lengths, dtype, relu, has_biases, layers, bidirectional);
+  const Call c(input, weights, hx, lengths, dtype, relu, has_biases, layers, bidirectional);
+  const cpu::Kernels& kernels = *cpu::find_kernels(isa.c_str());
   void* kept = saved.is_none() ? nullptr : saved.cast<py::array>().mutable_data();
-  cpu::run_forward({p.stack, Problem::sequence(output), hn.mutable_data(), kept},
-                   *cpu::find_kernels(isa.c_str()), threads);
+  cpu::run_forward({c.stack, Call::sequence(output), hn.mutable_data(), kept}, kernels,
+                   c.plan(kernels, false, forced));
 }
 
-void backward(const std::string& isa, int threads, const py::array& saved,
+void backward(const std::string& isa, const py::dict& forced, const py::array& saved,
               const py::array& grad_output, const py::array& grad_hn, py::array grad_input,
               py::array grad_hx, std::vector<py::array> grad_weights, const py::array& input,
               const std::vector<py::array>& weights, const py::object& hx,
               const std::vector<int64_t>& lengths, int dtype, bool relu, bool has_biases,
               int64_t layers, bool bidirectional) {
-  const Problem p(input, weights, hx, lengths, dtype, relu, has_biases, layers, bidirectional);
+  const Call c(input, weights, hx, lengths, dtype, relu, has_biases, layers, bidirectional);
+  const cpu::Kernels& kernels = *cpu::find_kernels(isa.c_str());
   std::vector<void*> grads;
   for (py::array& g : grad_weights) grads.push_back(g.mutable_data());
-  cpu::run_backward({p.stack, saved.data(), Problem::sequence(grad_output), grad_hn.data(),
-                     Problem::sequence(grad_input), grad_hx.mutable_data(), grads.data()},
-                    *cpu::find_kernels(isa.c_str()), threads);
+  cpu::run_backward({c.stack, saved.data(), Call::sequence(grad_output), grad_hn.data(),
+                     Call::sequence(grad_input), grad_hx.mutable_data(), grads.data()},
+                    kernels, c.plan(kernels, true, forced));
 }
 
 }  // namespace
@@ -88,4 +195,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("available", available);
   m.def("forward", forward);
   m.def("backward", backward);
+  m.def("choose", choose);
+  m.def("parts", parts);
+  m.def("aten_step_work", aten_step_work);
+  m.attr("NEVER") = cpu::kNever;
 }

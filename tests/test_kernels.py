@@ -174,14 +174,13 @@ def test_kernels(kernels, case: Case, name: str, isa: str) -> None:
         )  # fmt: skip
         output, hn = form.empty(case.seq_len, case.batch, features), form.empty(*hx.shape)
         saved = form.empty(case.num_layers, case.seq_len, case.batch, features)
-        kernels.forward(isa, threads, output, hn, saved, *tail)
+        plan = {"threads": threads}
+        kernels.forward(isa, plan, output, hn, saved, *tail)
         alone, alone_hn = form.empty(*output.shape), form.empty(*hx.shape)
-        kernels.forward(isa, threads, alone, alone_hn, None, *tail)
+        kernels.forward(isa, plan, alone, alone_hn, None, *tail)
         grad_input, grad_hx = form.empty(*x.shape), form.empty(*hx.shape)
         grads = [form.empty(*w.shape) for w in weights]
-        kernels.backward(
-            isa, threads, saved, grad_output, grad_hn, grad_input, grad_hx, grads, *tail
-        )
+        kernels.backward(isa, plan, saved, grad_output, grad_hn, grad_input, grad_hx, grads, *tail)
         form.check_guards()
 
         valid = np.arange(case.seq_len)[:, None] < np.array(lengths)[None, :]
@@ -222,7 +221,7 @@ def test_tanh(kernels, name: str, isa: str) -> None:
         output = np.empty_like(column)
         code = formats()[name].code
         kernels.forward(
-            isa, 1, output, hn, None, column, [one, zero], None, [], code, False, False, 1, False
+            isa, {}, output, hn, None, column, [one, zero], None, [], code, False, False, 1, False
         )
         return output.reshape(-1)
 

@@ -18,7 +18,8 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
   const Steps& steps = *task.steps;
   const int64_t H = task.hidden_size, I = task.input_size;
   C* results = Arena<C>(scratch, I, H).take(kBlockRows * padded(I));
-  const Layout layout = layout_of(task.form, Layout::kNatural);
+  const Plan& plan = *task.plan;
+  const Layout layout = layout_of(plan.form, Layout::kNatural);
   constexpr bool kDirect = !kNarrow<S>;
   const void* rows[2][kBlockRows];
   C* out_rows[kBlockRows];
@@ -28,14 +29,14 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
     total += clamp(active_rows(steps, t), begin, end) - begin;
   }
   const int part = task.share.part, parts = task.share.parts;
-  const bool by_rows = total >= kFusedRows * parts;
-  const Share share = by_rows ? Share{} : task.share;
-  const int64_t first = by_rows ? total * part / parts : 0;
-  const int64_t past = by_rows ? total * (part + 1) / parts : total;
+  const Share share = plan.share_input_grad ? Share{} : task.share;
+  const int64_t first = plan.share_input_grad ? total * part / parts : 0;
+  const int64_t past = plan.share_input_grad ? total * (part + 1) / parts : total;
+  const bool far = plan.fetch_w_ih[task.above];
   int64_t n = 0, row = 0;
   const auto flush = [&] {
     Product<C> product{.layout = layout,
-                       .terms = {{rows[0], H, task.w_ih[0]}, {rows[1], 0, task.w_ih[1]}},
+                       .terms = {{rows[0], H, task.w_ih[0], far}, {rows[1], 0, task.w_ih[1], far}},
                        .out = out_rows,
                        .columns = I};
     if (task.num_directions == 2) product.terms[1].depth = H;
@@ -178,7 +179,8 @@ void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* s
   if (begin >= end) return;
 #if defined(FASTRNN_AVX512_BF16)
   if constexpr (kIsSame<S, BFloat16>) {
-    if (task.form == Form::kPackedPairs) return weight_grad_of<S, S>(task, begin, end, scratch);
+    if (task.plan->form == Form::kPackedPairs)
+      return weight_grad_of<S, S>(task, begin, end, scratch);
   }
 #endif
   weight_grad_of<S, typename Accumulate<S>::type>(task, begin, end, scratch);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpu/choose.h"
 #include "rnn.h"
 
 namespace fastrnn::cpu {
@@ -33,14 +34,6 @@ struct Steps {
   int64_t reset_row_stride;
 };
 
-// How weight matrices are handed to a task.
-enum class Form {
-  kAsTheyCame,
-  kPacked,       // in panels of the accumulation type
-  kPackedPairs,  // in panels of pairs of 16-bit numbers, for instructions that multiply pairs;
-                 // grad_pre is stored in 16 bits
-};
-
 // How a task's columns are shared: by default one thread has all. Else each step ends in a wait for
 // the other parts.
 struct Share {
@@ -52,6 +45,8 @@ struct Share {
 
 struct ForwardTask {
   const Steps* steps;
+  const Plan* plan;
+  bool above;  // not the lowest layer: which of two elements of the plan's arrays
   Share share;
   bool reverse;
   bool relu;
@@ -61,7 +56,6 @@ struct ForwardTask {
   Sequence input_mask;  // storage type; data null: none
   const void* hx;       // storage type, [B, H]; null: zeros
   int64_t hx_row_stride;
-  Form form;
   const void* w_ih;
   const void* w_hh;
   const void* bias;  // accumulation type, padded
@@ -72,12 +66,12 @@ struct ForwardTask {
 
 struct BackwardTask {
   const Steps* steps;
+  const Plan* plan;
   Share share;
   bool reverse;
   bool relu;
   int64_t hidden_size;
   Sequence state;  // storage type: the saved output
-  Form form;
   const void* w_hh;
   Sequence grad_output;  // storage type; data null: zeros
   const void* grad_hn;   // storage type, [B, H] contiguous; null: zeros
@@ -87,12 +81,13 @@ struct BackwardTask {
 
 struct InputGradTask {
   const Steps* steps;
+  const Plan* plan;
+  bool above;
   Share share;
   int num_directions;
   int64_t input_size;
   int64_t hidden_size;
   Sequence grad_pre[2];
-  Form form;
   const void* w_ih[2];
   Sequence grad_input;  // storage type
   Sequence input_mask;
@@ -100,7 +95,7 @@ struct InputGradTask {
 
 struct WeightGradTask {
   const Steps* steps;
-  Form form;
+  const Plan* plan;
   bool reverse;
   int64_t input_size;
   int64_t hidden_size;
@@ -121,7 +116,7 @@ struct WeightGradTask {
 // The kernels of one dtype. Rows and hidden units are half-open ranges; scratch is aligned to 64
 // bytes.
 struct TypedKernels {
-  Form packed_form;  // kPacked or kPackedPairs
+  KernelTraits traits;
   // dst = every parts-th panel, from `part` on, of the [depth, columns] matrix that lies at src, or
   // is transposed there.
   void (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed,
@@ -138,13 +133,13 @@ struct Kernels {
   TypedKernels typed[4];  // by Dtype
 };
 
-constexpr int64_t kBlockRows = 96;    // rows that run through all steps together
-constexpr int64_t kDepthBlock = 256;  // rows of a block of the weight gradients' reduction
+static inline const TypedKernels& kernels_for(const Kernels& kernels, Dtype dtype) {
+  return kernels.typed[static_cast<int>(dtype)];
+}
 
 // The weight gradients read grad_pre by columns, from a copy [depth, units] that is cut into chunks
 // of kUnitChunk units: the rows of a chunk lie on few pages, and not at a power of two from each
 // other, where they would fall into a few sets of the nearest cache.
-constexpr int64_t kUnitChunk = 256;
 static inline int64_t unit_chunks(int64_t units) { return (units + kUnitChunk - 1) / kUnitChunk; }
 // The distance between the rows of a chunk.
 static inline int64_t unit_stride(int64_t units) {
@@ -166,12 +161,5 @@ const Kernels& baseline_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const TypedKernels& avx512_bf16_kernels();  // for bfloat16, by dot products of pairs
-
-// The kernels of a name: "baseline" ("neon"), "avx2", "avx512" or "avx512_bf16"; null if the
-// processor lacks them.
-const Kernels* find_kernels(const char* name);
-
-// The best that the processor has, and torch's own ceiling (ATEN_CPU_CAPABILITY) allows.
-const Kernels& select_kernels(const char* capability);
 
 }  // namespace fastrnn::cpu

@@ -125,22 +125,6 @@ FASTRNN_INLINE void wait(const Share& share) {
   if (share.parts > 1) share.wait(share.team);
 }
 
-// Whether a step that walks panels backwards walks k forwards. What it multiplies first is then
-// what the step before finished first, so that the activations of the rest overlap with products.
-// Where a panel is larger than the nearest cache, reusing its last part is worth more.
-template <typename C>
-bool opposed(int64_t depth) {
-  return depth * kMaxVectors * kVectorBytes <= (32 << 10);
-}
-
-// Where the input projection joins a step's product: with packed weights, enough rows to fill the
-// tiles, and w_ih small enough to stay in cache beside w_hh.
-constexpr int64_t kFusedRows = 12;
-constexpr int64_t kFusedBytes = 256 << 10;
-
-// From this hidden size on, a step forward is long enough to pay for fetching rows into cache.
-constexpr int64_t kFetchedSize = 128;
-
 // Tile plan: a block of up to kBlockRows rows runs through all steps. A step is a product of the
 //   block's rows with the packed w_hh: a few rows by a panel of columns in registers at a time.
 //   With enough rows the input projection joins that product; with few, it is made for a chunk of
@@ -160,9 +144,9 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   const Steps& steps = *task.steps;
   const Walk walk{steps, task.reverse};
   const int64_t T = steps.seq_len, H = task.hidden_size, I = task.input_size;
-  const Layout layout = layout_of(task.form, Layout::kTransposed);
-  const bool fused = I < 4 || (layout != Layout::kTransposed && rows >= kFusedRows &&
-                               I * H * int64_t{sizeof(C)} <= kFusedBytes);
+  const Plan& plan = *task.plan;
+  const Layout layout = layout_of(plan.form, Layout::kTransposed);
+  const bool fused = rows >= plan.fused_rows[task.above];
   const bool pairs = layout == Layout::kPairs;
   const Share& share = task.share;
   const int64_t chunk = fused ? 1 : kBlockRows / rows;
@@ -196,12 +180,12 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
   C* out_rows[kBlockRows];
   const void *ahead_out[kBlockRows], *ahead_in[kBlockRows];
   Product<C> projection{.layout = layout,
-                        .terms = {{x_rows, I, task.w_ih}},
+                        .terms = {{x_rows, I, task.w_ih, plan.fetch_w_ih[task.above]}},
                         .bias = static_cast<const C*>(task.bias),
                         .out = chunk_rows,
                         .columns = H};
   Product<C> step{.layout = layout,
-                  .split = steps.batch <= 2,
+                  .split = plan.split,
                   .out = out_rows,
                   .columns = H,
                   .epilogue = task.relu ? Epilogue::kRelu : Epilogue::kTanh};
@@ -243,11 +227,11 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
         }
       }
       const bool from_zero = s == 0 && !task.hx;  // of every row, whichever thread has it
-      step.terms[1] = {h_rows, from_zero ? 0 : H, task.w_hh};
+      step.terms[1] = {h_rows, from_zero ? 0 : H, task.w_hh, plan.fetch_w_hh};
       step.start = fused ? nullptr : gate_rows + done;
       step.back = t & 1;  // by time, not by the walk: the same for padded and packed sequences
-      step.k_back = step.back != opposed<C>(H);
-      const bool fetch = !kNarrow<S> && !steps.start && H >= kFetchedSize && s + chunk < T;
+      step.k_back = step.back != plan.opposed;
+      const bool fetch = plan.fetch_rows && s + chunk < T;
       const bool fetch_in = fetch && I >= H;  // a tile fetches its columns
       for (int64_t i = 0; i < n && fetch; ++i) {
         ahead_out[i] = out_rows[i] + walk.stride(task.output);
@@ -291,7 +275,8 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   const Steps& steps = *task.steps;
   const Walk walk{steps, task.reverse};
   const int64_t T = steps.seq_len, H = task.hidden_size;
-  const Layout layout = layout_of(task.form, Layout::kNatural);
+  const Plan& plan = *task.plan;
+  const Layout layout = layout_of(plan.form, Layout::kNatural);
   const bool pairs = layout == Layout::kPairs;
   const auto grad_pre_row = [&](int64_t t, int64_t i) -> void* {
     if (pairs) return row_of<S>(task.grad_pre, steps, t, begin + i);
@@ -322,7 +307,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   C* out_rows[kBlockRows];
   const void *ahead_grads[kBlockRows], *ahead_states[kBlockRows], *ahead_out[kBlockRows];
   Product<C> step{.layout = layout,
-                  .split = steps.batch <= 2,
+                  .split = plan.split,
                   .start = grad_rows,
                   .state = state_rows,
                   .out = out_rows,
@@ -355,10 +340,10 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     // NaN.
     int64_t going = steps.reset && s < T - 1 ? n : 0;
     while (going < n && walk.goes_on(t, begin + going)) ++going;
-    step.terms[0] = {carry_rows, H, task.w_hh};
+    step.terms[0] = {carry_rows, H, task.w_hh, plan.fetch_w_hh};
     step.back = t & 1;
-    step.k_back = step.back != opposed<C>(H);
-    const bool fetch = !kNarrow<S> && !steps.start && s > 0;
+    step.k_back = step.back != plan.opposed;
+    const bool fetch = plan.fetch_rows && s > 0;
     for (int64_t i = 0; i < n && fetch; ++i) {
       ahead_grads[i] = grad_rows[i] - walk.stride(task.grad_output);
       ahead_states[i] = state_rows[i] - walk.stride(task.state);
@@ -407,8 +392,8 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     }
   }
   run<S>(Product<C>{.layout = layout,
-                    .split = steps.batch <= 2,
-                    .terms = {{initial_rows, H, task.w_hh}},
+                    .split = plan.split,
+                    .terms = {{initial_rows, H, task.w_hh, plan.fetch_w_hh}},
                     .out = result_rows,
                     .columns = H},
          rows, share);

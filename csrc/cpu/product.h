@@ -31,7 +31,7 @@ __attribute__((noinline)) void dots(const Product<C>& p, int64_t row, int64_t un
     };
     int64_t k = 0;
     // A row or two wait for the matrix: the next tile's part of it is fetched meanwhile.
-    if (kRows <= 2 && depth * p.columns * int64_t{sizeof(M)} > kNearBytes) {
+    if (kRows <= 2 && term.far) {
       for (; k + L <= depth; k += L) {
         FASTRNN_UNROLL
         for (int u = 0; u < kUnits; ++u) __builtin_prefetch(w + (kUnits + u) * depth + k);
@@ -68,14 +68,13 @@ FASTRNN_INLINE void dots_of(int rows, const Product<C>& p, int64_t row, int64_t 
 template <typename C, typename M>
 void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
   constexpr int L = kLanes<C>, kUnits = 4;
-  constexpr int64_t kBlockBytes = 32 << 10;
   const Panels<C> panels(p.columns);
   const int64_t begin = panels.begin(panels.count * part / parts) * L;
   int64_t end = panels.begin(panels.count * (part + 1) / parts) * L;
   if (end > p.columns) end = p.columns;
   const int64_t depth = p.terms[0].depth + p.terms[1].depth;  // 0: a first step from zero
   const int64_t unit_bytes = (depth > 0 ? depth : 1) * int64_t{sizeof(M)};
-  const int64_t most = kBlockBytes / unit_bytes / kUnits * kUnits;
+  const int64_t most = kNearestBytes / unit_bytes / kUnits * kUnits;
   const int64_t size = most > kUnits ? most : kUnits;
   for (int64_t block = begin; block < end; block += size) {
     const int64_t past = end - block < size ? end : block + size;

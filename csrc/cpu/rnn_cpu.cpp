@@ -14,7 +14,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "checks.h"
@@ -28,13 +27,15 @@ const Kernels& chosen_kernels() {
   return kernels;
 }
 
-bool has_short_vectors() {
-  static const bool is_baseline = std::strcmp(chosen_kernels().name, "baseline") == 0;
-  return is_baseline;
+int64_t least_step_of_aten() {
+  static const int64_t work = aten_step_work(kernels_for(chosen_kernels(), Dtype::kFloat32).traits);
+  return work;
 }
 
-int threads_for(const Stack& stack) {
-  return worthwhile_threads(stack, at::in_parallel_region() ? 1 : at::get_num_threads());
+Plan plan_for(const Stack& stack, bool backward) {
+  const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  return choose(problem_of(stack, backward), kernels_for(chosen_kernels(), stack.dtype).traits,
+                threads);
 }
 
 // at::empty without its way through the dispatcher, but with its NaNs in deterministic mode.
@@ -166,7 +167,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved) {
   Tensor hn = call.new_state();
   void* kept = saved.defined() ? saved.mutable_data_ptr() : nullptr;
   run_forward({call.stack, call.sequence(output), hn.mutable_data_ptr(), kept}, chosen_kernels(),
-              threads_for(call.stack));
+              plan_for(call.stack, false));
   return {output, hn};
 }
 
@@ -236,7 +237,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
     }
     backward.grad_weights = grad_weight_data.data();
   }
-  run_backward(backward, chosen_kernels(), threads_for(call.stack));
+  run_backward(backward, chosen_kernels(), plan_for(call.stack, true));
   return {grad_input, grad_hx, std::move(grad_weights)};
 }
 
@@ -245,12 +246,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
 const char* kernels_name() { return chosen_kernels().name; }
 
 bool prefers_aten(int64_t batch, int64_t hidden_size) {
-  constexpr int64_t kLargeStep = 400'000;  // multiply-adds
-  return has_short_vectors() && batch * hidden_size * hidden_size >= kLargeStep;
+  return batch * hidden_size * hidden_size >= least_step_of_aten();
 }
 
 std::optional<std::tuple<Tensor, Tensor>> rnn_by_aten(FASTRNN_ARGUMENTS) {
-  if (!has_short_vectors() || !input.is_cpu() || lengths || reset || dropout_mask ||
+  if (least_step_of_aten() == kNever || !input.is_cpu() || lengths || reset || dropout_mask ||
       input.unsafeGetTensorImpl()->is_python_dispatch() ||
       input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
     return std::nullopt;

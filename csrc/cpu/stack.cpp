@@ -110,35 +110,6 @@ int64_t total_rows(const Steps& s) {
   return s.start ? s.start[s.seq_len - 1] + s.active[s.seq_len - 1] : s.seq_len * s.batch;
 }
 
-// Number of steps summed over the rows before row i, as if rows were sorted by length.
-class Work {
- public:
-  explicit Work(const Steps& steps) : steps_(steps) {}
-  int64_t before(int64_t rows) const {
-    if (!steps_.active) return rows * steps_.seq_len;
-    int64_t sum = 0;
-    for (int64_t t = 0; t < steps_.seq_len; ++t)
-      sum += steps_.active[t] < rows ? steps_.active[t] : rows;
-    return sum;
-  }
-  // The first row at which a fraction index / size of all steps has been dealt.
-  int64_t row_at(int index, int size) const {
-    if (index == 0) return 0;
-    if (index == size) return steps_.batch;
-    if (!steps_.active) return steps_.batch * index / size;
-    const int64_t target = before(steps_.batch) * index / size;
-    int64_t low = 0, high = steps_.batch;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      before(middle) < target ? low = middle + 1 : high = middle;
-    }
-    return low;
-  }
-
- private:
-  const Steps& steps_;
-};
-
 // The stack's layers as an index of layer and direction: which weights, where their input and
 // output stand.
 class Places {
@@ -197,37 +168,22 @@ int64_t largest_features(const Stack& s) {
   return inner > s.input_size ? inner : s.input_size;
 }
 
-// Whether packing the weights costs more than it saves: with few rows of all steps, and where a
-// single step has rows. A row of the transposed matrix ends in a sum over lanes, which a small one
-// does not outweigh. It goes by the rows that there are, for padded and packed calls alike.
-bool better_unpacked(const Stack& s, const TypedKernels& kernels, bool forward) {
-  constexpr int64_t kLeastSize = 64, kFewRows = 16, kOneStepForward = 40, kOneStepBackward = 96;
-  const Steps& steps = s.steps;
-  const int64_t rows = valid_rows(steps);
-  if (s.hidden_size < kLeastSize) return false;
-  if (rows <= kFewRows) return true;
-  const bool one_step = rows == (steps.active ? steps.active[0] : steps.batch);
-  if (!one_step || kernels.packed_form == Form::kPackedPairs) return false;
-  return rows <= (forward ? kOneStepForward : kOneStepBackward);
-}
-
 // The weights of a stack as its kernels want them: packed, or with few rows as they came; and the
 // sums of the biases.
 class Weights {
  public:
   // Forward: the columns are hidden units. Backward: w_hh and w_ih as they stand, to multiply
   // grad_pre with.
-  Weights(const Stack& s, const TypedKernels& kernels, bool forward)
+  Weights(const Stack& s, const TypedKernels& kernels, Form form, bool forward)
       : places_(s),
         kernels_(kernels),
         forward_(forward),
-        packed_(!better_unpacked(s, kernels, forward)),
+        packed_(form != Form::kAsTheyCame),
         H_(s.hidden_size),
         bytes_(accumulator_bytes(s.dtype)) {
     for (int64_t i = 0; i < places_.count(); ++i) size_ += size(i, 0) + size(i, 1) + size(i, 2);
   }
   int64_t bytes() const { return size_; }
-  Form form() const { return packed_ ? kernels_.packed_form : Form::kAsTheyCame; }
 
   // Every member packs its share; wait before reading.
   void pack(char* memory, const Team& team) const {
@@ -272,70 +228,59 @@ class Weights {
   int64_t H_, bytes_, size_ = 0;
 };
 
-// Which rows and columns a member of the team works on. Rows need nothing of one another, so they
-// are shared out where there are enough: two each, or ten where w_hh is larger than a member's own
-// cache and has panels enough for all (tuned on two threads). Else columns are, where a step is
-// long enough to pay for the wait at its end. Types of 16 bits share rows only: what a step hands
-// on lies in each member's own scratch.
-struct Part {
-  int64_t begin, end;
+// What a member of the team works on.
+struct Work {
+  int64_t row_begin, row_end;
   Share columns;
 
-  Part(const Stack& s, const Team& team) {
-    constexpr int64_t kLeastStepWork = 250'000;  // multiply-adds
-    constexpr int64_t kCachedWeight = 2 << 20;   // bytes
-    constexpr int64_t kManyColumns = 128;        // two panels or more
-    const Steps& steps = s.steps;
-    const int64_t weights = s.hidden_size * s.hidden_size;
-    const bool rereads = weights * storage_bytes(s.dtype) >= kCachedWeight &&
-                         s.hidden_size >= kManyColumns * team.size;
-    if (team.size > 1 && steps.batch < (rereads ? 10 : 2) * team.size &&
-        storage_bytes(s.dtype) > 2 && steps.batch * weights >= kLeastStepWork) {
-      begin = 0;
-      end = steps.batch;
-      columns = {team.index, team.size, [](const void* t) { static_cast<const Team*>(t)->wait(); },
-                 &team};
-    } else {
-      const Work work(steps);
-      begin = work.row_at(team.index, team.size);
-      end = work.row_at(team.index + 1, team.size);
-    }
+  Work(const Plan& plan, const Steps& steps, const Team& team) {
+    const Part part = choose_part(plan, steps, team.index, team.size);
+    row_begin = part.row_begin;
+    row_end = part.row_end;
+    columns = {part.column_part, part.column_parts,
+               [](const void* t) { static_cast<const Team*>(t)->wait(); }, &team};
   }
 };
 
 }  // namespace
 
-int worthwhile_threads(const Stack& s, int available) {
-  constexpr int64_t kLeastWork =
-      120'000;  // multiply-adds: below, starting the threads costs more than it saves
-  if (available <= 1 || s.steps.seq_len == 0) return 1;
-  const int64_t H = s.hidden_size, D = s.num_directions;
-  const int64_t per_row = D * H * (s.input_size + H + (s.num_layers - 1) * (D * H + H));
-  return total_rows(s.steps) * per_row < kLeastWork ? 1 : available;
+Problem problem_of(const Stack& s, bool backward) {
+  const Steps& steps = s.steps;
+  return {.dtype = s.dtype,
+          .backward = backward,
+          .seq_len = steps.seq_len,
+          .batch = steps.batch,
+          .input_size = s.input_size,
+          .hidden_size = s.hidden_size,
+          .num_layers = s.num_layers,
+          .num_directions = s.num_directions,
+          .rows = valid_rows(steps),
+          .first_rows = steps.seq_len > 0 && steps.active ? steps.active[0] : steps.batch,
+          .packed = steps.start != nullptr};
 }
 
-void run_forward(const Forward& call, const Kernels& kernels, int threads) {
+void run_forward(const Forward& call, const Kernels& kernels, const Plan& plan) {
   const Stack& s = call.stack;
-  const TypedKernels& typed = kernels.typed[static_cast<int>(s.dtype)];
+  const TypedKernels& typed = kernels_for(kernels, s.dtype);
   const Places places(s);
   const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size,
                 bytes = storage_bytes(s.dtype);
-  const Weights weights(s, typed, true);
+  const Weights weights(s, typed, plan.form, true);
 
   // Between the layers the output goes to `saved`, or where none is wanted to two buffers in turn.
   const int64_t between = call.saved || L == 1 ? 0 : aligned(places.rows() * D * H * bytes);
   const int64_t scratch = aligned(task_scratch_bytes(s.dtype, largest_features(s), H));
-  const int members = most_members(threads);
+  const int members = most_members(plan.threads);
   Workspace workspace(weights.bytes() + 2 * between + members * scratch);
   char* packed = workspace.take(weights.bytes());
   char* buffers[2] = {workspace.take(between), workspace.take(between)};
   char* scratches = workspace.take(members * scratch);
 
-  in_parallel(threads, [&](const Team& team) {
+  in_parallel(plan.threads, [&](const Team& team) {
     char* own_scratch = scratches + team.index * scratch;
     weights.pack(packed, team);
     team.wait();
-    const Part part(s, team);
+    const Work work(plan, s.steps, team);
     Sequence input = s.input;
     for (int64_t layer = 0; layer < L; ++layer) {
       Sequence output = layer == L - 1 ? call.output : places.dense(buffers[layer & 1], D * H);
@@ -346,47 +291,48 @@ void run_forward(const Forward& call, const Kernels& kernels, int threads) {
       }
       for (int64_t d = 0; d < D; ++d) {
         const int64_t index = layer * D + d;
-        const ForwardTask task{&s.steps,
-                               part.columns,
-                               d == 1,
-                               s.relu,
-                               places.features(layer),
-                               H,
-                               input,
-                               places.mask_of_input(layer),
-                               places.hx(index),
-                               s.hx_row_stride,
-                               weights.form(),
-                               weights.w_ih(packed, index),
-                               weights.w_hh(packed, index),
-                               weights.bias(packed, index),
-                               places.direction(output, d, bytes),
-                               places.direction(copy, d, bytes),
-                               places.state(call.hn, index)};
-        typed.forward(task, part.begin, part.end, own_scratch);
+        const ForwardTask task{.steps = &s.steps,
+                               .plan = &plan,
+                               .above = layer > 0,
+                               .share = work.columns,
+                               .reverse = d == 1,
+                               .relu = s.relu,
+                               .input_size = places.features(layer),
+                               .hidden_size = H,
+                               .input = input,
+                               .input_mask = places.mask_of_input(layer),
+                               .hx = places.hx(index),
+                               .hx_row_stride = s.hx_row_stride,
+                               .w_ih = weights.w_ih(packed, index),
+                               .w_hh = weights.w_hh(packed, index),
+                               .bias = weights.bias(packed, index),
+                               .output = places.direction(output, d, bytes),
+                               .copy = places.direction(copy, d, bytes),
+                               .hn = places.state(call.hn, index)};
+        typed.forward(task, work.row_begin, work.row_end, own_scratch);
       }
       input = output;
     }
   });
 }
 
-void run_backward(const Backward& call, const Kernels& kernels, int threads) {
+void run_backward(const Backward& call, const Kernels& kernels, const Plan& plan) {
   const Stack& s = call.stack;
-  const TypedKernels& typed = kernels.typed[static_cast<int>(s.dtype)];
+  const TypedKernels& typed = kernels_for(kernels, s.dtype);
   const Places places(s);
   const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size;
   const int64_t bytes = storage_bytes(s.dtype), wide = accumulator_bytes(s.dtype);
-  const Weights weights(s, typed, false);
+  const Weights weights(s, typed, plan.form, false);
 
   // A layer's grad_pre, and the gradient that it hands down.
-  const int64_t pre_bytes = weights.form() == Form::kPackedPairs ? bytes : wide;
+  const int64_t pre_bytes = plan.form == Form::kPackedPairs ? bytes : wide;
   const int64_t pre = aligned(places.rows() * D * H * pre_bytes);
   const int64_t between = L > 1 ? aligned(places.rows() * D * H * bytes) : 0;
   // Sums of the weight gradients where storage is narrower; a member has its own rows of them.
   const int64_t features = largest_features(s), sums = bytes < wide ? H * wide : 0;
   const int64_t sums_w_ih = aligned(sums * features), sums_w_hh = aligned(sums * H);
   const int64_t scratch = aligned(task_scratch_bytes(s.dtype, features, H));
-  const int members = most_members(threads);
+  const int members = most_members(plan.threads);
   Workspace workspace(weights.bytes() + pre + between + sums_w_ih + sums_w_hh + members * scratch);
   char* packed = workspace.take(weights.bytes());
   const Sequence grad_pre = places.dense(workspace.take(pre), D * H);
@@ -395,11 +341,11 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
   char* sums_of_w_hh = workspace.take(sums_w_hh);
   char* scratches = workspace.take(members * scratch);
 
-  in_parallel(threads, [&](const Team& team) {
+  in_parallel(plan.threads, [&](const Team& team) {
     char* own_scratch = scratches + team.index * scratch;
     weights.pack(packed, team);
     team.wait();
-    const Part part(s, team);
+    const Work work(plan, s.steps, team);
     for (int64_t layer = L - 1; layer >= 0; --layer) {
       const bool top = layer == L - 1;
       const Sequence grad_output = top ? call.grad_output : places.dense(handed_down, D * H);
@@ -408,54 +354,55 @@ void run_backward(const Backward& call, const Kernels& kernels, int threads) {
       const Sequence mask = places.mask_of_input(layer);
       InputGradTask below{};
       below.steps = &s.steps;
-      below.share = part.columns;
+      below.plan = &plan;
+      below.above = layer > 0;
+      below.share = work.columns;
       below.num_directions = static_cast<int>(D);
       below.input_size = places.features(layer);
       below.hidden_size = H;
-      below.form = weights.form();
       below.input_mask = mask;
       below.grad_input = layer == 0 ? call.grad_input : places.dense(handed_down, D * H);
       for (int64_t d = 0; d < D; ++d) {
         const int64_t index = layer * D + d;
         below.grad_pre[d] = places.direction(grad_pre, d, pre_bytes);
         below.w_ih[d] = weights.w_ih(packed, index);
-        const BackwardTask task{&s.steps,
-                                part.columns,
-                                d == 1,
-                                s.relu,
-                                H,
-                                places.direction(state, d, bytes),
-                                weights.form(),
-                                weights.w_hh(packed, index),
-                                places.direction(grad_output, d, bytes),
-                                places.state(call.grad_hn, index),
-                                below.grad_pre[d],
-                                places.state(call.grad_hx, index)};
-        typed.backward(task, part.begin, part.end, own_scratch);
+        const BackwardTask task{.steps = &s.steps,
+                                .plan = &plan,
+                                .share = work.columns,
+                                .reverse = d == 1,
+                                .relu = s.relu,
+                                .hidden_size = H,
+                                .state = places.direction(state, d, bytes),
+                                .w_hh = weights.w_hh(packed, index),
+                                .grad_output = places.direction(grad_output, d, bytes),
+                                .grad_hn = places.state(call.grad_hn, index),
+                                .grad_pre = below.grad_pre[d],
+                                .grad_hx = places.state(call.grad_hx, index)};
+        typed.backward(task, work.row_begin, work.row_end, own_scratch);
       }
-      if (below.grad_input.data) typed.input_grad(below, part.begin, part.end, own_scratch);
-      if (call.grad_weights || part.columns.parts > 1) team.wait();
+      if (below.grad_input.data) typed.input_grad(below, work.row_begin, work.row_end, own_scratch);
+      if (call.grad_weights || plan.share_columns) team.wait();
       if (!call.grad_weights) continue;
       for (int64_t d = 0; d < D; ++d) {
         const int64_t index = layer * D + d;
         void* const* grads = call.grad_weights + index * places.per_index();
-        const WeightGradTask task{&s.steps,
-                                  weights.form(),
-                                  d == 1,
-                                  places.features(layer),
-                                  H,
-                                  below.grad_pre[d],
-                                  places.direction(state, d, bytes),
-                                  places.hx(index),
-                                  s.hx_row_stride,
-                                  input,
-                                  mask,
-                                  sums_of_w_ih,
-                                  sums_of_w_hh,
-                                  grads[0],
-                                  grads[1],
-                                  s.has_biases ? grads[2] : nullptr,
-                                  s.has_biases ? grads[3] : nullptr};
+        const WeightGradTask task{.steps = &s.steps,
+                                  .plan = &plan,
+                                  .reverse = d == 1,
+                                  .input_size = places.features(layer),
+                                  .hidden_size = H,
+                                  .grad_pre = below.grad_pre[d],
+                                  .state = places.direction(state, d, bytes),
+                                  .hx = places.hx(index),
+                                  .hx_row_stride = s.hx_row_stride,
+                                  .input = input,
+                                  .input_mask = mask,
+                                  .sums_w_ih = sums_of_w_ih,
+                                  .sums_w_hh = sums_of_w_hh,
+                                  .grad_w_ih = grads[0],
+                                  .grad_w_hh = grads[1],
+                                  .grad_b_ih = s.has_biases ? grads[2] : nullptr,
+                                  .grad_b_hh = s.has_biases ? grads[3] : nullptr};
         typed.weight_grad(task, team.begin(H), team.end(H), own_scratch);
       }
       if (layer > 0) team.wait();  // for all that read grad_pre

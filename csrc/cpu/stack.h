@@ -1,4 +1,4 @@
-// A whole call on the CPU: all layers and directions, shared out to threads.
+// A whole call on the CPU: all layers and directions, shared out to threads as a plan says.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -43,10 +43,10 @@ struct Backward {
   void* const* grad_weights;  // contiguous, in the order of weights; null: not wanted
 };
 
-// Threads that a call of these sizes is worth, at most `available`.
-int worthwhile_threads(const Stack& stack, int available);
+// The problem that `choose` takes.
+Problem problem_of(const Stack& stack, bool backward);
 
-void run_forward(const Forward& call, const Kernels& kernels, int threads);
-void run_backward(const Backward& call, const Kernels& kernels, int threads);
+void run_forward(const Forward& call, const Kernels& kernels, const Plan& plan);
+void run_backward(const Backward& call, const Kernels& kernels, const Plan& plan);
 
 }  // namespace fastrnn::cpu

@@ -46,7 +46,7 @@ constexpr TypedKernels typed_kernels() {
 #else
   constexpr Form kForm = Form::kPacked;
 #endif
-  return {kForm,
+  return {{kForm, int64_t{kMaxVectors} * kVectorBytes},
           pack<S>,
           add_biases<S>,
           for_blocks<S, ForwardTask, forward_block<S>>,

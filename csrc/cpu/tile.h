@@ -51,6 +51,7 @@ struct Product {
     const void* const* rows;  // of C, or of bfloat16 for kPairs
     int64_t depth;            // 0: no such term
     const void* matrix;       // packed: of C, else of the storage type
+    bool far;                 // worth fetching ahead: it comes from far away at each reading
   };
   Layout layout = Layout::kPacked;
   bool split = false;   // sum even and odd k apart: for a row or two, one chain of sums is too slow
@@ -66,12 +67,9 @@ struct Product {
   Epilogue epilogue = Epilogue::kStore;
 };
 
-constexpr int64_t kNearBytes = 1 << 20;    // a larger matrix comes from far away at each reading
-constexpr int64_t kAheadBytes = 16 << 10;  // how far ahead its panels are fetched
-
 // acc += rows @ panel. ld is the distance between the panel's rows, `next_panel` that to the panel
 // of the vectors from kMaxVectors on; of the last vector, `last` lanes are read, or all if kWhole.
-// `far`: the panel is worth fetching ahead.
+// `far`: as in Product::Term.
 template <typename C, bool kWhole, int kSplit, typename M, int kRows, int kVectors>
 FASTRNN_INLINE void multiply(Vec<C> (&acc)[kRows][kVectors], const void* const* rows, int64_t depth,
                              const M* panel, int64_t ld, int64_t next_panel, int last, bool back,
@@ -290,10 +288,9 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
     if (term.depth == 0) continue;
     if constexpr (kIsSame<M, Packed>) {
       const C* panel = static_cast<const C*>(term.matrix) + column * term.depth;
-      const bool far = term.depth * p.columns * int64_t{sizeof(C)} > kNearBytes;
       constexpr int64_t ld = (kVectors < kMaxVectors ? kVectors : kMaxVectors) * L;
       multiply<C, true, kSplit>(acc, term.rows + row, term.depth, panel, ld, ld * term.depth, L,
-                                p.k_back, far);
+                                p.k_back, term.far);
     } else if constexpr (kIsSame<M, Pairs>) {
 #if defined(FASTRNN_AVX512_BF16)
       const C* panel = static_cast<const C*>(term.matrix) + column * ((term.depth + 1) / 2);

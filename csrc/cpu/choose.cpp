@@ -1,0 +1,179 @@
+#include "cpu/choose.h"
+
+#include <cstring>
+
+#include "cpu/kernels.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+// Bytes are what is multiplied, in the type that lies in memory; work is in multiply-adds.
+
+// Below this work of a call, starting threads costs more than it saves.
+constexpr int64_t kLeastWork = 120'000;
+// Rows need nothing of one another, so threads share them where there are enough: two each, or ten
+// where w_hh is larger than a thread's own cache, which then holds the thread's part of its
+// columns, and where it has panels enough for all, two or more each. (Tuned on two threads.)
+constexpr int64_t kLeastRows = 2, kLeastRowsUncached = 10;
+constexpr int64_t kCachedBytes = 2 << 20;
+constexpr int64_t kManyColumns = 128;
+// With fewer rows they share columns, where a step is long enough to pay for the wait at its end.
+constexpr int64_t kLeastStepWork = 250'000;
+
+// Packing costs more than it saves with few rows of all steps, and where a single step has rows.
+// Forward, a row of the matrix as it came ends in a sum over lanes, which a small one does not
+// outweigh.
+constexpr int64_t kLeastUnpackedSize = 64;
+constexpr int64_t kFewRows = 16;
+constexpr int64_t kFewRowsOfOneStep = 40, kFewRowsOfOneStepBack = 96;
+
+// A row or two: one chain of sums is too slow.
+constexpr int64_t kSplitBatch = 2;
+
+// The input projection joins a step's product with packed weights, enough rows to fill the tiles,
+// and w_ih small enough to stay in cache beside w_hh. A few features are always joined.
+constexpr int64_t kTileRows = 12;
+constexpr int64_t kFusedBytes = 256 << 10;
+constexpr int64_t kFewFeatures = 3;
+
+// Steps forward of this size are long enough to pay for fetching rows into cache.
+constexpr int64_t kFetchedSize = 128;
+// A larger matrix comes from far away at each reading.
+constexpr int64_t kNearBytes = 1 << 20;
+
+// With vectors of four floats and half the registers of NEON, kernels are slower than torch's
+// matrix products from this work of a step on.
+constexpr int64_t kLargeStep = 400'000;
+constexpr int64_t kShortPanel = 32;
+
+int threads_for(const Problem& p, int available) {
+  const int64_t H = p.hidden_size, D = p.num_directions;
+  const int64_t per_row = D * H * (p.input_size + H + (p.num_layers - 1) * (D * H + H));
+  const int64_t rows = p.packed ? p.rows : p.seq_len * p.batch;
+  return available > 1 && rows * per_row >= kLeastWork ? available : 1;
+}
+
+bool shares_columns(const Problem& p, int threads) {
+  const int64_t weights = p.hidden_size * p.hidden_size;
+  const bool uncached =
+      weights * storage_bytes(p.dtype) >= kCachedBytes && p.hidden_size >= kManyColumns * threads;
+  // What a step hands on of types of 16 bits lies in each thread's own scratch.
+  return threads > 1 && storage_bytes(p.dtype) > 2 &&
+         p.batch < (uncached ? kLeastRowsUncached : kLeastRows) * threads &&
+         p.batch * weights >= kLeastStepWork;
+}
+
+// It goes by the rows that there are, for padded and packed calls alike.
+Form form_for(const Problem& p, const KernelTraits& kernels) {
+  const bool one_step = p.rows == p.first_rows && kernels.packed_form != Form::kPackedPairs;
+  const int64_t few = !one_step ? kFewRows : p.backward ? kFewRowsOfOneStepBack : kFewRowsOfOneStep;
+  const bool unpacked = p.hidden_size >= kLeastUnpackedSize && p.rows <= few;
+  return unpacked ? Form::kAsTheyCame : kernels.packed_form;
+}
+
+// Steps of the rows before row i, as if rows were sorted by length.
+int64_t steps_before(const Steps& s, int64_t i) {
+  int64_t sum = 0;
+  for (int64_t t = 0; t < s.seq_len; ++t) sum += s.active[t] < i ? s.active[t] : i;
+  return sum;
+}
+
+// The first row at which a fraction index / size of all steps has been dealt.
+int64_t row_at(const Steps& s, int index, int size) {
+  if (index == 0) return 0;
+  if (index == size) return s.batch;
+  if (!s.active) return s.batch * index / size;
+  const int64_t target = steps_before(s, s.batch) * index / size;
+  int64_t low = 0, high = s.batch;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    steps_before(s, middle) < target ? low = middle + 1 : high = middle;
+  }
+  return low;
+}
+
+#if defined(__x86_64__)
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+
+const Kernels& avx512_with_bf16_kernels() {
+  static const Kernels kernels = [] {
+    Kernels k = avx512_kernels();
+    k.name = "avx512_bf16";
+    k.typed[static_cast<int>(Dtype::kBFloat16)] = avx512_bf16_kernels();
+    return k;
+  }();
+  return kernels;
+}
+#endif
+
+}  // namespace
+
+Plan choose(const Problem& p, const KernelTraits& kernels, int threads) {
+  const int64_t H = p.hidden_size;
+  Plan plan{};
+  plan.threads = threads_for(p, threads);
+  plan.share_columns = shares_columns(p, plan.threads);
+  plan.share_input_grad = p.rows >= kTileRows * plan.threads;
+  plan.form = form_for(p, kernels);
+  plan.split = p.batch <= kSplitBatch;
+  // What a step multiplies first is then what the step before finished first, so that the
+  // activations of the rest overlap with products. Where a panel is larger than the nearest cache,
+  // reusing its last part is worth more.
+  plan.opposed = H * kernels.panel_bytes <= kNearestBytes;
+  // Rows of 16 bits are copied before they are used.
+  plan.fetch_rows = storage_bytes(p.dtype) > 2 && !p.packed && (p.backward || H >= kFetchedSize);
+
+  const bool packs = plan.form != Form::kAsTheyCame;
+  const int64_t bytes = packs ? accumulator_bytes(p.dtype) : storage_bytes(p.dtype);
+  plan.fetch_w_hh = H * H * bytes > kNearBytes;
+  for (int above = 0; above < 2; ++above) {
+    const int64_t I = above ? p.num_directions * H : p.input_size;
+    plan.fetch_w_ih[above] = I * H * bytes > kNearBytes;
+    plan.fused_rows[above] = I <= kFewFeatures                       ? 0
+                             : packs && I * H * bytes <= kFusedBytes ? kTileRows
+                                                                     : kNever;
+  }
+  return plan;
+}
+
+Part choose_part(const Plan& plan, const Steps& steps, int index, int size) {
+  if (plan.share_columns) return {0, steps.batch, index, size};
+  return {row_at(steps, index, size), row_at(steps, index + 1, size), 0, 1};
+}
+
+int64_t aten_step_work(const KernelTraits& kernels) {
+  return kernels.panel_bytes <= kShortPanel ? kLargeStep : kNever;
+}
+
+const Kernels* find_kernels(const char* name) {
+  if (std::strcmp(name, baseline_kernels().name) == 0) return &baseline_kernels();
+#if defined(__x86_64__)
+  if (std::strcmp(name, "avx2") == 0 && has_avx2()) return &avx2_kernels();
+  if (std::strcmp(name, "avx512") == 0 && has_avx512()) return &avx512_kernels();
+  if (std::strcmp(name, "avx512_bf16") == 0 && has_avx512() &&
+      __builtin_cpu_supports("avx512bf16")) {
+    return &avx512_with_bf16_kernels();
+  }
+#endif
+  return nullptr;
+}
+
+const Kernels& select_kernels(const char* capability) {
+  const bool is_default = std::strcmp(capability, "DEFAULT") == 0,
+             is_avx2 = std::strcmp(capability, "AVX2") == 0;
+  const char* const names[] = {"avx512_bf16", "avx512", "avx2"};
+  for (int i = is_default ? 3 : is_avx2 ? 2 : 0; i < 3; ++i) {
+    if (const Kernels* kernels = find_kernels(names[i])) return *kernels;
+  }
+  return baseline_kernels();
+}
+
+}  // namespace fastrnn::cpu
