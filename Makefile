@@ -94,7 +94,7 @@ format: $(INSTALLED_DEV) ## rewrite the sources in the project's style
 	$(BIN)clang-format -i $(CPP) examples/cpp/*.cpp
 
 clean: ## remove what was built, but not the virtual environment
-	rm -rf build dist *.egg-info fastrnn/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf build dist *.egg-info fastrnn/*.so fastrnn/_built_for.json .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.txt

@@ -89,8 +89,8 @@ inline Shape check(FASTRNN_ARGUMENTS) {
   }
   if (batch_sizes) {
     check_batch_sizes(*batch_sizes, input);
-    TORCH_CHECK(!batch_first && !lengths && !reset,
-                "rnn: batch_first, lengths and reset go with padded input, got batch_sizes");
+    TORCH_CHECK(!batch_first && !lengths,
+                "rnn: batch_first and lengths go with padded input, got batch_sizes");
     const int64_t* sizes = batch_sizes->const_data_ptr<int64_t>();
     s.seq_len = batch_sizes->numel();
     s.batch = sizes[0];
@@ -128,6 +128,20 @@ inline Shape check(FASTRNN_ARGUMENTS) {
     }
   }
   return s;
+}
+
+// A state [L*D, B, H], but zero for the rows in which a sequence begins at their first step: these
+// do not begin with hx, nor does a gradient go there. The reverse direction begins at the last
+// step.
+inline Tensor without_begun(const Tensor& state, const Shape& s, const Tensor& reset,
+                            const OptionalTensor& lengths, bool batch_first) {
+  Tensor begun = reset.select(batch_first ? 1 : 0, 0);
+  if (lengths) begun = begun.logical_and(lengths->gt(0));
+  const Tensor kept = state.clone(at::MemoryFormat::Contiguous);
+  kept.view({s.num_layers, s.num_directions, s.batch, s.hidden_size})
+      .select(1, 0)
+      .masked_fill_(begun.unsqueeze(-1), 0);
+  return kept;
 }
 
 }  // namespace fastrnn

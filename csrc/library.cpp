@@ -6,7 +6,8 @@
 //   weights       w_ih, w_hh[, b_ih, b_hh] for each layer and direction
 //   batch_sizes   (T) int64 on the CPU, for packed data
 //   lengths       (B) int64
-//   reset         (T, B), or (B, T) if batch_first, bool
+//   reset         (T, B), or (B, T) if batch_first, bool: the state before these steps is zero. Of
+//                 packed data (T, B) too
 //   dropout_mask  (L-1, T, B, D*H) or (L-1, rows, D*H), time-major
 //   output        (T, B, D*H) in the input's layout, with the strides of a time-major tensor
 //   hn            (L*D, B, H)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 
 class Options(NamedTuple):
@@ -37,7 +38,11 @@ def check_rank(input: Tensor, hx: Tensor | None) -> None:
 
 
 def check_args(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    options: Options,
+    reset_state: Tensor | None = None,
 ) -> None:
     """Check batched or packed arguments, in nn.RNN's order and words where it has a check."""
     for w in weights:
@@ -64,12 +69,14 @@ def check_args(
                 "rnn: vmap over the lengths of packed sequences is not supported: "
                 "give padded input with lengths= instead"
             )
-        if hx is not None and not torch.compiler.is_compiling():  # a compiler has no values
-            check_state(hx, int(batch_sizes[0]), w_hh, options)
+        given = hx is not None or options.reset is not None
+        if given and not torch.compiler.is_compiling():  # a compiler has no values
+            batch = int(batch_sizes[0])
+            check_states(hx, reset_state, batch, w_hh, options)
+            check_marks("reset", options.reset, torch.bool, (batch_sizes.numel(), batch), input)
     else:
         seq_len, batch = input.shape[:2][::-1] if options.batch_first else input.shape[:2]
-        if hx is not None:
-            check_state(hx, batch, w_hh, options)
+        check_states(hx, reset_state, batch, w_hh, options)
         if seq_len == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         check_marks("lengths", options.lengths, torch.int64, (batch,), input)
@@ -87,12 +94,15 @@ def check_devices(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -
             )
 
 
-def check_state(hx: Tensor, batch: int, w_hh: Tensor, options: Options) -> None:
-    """Check the size of the initial state, in nn.RNN's words."""
+def check_states(
+    hx: Tensor | None, reset_state: Tensor | None, batch: int, w_hh: Tensor, options: Options
+) -> None:
+    """Check the sizes of the states, in nn.RNN's words."""
     states = options.num_layers * (2 if options.bidirectional else 1)
     expected = (states, batch, w_hh.size(-1))
-    if tuple(hx.size()) != expected:
-        raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.size())}")
+    for name, state in (("hidden", hx), ("reset_state", reset_state)):
+        if state is not None and tuple(state.size()) != expected:
+            raise RuntimeError(f"Expected {name} size {expected}, got {list(state.size())}")
 
 
 def as_lengths(lengths: Any, input: Tensor) -> Any:
@@ -103,6 +113,32 @@ def as_lengths(lengths: Any, input: Tensor) -> Any:
     if isinstance(lengths, list | tuple) and all(isinstance(n, int) for n in lengths):
         return torch.tensor(lengths, dtype=torch.int64, device=input.device)
     return lengths
+
+
+def as_reset(reset: Any, dim: int) -> Any:
+    """``reset`` as a bool tensor with ``dim`` dimensions, from numbers or with a last one of 1."""
+    if not isinstance(reset, Tensor):
+        return reset
+    if reset.dim() == dim + 1 and reset.size(-1) == 1:
+        reset = reset.squeeze(-1)
+    return reset if reset.dtype == torch.bool else reset != 0
+
+
+def packed_reset(reset: Any, packed: PackedSequence, batch_first: bool) -> Any:
+    """``reset`` of a packed sequence as (T, B) bool, its rows sorted as those of the sequence."""
+    if isinstance(reset, PackedSequence):
+        if not torch.equal(reset.batch_sizes, packed.batch_sizes):
+            raise ValueError("rnn: expected reset packed like the input, got other batch_sizes")
+        data = as_reset(reset.data, 1)
+        sequence = PackedSequence(data, packed.batch_sizes)
+        return pad_packed_sequence(sequence)[0]
+    reset = as_reset(reset, 2)
+    if not isinstance(reset, Tensor):
+        return reset
+    if batch_first:
+        reset = reset.transpose(0, 1)
+    indices = packed.sorted_indices
+    return reset if indices is None else reset.index_select(1, indices)
 
 
 def check_marks(

@@ -64,9 +64,12 @@ def info(
 
 def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> str:
     tensors = [input.data if isinstance(input, PackedSequence) else input, *module.parameters()]
-    why = _path.why_reference(tensors)
+    why = _path.why_only_reference(tensors)
     if why is not None:
         return f"reference ({why})"
+    why = _path.why_no_kernel(tensors)
+    if why is not None:
+        return f"torch ({why})"
     like = next(x for x in tensors if x is not None)
     kernels = _C.cpu_kernels() if like.device.type == "cpu" else "shapes only"
     if kernels == "baseline" and input is not None:

@@ -24,35 +24,86 @@ KERNEL_DEVICES = ("cpu", "meta", "cuda") if WITH_CUDA else ("cpu", "meta")
 
 
 def run(
-    input: Tensor, hx: Tensor | None, weights: list[Tensor], options: Options
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    options: Options,
+    dropout: float = 0.0,
+    reset_state: Tensor | None = None,
 ) -> tuple[Any, Any]:
-    """Call the operator, or the reference where the operator cannot serve."""
-    if why_reference((input, hx, *weights)) is None:
+    """Call our operator, or torch's where ours cannot serve, or the reference where neither can."""
+    tensors = (input, hx, *weights)
+    no_kernel = why_no_kernel(tensors)
+    marked = options.lengths is not None or options.reset is not None
+    if no_kernel is not None and not marked and why_only_reference(tensors) is None:
+        return _run_torch(input, hx, weights, options, dropout)
+    if dropout > 0.0 and options.num_layers > 1:
+        options = options._replace(dropout_mask=_dropout_mask(input, weights, options, dropout))
+    if no_kernel is None and reset_state is None:
         return torch.ops.fastrnn.rnn(input, hx, weights, *options)  # type: ignore[no-any-return]
     if options.lengths is not None:
         _checks.check_lengths(options.lengths, input.size(1 if options.batch_first else 0))
-    device, given = input.device.type, (input, hx, options.dropout_mask, *weights)
+    device, given = input.device.type, (input, hx, options.dropout_mask, reset_state, *weights)
     if not autocast_is_on(device) or any(
         x is not None and x.dtype not in AUTOCAST_DTYPES for x in given
     ):
-        return reference.rnn(input, hx, weights, *options)
+        return reference.rnn(input, hx, weights, *options, reset_state=reset_state)
     # As the operator does it: cast all once, and no operator inside casts again.
     dtype = torch.get_autocast_dtype(device)
-    input, hx, mask, *weights = (None if x is None else x.to(dtype) for x in given)  # type: ignore[assignment]
+    input, hx, mask, reset_state, *weights = (None if x is None else x.to(dtype) for x in given)  # type: ignore[assignment]
+    options = options._replace(dropout_mask=mask)
     with torch.autocast(device, enabled=False):
-        return reference.rnn(input, hx, weights, *options._replace(dropout_mask=mask))
+        return reference.rnn(input, hx, weights, *options, reset_state=reset_state)
 
 
-def why_reference(tensors: Iterable[Tensor | None]) -> str | None:
-    """Say why a call with these tensors takes the reference path, or None if a kernel serves it."""
+def _run_torch(
+    input: Tensor, hx: Tensor | None, weights: list[Tensor], options: Options, dropout: float
+) -> tuple[Any, Any]:
+    """Call the operator behind ``torch.nn.RNN``: on CUDA, cuDNN."""
+    batch_sizes = options.batch_sizes
+    if hx is None:
+        states = options.num_layers * (2 if options.bidirectional else 1)
+        batch = input.size(0 if options.batch_first else 1)
+        if batch_sizes is not None:
+            batch = int(batch_sizes[0])
+        hx = input.new_zeros(states, batch, weights[1].size(-1))
+    operator = torch.rnn_relu if options.relu else torch.rnn_tanh
+    # In eval mode cuDNN would refuse a backward pass; without dropout the modes are alike.
+    config = (options.has_biases, options.num_layers, dropout, True, options.bidirectional)
+    if batch_sizes is not None:
+        return operator(input, batch_sizes, hx, weights, *config)
+    return operator(input, hx, weights, *config, options.batch_first)
+
+
+def _dropout_mask(input: Tensor, weights: list[Tensor], options: Options, p: float) -> Tensor:
+    """Draw as nn.RNN does, once for each layer but the last: a seed gives the same masks."""
+    rows = input.transpose(0, 1) if options.batch_first else input
+    features = weights[1].size(-1) * (2 if options.bidirectional else 1)
+    ones = input.new_ones(*rows.shape[:-1], features)
+    return torch.stack(
+        [torch.nn.functional.dropout(ones, p) for _ in range(options.num_layers - 1)]
+    )
+
+
+def why_only_reference(tensors: Iterable[Tensor | None]) -> str | None:
+    """Say why not even torch's own operator serves a call, or None."""
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
-    given = [x for x in tensors if x is not None]
     if forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
-        for x in given
+        for x in tensors
+        if x is not None
     ):
         return "an argument carries a forward-mode tangent"
+    return None
+
+
+def why_no_kernel(tensors: Iterable[Tensor | None]) -> str | None:
+    """Say why no kernel of ours serves a call with these tensors, or None if one does."""
+    given = [x for x in tensors if x is not None]
+    why = why_only_reference(given)
+    if why is not None:
+        return why
     dtypes = {x.dtype for x in given}
     for dtype in dtypes:
         if dtype not in KERNEL_DTYPES:

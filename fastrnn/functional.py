@@ -29,7 +29,8 @@ def rnn(
     dropout: float = 0.0,
     training: bool = False,
     lengths: Tensor | None = None,
-    reset: Tensor | None = None,
+    reset: Tensor | PackedSequence | None = None,
+    reset_state: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     r"""Run a stack of Elman RNN layers over a sequence, all layers and time steps in one call.
 
@@ -56,9 +57,13 @@ def rnn(
         lengths: (B) integers, in any order: the number of valid steps of each row of padded
             input, 0 to T. The output beyond them is zero, ``hn`` is the state after each row's
             last valid step, and the reverse direction starts there.
-        reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins. The
-            state before that step is ``hx`` again, and no gradient passes. The reverse direction
-            begins anew at the step before, where the sequence that comes earlier ends.
+        reset: (T, B), or (B, T) with ``batch_first``, or (T) without a batch: true where a new
+            sequence begins. Bool, or numbers, of which 0 is false, with or without a last
+            dimension of 1. With a ``PackedSequence``, one packed alike, or padded. The state
+            before such a step, the first included, is zero, and no gradient passes. The reverse
+            direction begins anew at the step before, where the sequence that comes earlier ends.
+        reset_state: (L*D, B, H), or (L*D, H) without a batch: the state there instead of zeros.
+            Takes the reference path.
 
     Returns:
         ``output`` (T, B, D*H) in the layout of ``input``, and ``hn`` (L*D, B, H).
@@ -116,6 +121,7 @@ def rnn(
         dropout if training else 0.0,
         lengths,
         reset,
+        reset_state,
     )
 
 
@@ -137,22 +143,33 @@ def rnn_positional(
     batch_first: bool,
     dropout: float,
     lengths: Tensor | None,
-    reset: Tensor | None,
+    reset: Any,
+    reset_state: Tensor | None,
 ) -> tuple[Any, Tensor]:
     """:func:`rnn` without its checks of the configuration: usually one call into C++."""
-    if dropout == 0.0 and not torch.compiler.is_compiling():
+    if dropout == 0.0 and reset_state is None and not torch.compiler.is_compiling():
         result: tuple[Tensor, Tensor] | None = _C.rnn(
             input, hx, weights, bias, num_layers, relu, bidirectional, batch_first, lengths, reset
         )
         if result is not None:
             return result
-    if lengths is not None and isinstance(input, Tensor):
-        lengths = _checks.as_lengths(lengths, input)
+    if reset_state is not None and reset is None:
+        raise ValueError("rnn: reset_state goes with reset, got none")
     packed = isinstance(input, PackedSequence)
+    if not packed:
+        if not isinstance(bidirectional, bool):
+            raise TypeError(
+                f"bidirectional should be of type bool, got: {type(bidirectional).__name__}"
+            )
+        tensors = (input, hx, *weights)
+        if has_torch_function(tensors):
+            given = (bias, num_layers, relu, bidirectional, batch_first, dropout, lengths, reset)
+            return handle_torch_function(
+                rnn_positional, tensors, input, hx, weights, *given, reset_state
+            )
     options = Options(
         batch_sizes=input.batch_sizes.contiguous() if packed else None,
         lengths=lengths,
-        reset=reset,
         has_biases=bias,
         num_layers=num_layers,
         relu=relu,
@@ -160,23 +177,27 @@ def rnn_positional(
         batch_first=batch_first and not packed,
     )
     if packed:
-        return _rnn_packed(input, hx, weights, dropout, options)
-    if not isinstance(bidirectional, bool):
-        raise TypeError(
-            f"bidirectional should be of type bool, got: {type(bidirectional).__name__}"
-        )
-    tensors = (input, hx, *weights)
-    if has_torch_function(tensors):
-        given = (bias, num_layers, relu, bidirectional, batch_first, dropout, lengths, reset)
-        return handle_torch_function(rnn_positional, tensors, input, hx, weights, *given)
+        if reset is not None:
+            options = options._replace(reset=_checks.packed_reset(reset, input, batch_first))
+        return _rnn_packed(input, hx, weights, dropout, options, reset_state)
     _checks.check_rank(input, hx)
+    reset = _checks.as_reset(reset, input.dim() - 1)
     if input.dim() == 3:
-        return _rnn_batched(input, hx, weights, dropout, options)
-    if lengths is not None or reset is not None:
-        raise ValueError("rnn: lengths and reset go with batched input, got 2-D input")
-    state = None if hx is None else hx.unsqueeze(1)
-    options = options._replace(batch_first=False)
-    output, hn = _rnn_batched(input.unsqueeze(1), state, weights, dropout, options)
+        lengths = _checks.as_lengths(lengths, input)
+        options = options._replace(lengths=lengths, reset=reset)
+        return _rnn_batched(input, hx, weights, dropout, options, reset_state)
+    if lengths is not None:
+        raise ValueError("rnn: lengths go with batched input, got 2-D input")
+    if reset is not None:
+        reset = reset.unsqueeze(1)
+    output, hn = _rnn_batched(
+        input.unsqueeze(1),
+        None if hx is None else hx.unsqueeze(1),
+        weights,
+        dropout,
+        options._replace(batch_first=False, reset=reset),
+        None if reset_state is None else reset_state.unsqueeze(1),
+    )
     return output.squeeze(1), hn.squeeze(1)
 
 
@@ -188,8 +209,12 @@ def rnn_step(
     num_layers: int,
     relu: bool,
     dropout: float,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and hn."""
+    if reset is not None or reset_state is not None:
+        hx = _reset_rows("RNN.step", input, hx, reset, reset_state)
     if dropout == 0.0 and not torch.compiler.is_compiling():
         result = _C.rnn_step(input, hx, weights, bias, num_layers, relu)
         if result is not None:
@@ -203,7 +228,7 @@ def rnn_step(
         )
     sequence = input.unsqueeze(0)
     output, hn = rnn_positional(
-        sequence, hx, weights, bias, num_layers, relu, False, False, dropout, None, None
+        sequence, hx, weights, bias, num_layers, relu, False, False, dropout, None, None, None
     )
     return output.squeeze(0), hn
 
@@ -216,8 +241,13 @@ def rnn_cell(
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
+    *,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
 ) -> Tensor:
     """One step of one layer: (B, I) or (I) and (B, H) or (H) to (B, H) or (H)."""
+    if reset is not None or reset_state is not None:
+        hx = _reset_rows("RNNCell", input, hx, reset, reset_state)
     relu = nonlinearity == "relu"
     if (relu or nonlinearity == "tanh") and not torch.compiler.is_compiling():
         result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, relu)
@@ -242,15 +272,35 @@ def rnn_cell(
     return h if batched else h.squeeze(0)
 
 
+def _reset_rows(
+    name: str, input: Tensor, hx: Tensor | None, reset: Any, reset_state: Tensor | None
+) -> Tensor | None:
+    """The state before a step: where ``reset`` (B), ``reset_state`` or zeros in place of ``hx``."""
+    if reset is None:
+        raise ValueError(f"{name}: reset_state goes with reset, got none")
+    reset = _checks.as_reset(reset, input.dim() - 1)
+    _checks.check_marks("reset", reset, torch.bool, tuple(input.shape[:-1]), input)
+    for state in (hx, reset_state):
+        if state is not None and state.shape[-input.dim() : -1] != reset.shape:
+            batch = tuple(reset.shape)
+            raise RuntimeError(f"{name}: expected a state of batch {batch}, got {state.shape}")
+    if reset_state is None:
+        return None if hx is None else torch.where(reset.unsqueeze(-1), torch.zeros_like(hx), hx)
+    return torch.where(
+        reset.unsqueeze(-1), reset_state, torch.zeros_like(reset_state) if hx is None else hx
+    )
+
+
 def _rnn_packed(
     packed: PackedSequence,
     hx: Tensor | None,
     weights: list[Tensor],
     dropout: float,
     options: Options,
+    reset_state: Tensor | None,
 ) -> tuple[PackedSequence, Tensor]:
-    if options.lengths is not None or options.reset is not None:
-        raise ValueError("rnn: lengths and reset go with padded input, got a PackedSequence")
+    if options.lengths is not None:
+        raise ValueError("rnn: lengths go with padded input, got a PackedSequence")
     data, batch_sizes, sorted_indices, unsorted_indices = packed
     if sorted_indices is not None:
         if hx is not None:
@@ -258,33 +308,28 @@ def _rnn_packed(
         elif torch.compiler.is_compiling():  # tells a compiler the batch, which batch_sizes do not
             states = options.num_layers * (2 if options.bidirectional else 1)
             hx = data.new_zeros(states, sorted_indices.size(0), weights[1].size(-1))
-    output, hn = _rnn_batched(data, hx, weights, dropout, options)
+        if reset_state is not None:
+            reset_state = reset_state.index_select(1, sorted_indices)
+    output, hn = _rnn_batched(data, hx, weights, dropout, options, reset_state)
     if unsorted_indices is not None:
         hn = hn.index_select(1, unsorted_indices)
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hn
 
 
 def _rnn_batched(
-    input: Tensor, hx: Tensor | None, weights: list[Tensor], dropout: float, options: Options
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    dropout: float,
+    options: Options,
+    reset_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     # A trace would record the sizes that the checks compare; the operator checks when it runs.
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        _checks.check_args(input, hx, weights, options)
+        _checks.check_args(input, hx, weights, options, reset_state)
     elif torch.onnx.is_in_onnx_export():
         raise RuntimeError(
             "fastrnn: torch.onnx.export(dynamo=False) does not know fastrnn's operator. Export "
             "with dynamo=True, custom_translation_table=fastrnn.onnx_translation()"
         )
-    if dropout > 0.0 and options.num_layers > 1:
-        features = weights[1].size(-1) * (2 if options.bidirectional else 1)
-        rows = input.transpose(0, 1) if options.batch_first else input
-        shape = (*rows.shape[:-1], features)
-        mask = _dropout_masks(options.num_layers - 1, shape, dropout, input)
-        options = options._replace(dropout_mask=mask)
-    return _path.run(input, hx, weights, options)
-
-
-def _dropout_masks(count: int, shape: Sequence[int], p: float, like: Tensor) -> Tensor:
-    """Draw as nn.RNN does, once for each layer: a seed gives the same masks."""
-    ones = torch.ones(shape, dtype=like.dtype, device=like.device)
-    return torch.stack([torch.nn.functional.dropout(ones, p) for _ in range(count)])
+    return _path.run(input, hx, weights, options, dropout, reset_state)

@@ -24,6 +24,7 @@ def rnn_layer(
     reverse: bool = False,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run one layer in one direction.
 
@@ -37,8 +38,9 @@ def rnn_layer(
         reverse: Walk from the last step to the first.
         lengths: (B), the number of valid steps of each row; beyond them the state stands still and
             the output is zero.
-        reset: (T, B) bool, true where a new sequence begins: the state before that step is ``hx``
-            again.
+        reset: (T, B) bool, true where a new sequence begins: the state before that step is
+            ``reset_state``.
+        reset_state: (B, H), zeros by default.
 
     Returns:
         The output (T, B, H) and the state after each row's last step, (B, H).
@@ -49,9 +51,13 @@ def rnn_layer(
     b_ih, b_hh = biases or (None, None)
     if lengths is not None:  # what pads a row may be NaN, and a gradient of zero times NaN is NaN
         steps = torch.arange(input.size(0), device=input.device).unsqueeze(1)
-        input = torch.where((steps < lengths).unsqueeze(-1), input, torch.zeros_like(input))
+        valid = steps < lengths  # (T, B)
+        input = torch.where(valid.unsqueeze(-1), input, torch.zeros_like(input))
+        reset = None if reset is None else reset & valid
     igates = F.linear(input, w_ih, b_ih)
     seq_len = input.size(0)
+    if reset_state is None:
+        reset_state = torch.zeros_like(hx)
     output: list[Tensor] = []
     h = hx
     for t in reversed(range(seq_len)) if reverse else range(seq_len):
@@ -59,15 +65,15 @@ def rnn_layer(
         # Walking back, a sequence is entered where the one after it begins.
         boundary = t + 1 if reverse else t
         if reset is not None and boundary < seq_len:
-            h_prev = torch.where(reset[boundary].unsqueeze(-1), hx, h_prev)
+            h_prev = torch.where(reset[boundary].unsqueeze(-1), reset_state, h_prev)
         h_t = activation(igates[t] + F.linear(h_prev, w_hh, b_hh))
         if lengths is None:
             h = h_t
             output.append(h_t)
         else:
-            valid = (t < lengths).unsqueeze(-1)
-            h = torch.where(valid, h_t, h)
-            output.append(torch.where(valid, h_t, torch.zeros_like(h_t)))
+            here = valid[t].unsqueeze(-1)
+            h = torch.where(here, h_t, h)
+            output.append(torch.where(here, h_t, torch.zeros_like(h_t)))
     return torch.stack(output[::-1] if reverse else output), h
 
 
@@ -84,6 +90,7 @@ def rnn(
     relu: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    reset_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run all layers and directions; the arguments are those of the operator ``fastrnn::rnn``.
 
@@ -95,8 +102,11 @@ def rnn(
         batch_sizes: (T) int64 on the CPU, for packed data.
         lengths: (B), valid steps of each row of padded input.
         reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins.
+            (T, B) for packed data too.
         dropout_mask: (L-1, *output.shape), time-major; multiplies the output of every layer but
             the last.
+        reset_state: (L*D, B, H), the state where a new sequence begins, or None for zeros; the
+            operator takes none.
 
     Returns:
         ``output``, like ``input`` with D*H features, and ``hn`` (L*D, B, H).
@@ -107,11 +117,13 @@ def rnn(
             hx,
             weights,
             batch_sizes,
+            reset,
             dropout_mask,
             has_biases,
             num_layers,
             relu,
             bidirectional,
+            reset_state,
         )
     if batch_first:
         input = input.transpose(0, 1)
@@ -135,6 +147,7 @@ def rnn(
                 reverse=direction == 1,
                 lengths=lengths,
                 reset=reset,
+                reset_state=None if reset_state is None else reset_state[i],
             )
             outputs.append(output)
             hn.append(h)
@@ -149,11 +162,13 @@ def _rnn_packed(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     batch_sizes: Tensor,
+    reset: Tensor | None,
     dropout_mask: Tensor | None,
     has_biases: bool,
     num_layers: int,
     relu: bool,
     bidirectional: bool,
+    reset_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Unpack to padded rows, run with their lengths, pack again."""
     seq_len, batch = batch_sizes.numel(), int(batch_sizes[0])
@@ -173,11 +188,13 @@ def _rnn_packed(
         hx,
         weights,
         lengths=valid.sum(0),
+        reset=reset,
         dropout_mask=dropout_mask,
         has_biases=has_biases,
         num_layers=num_layers,
         relu=relu,
         bidirectional=bidirectional,
+        reset_state=reset_state,
     )
     return output.flatten(0, 1).index_select(0, places), hn
 

@@ -47,9 +47,13 @@ class RNN(RNNBase):
         lengths: (B) integers, 0 to T in any order: the valid steps of each row of padded input.
             Outputs beyond them are zero, ``hn`` is the state after the last valid step, the
             reverse direction starts at each row's own end.
-        reset: (T, B) bool, or (B, T) with ``batch_first``: true where a new sequence begins inside
-            a row; the state before that step is ``hx`` again, and no gradient passes. The reverse
-            direction begins anew at the step before, where the earlier sequence ends.
+        reset: (T, B), or (B, T) with ``batch_first``: true where a new sequence begins; the state
+            before that step is zero, and no gradient passes. ``hx`` is the state before the first
+            step, if that is not one of them. Bool, or numbers (an environment's ``done``), with
+            or without a last dimension of 1; of a ``PackedSequence``, packed alike or padded. The
+            reverse direction begins anew at the step before, where the earlier sequence ends.
+        reset_state: (L*D, B, H), the state there instead of zeros; gradients flow to it. Takes the
+            reference path.
 
     Returns:
         ``output``, (T, B, D*H) in the input's layout, and ``hn``, (L*D, B, H).
@@ -121,11 +125,17 @@ class RNN(RNNBase):
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | PackedSequence | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
@@ -134,11 +144,13 @@ class RNN(RNNBase):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
-        reset: Tensor | None = None,
+        reset: Any = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the RNN; see the class for the arguments."""
         if isinstance(input, Proxy) and _is_leaf(self, RNN.forward, input):
-            return _call_leaf(self, input, hx, lengths=lengths, reset=reset)  # type: ignore[no-any-return]
+            marks = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
+            return _call_leaf(self, input, hx, **marks)  # type: ignore[no-any-return]
         parameters: Any = self._parameters
         try:
             weights = [*map(parameters.__getitem__, self._flat_weights_names)]
@@ -161,9 +173,17 @@ class RNN(RNNBase):
             self.dropout if self.training else 0.0,
             lengths,
             reset,
+            reset_state,
         )
 
-    def step(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         r"""Run one time step of all layers, for input that comes step by step.
 
         The results are those of a call on a sequence of one step, without a call's overhead:
@@ -172,6 +192,9 @@ class RNN(RNNBase):
         Args:
             input: (B, I), or (I) without a batch, whatever ``batch_first``.
             hx: The state (L, B, H), or (L, H) without a batch; zeros by default.
+            reset: (B): true where a new sequence begins, whose state before the step is zero. Bool
+                or numbers, with or without a last dimension of 1.
+            reset_state: (L, B, H), the state there instead of zeros.
 
         Returns:
             The last layer's output, (B, H) or (H), and the next state, in the shape of ``hx``.
@@ -205,7 +228,9 @@ class RNN(RNNBase):
         if not relu and self.mode != "RNN_TANH":
             raise AssertionError(_MODES.format(self.mode))
         dropout = self.dropout if self.training else 0.0
-        return rnn_step(input, hx, weights, self.bias, self.num_layers, relu, dropout)
+        return rnn_step(
+            input, hx, weights, self.bias, self.num_layers, relu, dropout, reset, reset_state
+        )
 
     def _computed_weights(self) -> list[Any]:
         """Parametrised, pruned or otherwise computed weights, which are attributes."""
@@ -254,6 +279,7 @@ class RNNCell(RNNCellBase):
     Inputs:
         input: (B, I) or (I).
         hx: The state (B, H) or (H); zeros by default.
+        reset, reset_state: As in :meth:`RNN.step`, (B) and (B, H).
 
     Returns:
         The next state, (B, H) or (H).
@@ -287,16 +313,25 @@ class RNNCell(RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+    ) -> Tensor:
         """Run one step; see the class for the arguments."""
         if isinstance(input, Proxy) and _is_leaf(self, RNNCell.forward, input):
-            return _call_leaf(self, input, hx)
+            return _call_leaf(self, input, hx, reset=reset, reset_state=reset_state)
         parameters: Any = self._parameters
         try:
             weights = [parameters[name] for name in _CELL_WEIGHTS]
         except KeyError:  # parametrised, pruned or otherwise computed weights are attributes
             weights = [getattr(self, name) for name in _CELL_WEIGHTS]
-        return rnn_cell(input, hx, self.nonlinearity, *weights)
+        return rnn_cell(
+            input, hx, self.nonlinearity, *weights, reset=reset, reset_state=reset_state
+        )
 
     def __prepare_scriptable__(self) -> None:
         _refuse_script(self)
@@ -309,6 +344,7 @@ def _is_leaf(module: torch.nn.Module, forward: Any, input: Any) -> bool:
 
 def _call_leaf(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     tracer = args[0].tracer
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
 
 

@@ -755,12 +755,12 @@ def test_vmap_over_an_ensemble() -> None:
 
 CALLS: dict[str, Callable[[RNN], object]] = {
     "kernel": lambda m: x(),
-    "reference": lambda m: x(dtype=torch.complex64),
+    "torch": lambda m: x(dtype=torch.complex64),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_info_names_the_path(name: str) -> None:
-    module = RNN(I, H, dtype=torch.complex64 if name == "reference" else None)
+    module = RNN(I, H, dtype=torch.complex64 if name == "torch" else None)
     kernel = fastrnn.info(module, CALLS[name](module))["kernel"]
-    assert kernel.startswith("cpu" if name == "kernel" else "reference (no kernel for")
+    assert kernel.startswith("cpu" if name == "kernel" else "torch (no kernel for")

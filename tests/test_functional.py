@@ -98,11 +98,11 @@ ERRORS = {
     ),
     "lengths without a batch": (
         lambda: rnn(torch.randn(T, I), None, weights(), lengths=torch.tensor([T])),
-        (ValueError, r"lengths and reset go with batched input, got 2-D input"),
+        (ValueError, r"lengths go with batched input, got 2-D input"),
     ),
     "reset of packed input": (
-        lambda: rnn(INPUTS["packed"](), None, weights(), reset=torch.zeros(T, B)),
-        (ValueError, r"lengths and reset go with padded input, got a PackedSequence"),
+        lambda: rnn(INPUTS["packed"](), None, weights(), reset=torch.zeros(T + 1, B)),
+        (ValueError, rf"expected reset of dtype torch.bool and shape \({T}, {B}\), got"),
     ),
 }
 

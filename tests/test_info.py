@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -48,8 +49,6 @@ def test_kernel_under_autocast() -> None:
 
 
 def test_reference_says_why() -> None:
-    rnn = fastrnn.RNN(3, 4, dtype=torch.complex64)
-    assert fastrnn.info(rnn)["kernel"] == "reference (no kernel for torch.complex64)"
     rnn = fastrnn.RNN(3, 4)
     seen: list[str] = []
 
@@ -61,7 +60,81 @@ def test_reference_says_why() -> None:
     assert seen == ["reference (a torch.func transform is active)"]
 
 
-def test_sparse_weights_take_the_reference() -> None:
+@pytest.fixture
+def calls_of_torch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of torch's own operators, as they are called."""
+    calls: list[str] = []
+    for name in ("rnn_tanh", "rnn_relu"):
+        operator = getattr(torch, name)
+
+        def noted(*args: object, name: str = name, operator: Any = operator) -> object:
+            calls.append(name)
+            return operator(*args)
+
+        monkeypatch.setattr(torch, name, noted)
+    return calls
+
+
+WITHOUT_KERNELS = {
+    "plain": {},
+    "relu, no bias": {"nonlinearity": "relu", "bias": False},
+    "dropout": {"num_layers": 3, "dropout": 0.5},
+    "bidirectional, batch first": {"num_layers": 2, "bidirectional": True, "batch_first": True},
+}
+
+
+@pytest.mark.parametrize("given", ["padded", "packed", "state"])
+@pytest.mark.parametrize("options", WITHOUT_KERNELS.values(), ids=WITHOUT_KERNELS)
+def test_a_device_without_kernels_takes_torchs_operator(
+    options: dict[str, Any],
+    given: str,
+    monkeypatch: pytest.MonkeyPatch,
+    calls_of_torch: list[str],
+) -> None:
+    """Never a loop over time where torch has an operator: values, gradients and dropout alike."""
+    ours, theirs = fastrnn.RNN(3, 4, **options), torch.nn.RNN(3, 4, **options)
+    ours.load_state_dict(theirs.state_dict())
+    x: Any = torch.randn(5, 5, 3)
+    if given == "packed":
+        x = pack_sequence([torch.randn(n, 3) for n in (2, 5, 1)], enforce_sorted=False)
+    states = (2 if options.get("bidirectional") else 1) * options.get("num_layers", 1)
+    hx = [torch.randn(states, 5, 4)] if given == "state" else []
+    monkeypatch.setattr(_path, "KERNEL_DEVICES", ())
+    monkeypatch.setattr(fastrnn._C, "rnn", lambda *args: None)
+    assert fastrnn.info(ours, x)["kernel"] == "torch (no kernel for cpu in this build)"
+    results = []
+    for rnn in (ours, theirs):
+        torch.manual_seed(0)
+        output, hn = rnn(x, *hx)
+        (output.data if given == "packed" else output).sum().backward()
+        results.append((output, hn, *(p.grad for p in rnn.parameters())))
+    assert len(calls_of_torch) == 1
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mark", ["lengths", "reset"])
+def test_what_torchs_operator_cannot_do_takes_the_reference(
+    mark: str, monkeypatch: pytest.MonkeyPatch, calls_of_torch: list[str]
+) -> None:
+    rnn, x = fastrnn.RNN(3, 4), torch.randn(5, 2, 3)
+    given = {"lengths": torch.tensor([5, 3]), "reset": torch.rand(5, 2) < 0.5}[mark]
+    expected = rnn(x, **{mark: given})
+    monkeypatch.setattr(_path, "KERNEL_DEVICES", ())
+    monkeypatch.setattr(fastrnn._C, "rnn", lambda *args: None)
+    torch.testing.assert_close(rnn(x, **{mark: given}), expected)
+    assert calls_of_torch == []
+
+
+def test_complex_numbers_take_torchs_operator(calls_of_torch: list[str]) -> None:
+    ours, theirs = (cls(3, 4, dtype=torch.complex64) for cls in (fastrnn.RNN, torch.nn.RNN))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(5, 2, 3, dtype=torch.complex64)
+    assert fastrnn.info(ours)["kernel"] == "torch (no kernel for torch.complex64)"
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+    assert calls_of_torch == ["rnn_tanh"]
+
+
+def test_sparse_weights_take_torchs_operator() -> None:
     ours, theirs, x = fastrnn.RNN(3, 4), torch.nn.RNN(3, 4), torch.randn(5, 2, 3)
     ours.load_state_dict(theirs.state_dict())
     with warnings.catch_warnings():
@@ -72,12 +145,6 @@ def test_sparse_weights_take_the_reference() -> None:
             rnn.weight_hh_l0 = w
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x))
-
-
-def test_a_device_without_kernels_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    rnn, x = fastrnn.RNN(3, 4), torch.randn(5, 2, 3)
-    monkeypatch.setattr(_path, "KERNEL_DEVICES", ())
-    assert fastrnn.info(rnn, x)["kernel"] == "reference (no kernel for cpu in this build)"
 
 
 LARGE_STEPS = """

@@ -3,35 +3,84 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from fastrnn import RNN
+import fastrnn
+from fastrnn import RNN, RNNCell
 
-BEGINS = {"none": [], "first": [0], "two": [4, 7], "last": [8], "every": list(range(9))}
+T, I, H = 9, 3, 8  # noqa: E741
+BEGINS = {"none": [], "first": [0], "two": [4, 7], "last": [8], "every": list(range(T))}
 
 
+def by_hand(
+    rnn: RNN, input: Tensor, hx: Tensor, begins: list[int], reset_state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The pieces (1, n, I) of a row one by one, each with the states that it begins with."""
+    edges = [0, *(t for t in begins if t > 0), T]
+    directions = 2 if rnn.bidirectional else 1
+    results = []
+    for begin, end in itertools.pairwise(edges):
+        ways = [begin == 0 and 0 not in begins, end == T][:directions]
+        own = torch.tensor(ways * rnn.num_layers, device=input.device)
+        state = torch.where(own.view(-1, 1, 1), hx, reset_state)
+        results.append(rnn(input[:, begin:end], state))
+    outputs, states = zip(*results, strict=True)
+    ends = [states[-1][0::directions], states[0][1::directions]][:directions]
+    return torch.cat(outputs, 1), torch.stack(ends, 1).flatten(0, 1)
+
+
+@pytest.mark.parametrize("state", ["zeros", "reset_state"])
 @pytest.mark.parametrize("begins", BEGINS.values(), ids=BEGINS)
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
 def test_stacked_layers_and_gradients_are_those_of_the_pieces(
-    bidirectional: bool, begins: list[int], device: str
+    bidirectional: bool, begins: list[int], state: str, device: str
 ) -> None:
-    options = {"device": device, "dtype": torch.float64}
-    rnn = RNN(3, 8, 3, bidirectional=bidirectional, batch_first=True, **options)
-    input = torch.randn(1, 9, 3, **options, requires_grad=True)
-    hx = torch.randn(6 if bidirectional else 3, 1, 8, **options, requires_grad=True)
-    reset = torch.zeros(1, 9, dtype=torch.bool, device=device)
+    options: Any = {"device": device, "dtype": torch.float64}
+    rnn = RNN(I, H, 3, bidirectional=bidirectional, batch_first=True, **options)
+    input = torch.randn(1, T, I, **options, requires_grad=True)
+    states = 6 if bidirectional else 3
+    hx = torch.randn(states, 1, H, **options, requires_grad=True)
+    given = torch.randn(states, 1, H, **options, requires_grad=True)
+    reset = torch.zeros(1, T, dtype=torch.bool, device=device)
     reset[0, begins] = True
-    edges = [0, *(t for t in begins if t > 0), 9]
-    sizes = [end - begin for begin, end in itertools.pairwise(edges)]
-    wanted = [input, hx, *rnn.parameters()]
-    pieces = torch.cat([rnn(piece, hx)[0] for piece in input.split(sizes, 1)], 1)
-    output, _ = rnn(input, hx, reset=reset)
-    torch.testing.assert_close(output, pieces)
-    grads = [torch.autograd.grad(y.sin().sum(), wanted) for y in (output, pieces)]
-    for ours, expected in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, expected)
+    if state == "zeros":
+        ours = rnn(input, hx, reset=reset)
+        expected = by_hand(rnn, input, hx, begins, torch.zeros_like(hx))
+        wanted = [input, hx, *rnn.parameters()]
+    else:
+        ours = rnn(input, hx, reset=reset, reset_state=given)
+        expected = by_hand(rnn, input, hx, begins, given)
+        wanted = [input, hx, given, *rnn.parameters()]
+    torch.testing.assert_close(ours, expected)
+    grads = [
+        torch.autograd.grad(y.sin().sum() + h.cos().sum(), wanted, materialize_grads=True)
+        for y, h in (ours, expected)
+    ]
+    for found, true in zip(*grads, strict=True):
+        torch.testing.assert_close(found, true)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
+def test_a_first_step_that_begins_a_sequence_drops_hx(bidirectional: bool, device: str) -> None:
+    rnn = RNN(I, H, 2, bidirectional=bidirectional, device=device)
+    x, lengths = torch.randn(T, 3, I, device=device), torch.tensor([T, 4, 0], device=device)
+    hx = torch.randn(4 if bidirectional else 2, 3, H, device=device, requires_grad=True)
+    reset = torch.zeros(T, 3, dtype=torch.bool, device=device)
+    reset[0] = True
+    output, hn = rnn(x, hx, lengths=lengths, reset=reset)
+    dropped = hx.detach().clone()
+    dropped.unflatten(0, (2, -1))[:, 0, :2] = 0  # the third row has no step: its hn is hx
+    expected, expected_hn = rnn(x, dropped, lengths=lengths)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(hn, expected_hn)
+    (grad,) = torch.autograd.grad(output.sum() + hn.sum(), hx)
+    assert not grad.unflatten(0, (2, -1))[:, 0, :2].any()
+    assert grad.unflatten(0, (2, -1))[:, 0, 2].all()
 
 
 def test_no_gradient_passes_a_mark(device: str) -> None:
@@ -42,3 +91,128 @@ def test_no_gradient_passes_a_mark(device: str) -> None:
     (grad,) = torch.autograd.grad(output[4:].sum(), input)
     assert not grad[:4, 0].any()
     assert grad[:4, 1].all()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
+def test_nan_stays_on_its_side_of_a_mark(bidirectional: bool, device: str) -> None:
+    """Of what lies before a mark nothing reaches the other side, forward or back."""
+    rnn = RNN(I, H, bidirectional=bidirectional, device=device)
+    x = torch.randn(T, 2, I, device=device, requires_grad=True)
+    reset = torch.zeros(T, 2, dtype=torch.bool, device=device)
+    reset[4, 0] = True
+    output, _ = rnn(x, reset=reset)
+    for broken, clean in ((slice(0, 4), slice(4, T)), (slice(4, T), slice(0, 4))):
+        given = x.detach().clone()
+        given[broken, 0] = float("nan")
+        found, _ = rnn(given, reset=reset)
+        assert found[broken, 0].isnan().all()
+        assert torch.equal(found[clean], output[clean])
+        assert torch.equal(found[:, 1], output[:, 1])
+        grad_output = torch.ones_like(output)
+        (expected,) = torch.autograd.grad(output, x, grad_output, retain_graph=True)
+        grad_output[broken, 0] = float("nan")
+        (grad,) = torch.autograd.grad(output, x, grad_output, retain_graph=True)
+        assert grad[broken, 0].isnan().all()
+        assert torch.equal(grad[clean], expected[clean])
+        assert torch.equal(grad[:, 1], expected[:, 1])
+
+
+def marks(device: str) -> Tensor:
+    return torch.rand(T, 2, device=device) < 0.3
+
+
+FORMS = {
+    "bool": lambda r: r,
+    "uint8": lambda r: r.to(torch.uint8),
+    "int64": lambda r: r.long(),
+    "float32": lambda r: r.float(),
+    "last dimension": lambda r: r.unsqueeze(-1),
+    "floats, last dimension": lambda r: r.float().unsqueeze(-1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_forms(form: Any, device: str) -> None:
+    rnn, x, reset = RNN(I, H, device=device), torch.randn(T, 2, I, device=device), marks(device)
+    first = RNN(I, H, batch_first=True, device=device)
+    first.load_state_dict(rnn.state_dict())
+    expected, hn = rnn(x, reset=reset)
+    assert not torch.equal(expected, rnn(x)[0])
+    for output, state in (
+        rnn(x, reset=form(reset)),
+        fastrnn.functional.rnn(x, None, list(rnn.parameters()), reset=form(reset)),
+    ):
+        assert torch.equal(output, expected)
+        assert torch.equal(state, hn)
+    output, _ = first(x.transpose(0, 1), reset=form(reset.t()))
+    assert torch.equal(output.transpose(0, 1), expected)
+    row, state = rnn(x[:, 0], reset=form(reset[:, 0]))
+    torch.testing.assert_close(row, expected[:, 0])
+    torch.testing.assert_close(state, hn[:, 0])
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
+@pytest.mark.parametrize("state", ["zeros", "reset_state"])
+@pytest.mark.parametrize("form", ["packed", "padded", "numbers"])
+def test_packed(form: str, state: str, bidirectional: bool, device: str) -> None:
+    rnn = RNN(I, H, 2, bidirectional=bidirectional, device=device)
+    lengths = torch.tensor([4, T, 6])
+    x, reset = torch.randn(T, 3, I, device=device), torch.rand(T, 3, device=device) < 0.4
+    hx = torch.randn(4 if bidirectional else 2, 3, H, device=device)
+    options = {} if state == "zeros" else {"reset_state": torch.randn_like(hx)}
+    expected, expected_hn = rnn(x, hx, lengths=lengths.to(device), reset=reset, **options)
+
+    def pack(x: Tensor) -> PackedSequence:
+        return pack_padded_sequence(x, lengths, enforce_sorted=False)
+
+    given = {"packed": pack(reset), "padded": reset, "numbers": pack(reset.float().unsqueeze(-1))}
+    packed, hn = rnn(pack(x), hx, reset=given[form], **options)
+    torch.testing.assert_close(packed.data, pack(expected).data)
+    torch.testing.assert_close(hn, expected_hn)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("state", ["zeros", "reset_state"])
+def test_steps_are_those_of_the_sequence(state: str, form: Any, device: str) -> None:
+    """A rollout by steps, with an environment's ``done``, is the training pass over its rows."""
+    rnn, cell = RNN(I, H, 2, device=device), RNNCell(I, H, device=device)
+    one = RNN(I, H, device=device)
+    one.load_state_dict({f"{name}_l0": w for name, w in cell.state_dict().items()})
+    x, reset = torch.randn(T, 2, I, device=device), marks(device)
+    hx = torch.randn(2, 2, H, device=device)
+    options = {} if state == "zeros" else {"reset_state": torch.randn_like(hx)}
+    of_cell = {name: value[0] for name, value in options.items()}
+    expected, _ = rnn(x, hx, reset=reset, **options)
+    expected_of_one, _ = one(x, hx[:1], reset=reset, **{k: v[:1] for k, v in options.items()})
+    h, h_cell = hx, hx[0]
+    for t in range(T):
+        output, h = rnn.step(x[t], h, reset=form(reset[t]), **options)
+        torch.testing.assert_close(output, expected[t])
+        h_cell = cell(x[t], h_cell, reset=form(reset[t]), **of_cell)
+        torch.testing.assert_close(h_cell, expected_of_one[t])
+    begins = torch.ones((), device=device)
+    torch.testing.assert_close(rnn.step(x[0, 0], hx[:, 0], reset=begins)[0], rnn.step(x[0, 0])[0])
+    torch.testing.assert_close(cell(x[0, 0], hx[0, 0], reset=begins), cell(x[0, 0]))
+
+
+def test_wrong_arguments() -> None:
+    rnn, cell, x = RNN(I, H), RNNCell(I, H), torch.randn(T, 2, I)
+    reset, hx = torch.zeros(T, 2, dtype=torch.bool), torch.zeros(1, 2, H)
+    lengths = torch.tensor([T, 4])
+    packed = pack_padded_sequence(x, lengths)
+    wrong: list[tuple[Any, type, str]] = [
+        (lambda: rnn(x, reset=reset.t()), ValueError, r"reset of .* shape \(9, 2\), got"),
+        (lambda: rnn(x, reset=[[True] * 2] * T), TypeError, "reset to be a tensor, got list"),
+        (lambda: rnn(x, reset_state=hx), ValueError, "reset_state goes with reset, got none"),
+        (lambda: rnn(x, reset=reset, reset_state=hx[0]), RuntimeError, "reset_state size"),
+        (lambda: rnn.step(x[0], reset_state=hx), ValueError, "RNN.step: reset_state goes with"),
+        (lambda: rnn.step(x[0], reset=reset), ValueError, r"reset of .* shape \(2,\), got"),
+        (lambda: rnn.step(x[0], hx[:, :1], reset=reset[0]), RuntimeError, "a state of batch"),
+        (lambda: cell(x[0], reset_state=hx[0]), ValueError, "RNNCell: reset_state goes with"),
+        (lambda: rnn(packed, reset=reset[1:]), ValueError, r"reset of .* shape \(9, 2\), got"),
+        (lambda: rnn(packed, reset=pack_padded_sequence(reset, lengths - 1)), ValueError,
+         "packed like the input"),
+    ]  # fmt: skip
+    for call, error, message in wrong:
+        with pytest.raises(error, match=message):
+            call()

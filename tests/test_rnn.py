@@ -237,21 +237,6 @@ def test_reset(case: Case, lengths: bool, dtype: torch.dtype, device: str) -> No
     assert_as_accurate(problem.results(run, dtype), problem.results(true, dtype), truth)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
-def test_reset_is_splitting_by_hand(bidirectional: bool, device: str) -> None:
-    rnn = fastrnn.RNN(3, 8, bidirectional=bidirectional, device=device)
-    x = torch.randn(9, 1, 3, device=device)
-    hx = torch.randn(2 if bidirectional else 1, 1, 8, device=device)
-    reset = torch.zeros(9, 1, dtype=torch.bool, device=device)
-    reset[4] = reset[7] = True
-    output, hn = rnn(x, hx, reset=reset)
-    pieces = [rnn(piece, hx) for piece in x.split([4, 3, 2])]
-    torch.testing.assert_close(output, torch.cat([y for y, _ in pieces]))
-    torch.testing.assert_close(hn[0], pieces[-1][1][0])
-    if bidirectional:
-        torch.testing.assert_close(hn[1], pieces[0][1][1])
-
-
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_nan_and_inf_propagate(nonlinearity: str, dtype: torch.dtype, device: str) -> None:
@@ -352,5 +337,5 @@ def test_bad_lengths_and_reset_arguments() -> None:
     with pytest.raises(ValueError, match=r"reset of dtype torch.bool and shape \(5, 2\)"):
         rnn(x, reset=torch.zeros(2, 5, dtype=torch.bool))
     packed = pack_padded_sequence(x, torch.tensor([5, 3]))
-    with pytest.raises(ValueError, match="lengths and reset go with padded input"):
+    with pytest.raises(ValueError, match="lengths go with padded input"):
         rnn(packed, lengths=torch.tensor([5, 3]))

@@ -93,12 +93,12 @@ struct Layout {
                      [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
   }
   int64_t row(int64_t t, int64_t b) const { return packed ? start[t] + b : t * batch + b; }
-  // Step i of row b's walk, and whether a sequence begins with it.
+  // Step i of row b's walk, and whether a sequence begins anew with it.
   int64_t time(bool reverse, int64_t b, int64_t i) const {
     return reverse ? lengths[b] - 1 - i : i;
   }
   bool begins(bool reverse, int64_t b, int64_t i) const {
-    return i == 0 || reset[time(reverse, b, reverse ? i - 1 : i) * batch + b];
+    return i > 0 && reset[time(reverse, b, reverse ? i - 1 : i) * batch + b];
   }
 };
 
@@ -194,7 +194,8 @@ bool check(const Variant& v, const std::string& kind) {
         const int64_t at = place(i), t = layout.time(d, b, i);
         const bool begins = layout.begins(d, b, i), last = i == length - 1;
         const bool ends = !last && layout.begins(d, b, i + 1);
-        const auto sum = product(begins ? &hx.x[states] : &output.x[place(i - 1)], false);
+        std::vector<double> sum(H);
+        if (!begins) sum = product(i == 0 ? &hx.x[states] : &output.x[place(i - 1)], false);
         std::vector<double> carry(H);
         if (last) {
           carry.assign(&grad_hn.x[states], &grad_hn.x[states] + H);
@@ -210,10 +211,7 @@ bool check(const Variant& v, const std::string& kind) {
           worst.compare("grad_pre", d, t, b, j, grad_pre[at + j],
                         (carry[j] + grad_output[at + j]) * slope);
         }
-        if (begins) {
-          const auto more = product(&grad_pre.x[at], true);
-          for (int64_t j = 0; j < H; ++j) to_hx[j] += more[j];
-        }
+        if (i == 0) to_hx = product(&grad_pre.x[at], true);
       }
       for (int64_t j = 0; j < H; ++j) {
         const double h = length ? output[place(length - 1) + j] : hx[states + j];

@@ -123,7 +123,7 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
       const S* h = nullptr;
       if (walk.continues(t, i)) {
         h = row_of<const S>(task.state, steps, walk.before(t), i);
-      } else if (task.hx) {
+      } else if (task.hx && !walk.begins_anew(t, i)) {
         h = static_cast<const S*>(task.hx) + original_row(steps, i) * task.hx_row_stride;
       }
       const S* x = row_of<const S>(task.input, steps, t, i);

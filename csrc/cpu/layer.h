@@ -45,9 +45,12 @@ struct Walk {
     const int64_t later = t > neighbour ? t : neighbour, row = original_row(steps, i);
     return steps.reset[later * steps.reset_step_stride + row * steps.reset_row_stride];
   }
-  // Whether h_prev of row i at step t is a state of the walk; else it is hx.
+  // What h_prev of row i at step t is, if not hx: a state of the walk, or zero.
   bool continues(int64_t t, int64_t i) const {
     return present(before(t), i) && !cut(t, before(t), i);
+  }
+  bool begins_anew(int64_t t, int64_t i) const {
+    return present(before(t), i) && cut(t, before(t), i);
   }
   // Whether row i's state at step t is the h_prev of the next step.
   bool goes_on(int64_t t, int64_t i) const { return present(after(t), i) && !cut(t, after(t), i); }
@@ -218,7 +221,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
             h_rows[i] = row_of<const S>(task.output, steps, walk.before(t), begin + i);
           }
         } else {
-          h_rows[i] = hx_rows[i];
+          h_rows[i] = walk.begins_anew(t, begin + i) ? zeros : hx_rows[i];
         }
         if constexpr (kNarrow<S>) {
           out_rows[i] = states[s & 1] + i * H;
@@ -287,16 +290,11 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   Arena<C> arena(scratch, 0, H);
   C* grads = arena.take(rows * H);
   C* states = arena.take(kNarrow<S> ? rows * H : 0);
-  // The sum of grad_pre over the steps that start from hx.
-  C* initial = arena.take(steps.reset ? rows * H : 0);
   C* results = arena.take(kNarrow<S> ? rows * H : 0);  // what becomes of 16 bits
   C* zeros = arena.take(H);
   for (int64_t k = 0; k < H; ++k) zeros[k] = 0;
-  const void* initial_rows[kBlockRows];
+  const void* initial_rows[kBlockRows];  // grad_pre of the steps that start from hx
   for (int64_t i = 0; i < rows; ++i) initial_rows[i] = zeros;
-  if (steps.reset) {
-    for (int64_t k = 0; k < rows * H; ++k) initial[k] = 0;
-  }
   const auto grad_hn_row = [&](int64_t i) {
     return static_cast<const S*>(task.grad_hn) + original_row(steps, begin + i) * H;
   };
@@ -365,24 +363,10 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     wait(share);
     for (int64_t i = 0; i < n; ++i) {
       if (pairs) narrow(static_cast<S*>(grad_pre_row(t, i)), out_rows[i], H);
-      if (walk.continues(t, begin + i)) continue;
-      if (!steps.reset) {
-        initial_rows[i] = grad_pre_row(t, i);
-        continue;
-      }
-      C* sum = initial + i * H;
-      for (int64_t k = 0; k < H; ++k) sum[k] += out_rows[i][k];
-      initial_rows[i] = sum;
+      if (!walk.present(walk.before(t), begin + i)) initial_rows[i] = grad_pre_row(t, i);
     }
   }
   if (!task.grad_hx) return;
-  if (steps.reset && pairs) {
-    for (int64_t i = 0; i < rows; ++i) {
-      if (initial_rows[i] == zeros) continue;
-      S* rounded = reinterpret_cast<S*>(initial + i * H);
-      for (int64_t k = 0; k < H; ++k) narrow(rounded + k, initial + i * H + k, 1);
-    }
-  }
   C* result_rows[kBlockRows];
   for (int64_t i = 0; i < rows; ++i) {
     if constexpr (kNarrow<S>) {

@@ -84,7 +84,8 @@ struct Call {
     }
     stack.weights = weight_data.data();
     if (hx) {
-      this->hx = contiguous_features(*hx);
+      this->hx = reset ? MaybeOwned::owned(without_begun(*hx, shape, *reset, lengths, batch_first))
+                       : contiguous_features(*hx);
       stack.hx = this->hx->const_data_ptr();
       stack.hx_layer_stride = this->hx->stride(0);
       stack.hx_row_stride = this->hx->stride(1);
@@ -238,6 +239,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
     backward.grad_weights = grad_weight_data.data();
   }
   run_backward(backward, chosen_kernels(), plan_for(call.stack, true));
+  if (want_hx && reset) grad_hx = without_begun(grad_hx, s, *reset, lengths, batch_first);
   return {grad_input, grad_hx, std::move(grad_weights)};
 }
 

@@ -137,15 +137,8 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   const Owned<Group> own(r.rows, group, H, d.reverse);
   const int steps = own.longest;
 
-  const auto hx = [&](int e) {
-    S x;
-    narrow(&x, 0.0f);
-    const uint32_t unit = group.unit(e);
-    if (d.hx && own.has(group, e))
-      x = static_cast<const S*>(d.hx)[own.b[Group::slot(e)] * d.hx_row_stride + unit];
-    return x;
-  };
-
+  S zero;
+  narrow(&zero, 0.0f);
   float bias[kElements];
   S h[kElements];
 #pragma unroll
@@ -157,14 +150,16 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   }
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
-    h[e] = hx(e);
+    h[e] = zero;
+    if (d.hx && own.has(group, e))
+      h[e] = static_cast<const S*>(d.hx)[own.b[Group::slot(e)] * d.hx_row_stride + group.unit(e)];
     group.put(states, e, h[e]);
   }
 
   Place<Group> asked(group, own, d.igates.data, d.output),
       done(group, own, d.output.data, d.output);
   S igates[kAhead][kElements];
-  unsigned char cut[kSlots];  // whether h_prev of the next step is hx again
+  unsigned char cut[kSlots];  // whether h_prev of the next step is zero
   // Of the step after those that were asked for.
   uint32_t coming = r.rows.start ? own.start(1) : 0;
   const auto ask = [&](int u, int i) {
@@ -209,7 +204,7 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
       }
       if (r.rows.reset) {
 #pragma unroll
-        for (int e = 0; e < kElements; ++e) group.put(next, e, cut[Group::slot(e)] ? hx(e) : h[e]);
+        for (int e = 0; e < kElements; ++e) group.put(next, e, cut[Group::slot(e)] ? zero : h[e]);
       } else {
 #pragma unroll
         for (int e = 0; e < kElements; ++e) group.put(next, e, h[e]);
@@ -315,10 +310,9 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
         const bool here = own.at(group, e, i), came = own.at(group, e, i - 1);
-        const bool ends = came && (!here || (r.rows.reset && cut[Group::slot(e)]));
-        const float grad_h = came ? c[e] : grad_hx[e];
-        const float to_h = ends ? 0.0f : grad_h, to_hx = ends ? grad_hx[e] + grad_h : grad_hx[e];
-        grad_hx[e] = here && !came ? 0.0f : to_hx;
+        const bool begins = came && here && r.rows.reset && cut[Group::slot(e)];
+        const float grad_h = came ? c[e] : grad_hx[e], to_h = begins ? 0.0f : grad_h;
+        grad_hx[e] = came != here ? (came ? grad_h : 0.0f) : grad_hx[e];
         narrow(&value[e], (to_h + widen(grad_output[u][e])) * slope(widen(output[u][e]), r.relu));
         if (!here) value[e] = zero;
       }

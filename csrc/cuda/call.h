@@ -46,7 +46,10 @@ struct Call {
         batch_first(batch_first),
         has_lengths(lengths.has_value()),
         input(contiguous_features(input)) {
-    if (hx) this->hx = separate_rows(contiguous_features(*hx));
+    if (hx) {
+      this->hx = reset ? without_begun(*hx, shape, *reset, lengths, batch_first)
+                       : separate_rows(contiguous_features(*hx));
+    }
     for (const Tensor& w : weights) this->weights.push_back(w.contiguous());
     if (dropout_mask) {
       const int64_t L = shape.num_layers - 1;

@@ -20,7 +20,8 @@ struct Rows {
   const int64_t* lengths;  // [B], or null: every row has every step. Between 0 and seq_len
   const int64_t* start;    // [T], or null: padded
   const int64_t* order;    // [B], or null: as they come
-  const bool* reset;  // [T, B], true where a new sequence begins: h[t-1] is hx again; null: nowhere
+  const bool* reset;  // [T, B], true where a new sequence begins: h[t-1] is zero; null: nowhere.
+                      // Of the first step, hx tells
   int64_t reset_step_stride;
   int64_t reset_row_stride;
 };

@@ -51,12 +51,9 @@ void forward_by_steps(const Call& call, const Layer& layer, const ForwardRecurre
   const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, D = s.num_directions;
   const bool uniform = call.uniform(), tf32 = call.context.tf32;
   const Tensor products = call.empty({D, B, H}, call.accumulation_type());
-  Tensor hx_products;
   ForwardStep step{};
   step.recurrence = r;
   std::vector<Matrix> hx, state, h, product, w_hh;
-  if (call.hx.defined() && r.rows.reset)
-    hx_products = call.empty({D, B, H}, call.accumulation_type());
   for (int64_t d = 0; d < D; ++d) {
     const int64_t index = layer.first + d;
     w_hh.push_back(Matrix(call.weight(index, 1)).transposed());
@@ -64,10 +61,6 @@ void forward_by_steps(const Call& call, const Layer& layer, const ForwardRecurre
     state.emplace_back(hn[index]);
     product.emplace_back(products[d]);
     if (call.hx.defined()) hx.emplace_back(call.hx[index]);
-    if (hx_products.defined()) {
-      multiply(Matrix(hx_products[d]), hx[d], w_hh[d], tf32);
-      step.hx_product[d] = hx_products[d].const_data_ptr();
-    }
     if (!uniform) call.hx.defined() ? hn[index].copy_(call.hx[index]) : hn[index].zero_();
   }
   for (int64_t i = 0; i < T; ++i) {
@@ -103,18 +96,17 @@ void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecur
   BackwardStep step{};
   step.recurrence = r;
   std::vector<Matrix> grad_pre, product, w_hh;
-  Tensor sums;
+  Tensor wide_grad_hx;
   if (want_hx) {
-    sums = call.is_narrow() ? call.empty({D, B, H}, call.accumulation_type())
-                            : grad_hx.narrow(0, layer.first, D);
-    if (r.rows.reset) sums.zero_();
+    wide_grad_hx = call.is_narrow() ? call.empty({D, B, H}, call.accumulation_type())
+                                    : grad_hx.narrow(0, layer.first, D);
   }
   for (int64_t d = 0; d < D; ++d) {
     w_hh.emplace_back(call.weight(layer.first + d, 1));
     grad_pre.emplace_back(call.direction(layer.grad_pre, d));
     product.emplace_back(products[d]);
     step.product[d] = product[d].data;
-    step.hx_sum[d] = want_hx ? sums[d].mutable_data_ptr() : nullptr;
+    step.grad_hx[d] = want_hx ? wide_grad_hx[d].mutable_data_ptr() : nullptr;
   }
   for (int64_t i = 0; i < T + (want_hx ? 1 : 0); ++i) {
     step.step = i;
@@ -131,7 +123,7 @@ void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecur
     if (step.num_rows > 0)
       check_launch(launch_backward_step(step, call.context.stream), "backward_step_kernel", s);
   }
-  if (want_hx && call.is_narrow()) grad_hx.narrow(0, layer.first, D).copy_(sums);
+  if (want_hx && call.is_narrow()) grad_hx.narrow(0, layer.first, D).copy_(wide_grad_hx);
 }
 
 template <typename Direction>
@@ -367,7 +359,12 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
       grad_input.copy_(to.view({s.seq_len, s.batch, s.input_size}).transpose(0, 1));
     }
   }
-  return {grad_input, want_hx ? grad_hx : call.empty({0}), std::move(grad_weights)};
+  if (!want_hx) {
+    grad_hx = call.empty({0});
+  } else if (reset) {
+    grad_hx = without_begun(grad_hx, s, *reset, lengths, batch_first);
+  }
+  return {grad_input, grad_hx, std::move(grad_weights)};
 }
 
 }  // namespace fastrnn::cuda

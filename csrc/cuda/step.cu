@@ -59,7 +59,7 @@ void forward_step_kernel(const __grid_constant__ ForwardStep step) {
     return;
   }
   const bool again = before >= 0 && before < length && is_cut(rows, t, before, b);
-  const void* product = (again ? step.hx_product : step.product)[blockIdx.y];
+  const void* product = again ? nullptr : step.product[blockIdx.y];
   C z = widen(static_cast<const S*>(d.igates.data)[place(rows, d.igates, t, b) + j]);
   z += load_or_zero<C, S>(d.b_ih, j) + load_or_zero<C, S>(d.b_hh, j);
   if (product) z += static_cast<const C*>(product)[i];
@@ -84,19 +84,16 @@ void backward_step_kernel(const __grid_constant__ BackwardStep step) {
   const int64_t length = row_length(rows, b);
   const bool here = t >= 0 && t < length, came = after >= 0 && after < length;
 
-  C carry = 0, to_hx = 0;
+  // The walk back begins with grad_hn, at the row's last step; a row without steps hands it to hx.
+  C carry = 0;
   if (came) {
-    const C product = static_cast<const C*>(step.product[blockIdx.y])[i];
-    (here && !is_cut(rows, t, after, b) ? carry : to_hx) = product;
+    if (!here || !is_cut(rows, t, after, b))
+      carry = static_cast<const C*>(step.product[blockIdx.y])[i];
+  } else {
+    carry = load_or_zero<C, S>(d.grad_hn, i);
   }
-  // The walk back begins at the row's last step, and for a row without steps there is only hx.
-  if (!came && (here || (length == 0 && step.step == T)))
-    (here ? carry : to_hx) = load_or_zero<C, S>(d.grad_hn, i);
-  const bool ends = came ? (!here || is_cut(rows, t, after, b)) : length == 0 && step.step == T;
-  if (ends && step.hx_sum[blockIdx.y]) {
-    C* sum = static_cast<C*>(step.hx_sum[blockIdx.y]) + i;
-    *sum = rows.reset ? *sum + to_hx : to_hx;
-  }
+  const bool ends = came ? !here : length == 0 && step.step == T;
+  if (ends && step.grad_hx[blockIdx.y]) static_cast<C*>(step.grad_hx[blockIdx.y])[i] = carry;
   if (t < 0 || t >= T || (!here && rows.start)) return;
   C grad = 0;
   if (here) {
@@ -147,8 +144,9 @@ void previous_states_kernel(const __grid_constant__ PreviousStates task, Lanes l
   if (t >= length && rows.start) return;
   const S* from = nullptr;
   if (t < length) {
-    if (before >= 0 && before < length && !is_cut(rows, t, before, b)) {
-      from = static_cast<const S*>(task.output.data) + place(rows, task.output, before, b);
+    if (before >= 0 && before < length) {
+      if (!is_cut(rows, t, before, b))
+        from = static_cast<const S*>(task.output.data) + place(rows, task.output, before, b);
     } else if (task.hx) {
       from = static_cast<const S*>(task.hx) + b * task.hx_row_stride;
     }

@@ -7,7 +7,6 @@ namespace fastrnn::cuda {
 
 // The part of step `step` (0: the first walked) that is not a product: rows 0 .. num_rows-1.
 //   product[d]  h_prev @ w_hh^T, [B, H] contiguous in the accumulation type; null: zero
-//   hx_product  hx @ w_hh^T, likewise, for rows that begin again; null: zero
 // Writes output and copy, and state[d] [B, H] in the storage type where it is not null: the last
 // state of each row so far.
 struct ForwardStep {
@@ -15,28 +14,27 @@ struct ForwardStep {
   int64_t step;
   int64_t num_rows;
   const void* product[2];
-  const void* hx_product[2];
   void* state[2];
 };
 
 // The same for step `step` of the walk back (0: the last that the forward pass took); step T closes
 // the walk.
 //   product[d]  grad_pre of the step walked before @ w_hh, [B, H] in the accumulation type
-// Writes grad_pre. Adds to hx_sum[d] [B, H], in the accumulation type, where rows have a reset, and
-// else writes it; the recurrence's grad_hx is not used.
+// Writes grad_pre, and grad_hx[d] [B, H] in the accumulation type where it is not null; the
+// recurrence's grad_hx is not used.
 struct BackwardStep {
   BackwardRecurrence recurrence;
   int64_t step;
   int64_t num_rows;
   const void* product[2];
-  void* hx_sum[2];
+  void* grad_hx[2];
 };
 
 cudaError_t launch_forward_step(const ForwardStep& step, cudaStream_t stream);
 cudaError_t launch_backward_step(const BackwardStep& step, cudaStream_t stream);
 
-// previous[t, b] = the h_prev of each step: h of the step walked before, or hx. Zero where the row
-// has no such step.
+// previous[t, b] = the h_prev of each step: h of the step walked before, hx at the first, zero
+// where a new sequence begins or the row has no such step.
 struct PreviousStates {
   Dtype dtype;
   Rows rows;
