@@ -8,10 +8,9 @@
 #include <numeric>
 
 #include "checks.h"
-#include "cuda/choose.h"
+#include "cuda/context.h"
 #include "cuda/gemm.h"
 #include "cuda/recurrence.h"
-#include "cuda/stack.h"
 #include "cuda/step.h"
 
 namespace fastrnn::cuda {

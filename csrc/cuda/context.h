@@ -1,0 +1,18 @@
+// Where and how a call runs.
+#pragma once
+
+#include <string>
+
+#include "cuda/choose.h"
+#include "cuda/runtime.h"
+
+namespace fastrnn::cuda {
+
+struct Context {
+  cudaStream_t stream;
+  Device device;
+  bool tf32;           // whether float32 products may use TF32
+  std::string forced;  // a kernel's name, as choose() takes it
+};
+
+}  // namespace fastrnn::cuda
