@@ -55,16 +55,10 @@ Recurrence<Direction> recurrence_of(const Variant& v, int64_t hidden_size, const
   return {v.dtype, relu, v.tf32, hidden_size, rows, num_directions, {}};
 }
 void run(const ForwardRecurrence& r, const Choice& c) {
-  ForwardLauncher* const launcher = c.kernel == Kernel::kVector ? launch_vector_forward
-                                    : c.kernel == Kernel::kTile ? launch_tile_forward
-                                                                : launch_cluster_forward;
-  check_cuda(launcher(r, c, {}), "launching forward");
+  check_cuda(forward_launcher(c.kernel)(r, c, {}), "launching forward");
 }
 void run(const BackwardRecurrence& r, const Choice& c) {
-  BackwardLauncher* const launcher = c.kernel == Kernel::kVector ? launch_vector_backward
-                                     : c.kernel == Kernel::kTile ? launch_tile_backward
-                                                                 : launch_cluster_backward;
-  check_cuda(launcher(r, c, {}), "launching backward");
+  check_cuda(backward_launcher(c.kernel)(r, c, {}), "launching backward");
 }
 
 // Rows of many lengths, the first of which has every step; packed, the longest come first.
@@ -317,9 +311,11 @@ int main(int count, char** words) {
   const auto word = [&](int i) { return std::string(i < count ? words[i] : ""); };
   const auto asked = [&](int i, const std::string& x) { return i >= count || word(i) == x; };
   bool found = false, right = true;
-  for (const Variant& v : variants()) {
-    if (!asked(2, name_of(v.choice)) || !asked(3, dtype_name(v.dtype))) continue;
-    try {
+  std::string running;
+  try {
+    for (const Variant& v : variants()) {
+      if (!asked(2, name_of(v.choice)) || !asked(3, dtype_name(v.dtype))) continue;
+      running = json_of(v) + ", ";
       if (word(1) == "list") {
         std::printf("%s %s\n", name_of(v.choice).c_str(), dtype_name(v.dtype).c_str());
         found = true;
@@ -333,10 +329,10 @@ int main(int count, char** words) {
           found = true;
         }
       }
-    } catch (const std::exception& e) {  // the device may serve no more
-      std::printf("{%s, \"failed\": \"%s\"}\n", json_of(v).c_str(), e.what());
-      return 1;
     }
+  } catch (const std::exception& e) {  // the device may serve no more
+    std::printf("{%s\"failed\": \"%s\"}\n", running.c_str(), e.what());
+    return 1;
   }
   if (!found)
     std::fputs(

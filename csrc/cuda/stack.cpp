@@ -147,32 +147,6 @@ bool run_in_one_launch(Call& call, Recurrence<Direction>& r, const Launchers& la
   return true;
 }
 
-ForwardLauncher* forward_launcher(Kernel kernel) {
-  switch (kernel) {
-    case Kernel::kVector:
-      return launch_vector_forward;
-    case Kernel::kTile:
-      return launch_tile_forward;
-    case Kernel::kCluster:
-      return launch_cluster_forward;
-    default:
-      return nullptr;
-  }
-}
-
-BackwardLauncher* backward_launcher(Kernel kernel) {
-  switch (kernel) {
-    case Kernel::kVector:
-      return launch_vector_backward;
-    case Kernel::kTile:
-      return launch_tile_backward;
-    case Kernel::kCluster:
-      return launch_cluster_backward;
-    default:
-      return nullptr;
-  }
-}
-
 // Runs a layer from igates, which stand in h, to h; copy: where h goes as well, or undefined.
 void forward_layer(Call& call, const Layer& layer, const Tensor& copy, const Tensor& hn) {
   auto r = recurrence_of<ForwardDirection>(call);

@@ -52,13 +52,8 @@ bool run(const char* kernel, Dtype dtype, int64_t hidden_size) {
   const Problem problem{dtype, false, true, kSteps, kBatch, hidden_size, 2};
   const Choice choice = choose(problem, h200, kernel);
   if (std::string(name_of(choice.kernel)) != kernel) return false;
-  const bool tile = choice.kernel == Kernel::kTile, cluster = choice.kernel == Kernel::kCluster;
-  const cudaError_t forward = (cluster ? launch_cluster_forward
-                               : tile  ? launch_tile_forward
-                                       : launch_vector_forward)(f, choice, {});
-  const cudaError_t backward = (cluster ? launch_cluster_backward
-                                : tile  ? launch_tile_backward
-                                        : launch_vector_backward)(b, choice, {});
+  const cudaError_t forward = forward_launcher(choice.kernel)(f, choice, {});
+  const cudaError_t backward = backward_launcher(choice.kernel)(b, choice, {});
   std::printf("%s, hidden_size %d: %d %d\n", kernel, static_cast<int>(hidden_size), forward,
               backward);
   return forward == cudaSuccess && backward == cudaSuccess;
