@@ -310,9 +310,10 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
         const bool here = own.at(group, e, i), came = own.at(group, e, i - 1);
-        const bool begins = came && here && r.rows.reset && cut[Group::slot(e)];
-        const float grad_h = came ? c[e] : grad_hx[e], to_h = begins ? 0.0f : grad_h;
-        grad_hx[e] = came != here ? (came ? grad_h : 0.0f) : grad_hx[e];
+        const bool ends = came && (!here || (r.rows.reset && cut[Group::slot(e)]));
+        const float grad_h = came ? c[e] : grad_hx[e];
+        const float to_h = ends ? 0.0f : grad_h, to_hx = ends ? grad_h : grad_hx[e];
+        grad_hx[e] = here ? 0.0f : to_hx;
         narrow(&value[e], (to_h + widen(grad_output[u][e])) * slope(widen(output[u][e]), r.relu));
         if (!here) value[e] = zero;
       }
