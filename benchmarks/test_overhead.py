@@ -34,7 +34,7 @@ def make_forward(form: str, rnn: torch.nn.RNNBase) -> Callable[..., Any]:
             return lambda x, hx: fastrnn.functional.rnn(x, hx, weights, num_layers=rnn.num_layers)
         case "torch.ops":
             op = torch.ops.fastrnn.rnn
-            options = (None, None, None, None, True, rnn.num_layers, False, False, False)
+            options = (None, None, None, None, True, rnn.num_layers, "tanh", False, False)
             return lambda x, hx: op(x, hx, weights, *options)
         case "module without hx":
             return lambda x, hx: rnn(x)

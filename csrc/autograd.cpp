@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
+#include "checks.h"
 #include "cpu/rnn_cpu.h"
 #include "ops.h"
 
@@ -33,6 +34,23 @@ OptionalTensor defined(const Tensor& x) { return x.defined() ? OptionalTensor(x)
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// What a node keeps besides tensors, in one number: a map of them costs a small step more.
+struct Options {
+  bool has_biases;
+  int64_t num_layers;
+  Nonlinearity nonlinearity;
+  bool bidirectional, batch_first;
+
+  int64_t packed() const {
+    return int64_t{has_biases} | int64_t{bidirectional} << 1 | int64_t{batch_first} << 2 |
+           static_cast<int64_t>(nonlinearity) << 3 | num_layers << 8;
+  }
+  static Options of(int64_t bits) {
+    return {(bits & 1) != 0, bits >> 8, static_cast<Nonlinearity>(bits >> 3 & 31), (bits & 2) != 0,
+            (bits & 4) != 0};
+  }
+};
+
 struct RnnFunction : torch::autograd::Function<RnnFunction> {
   static variable_list forward(AutogradContext* ctx, FASTRNN_ARGUMENTS) {
     at::AutoDispatchBelowADInplaceOrView below;
@@ -46,9 +64,9 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
                        saved};  // our own copy: the caller may write to output
     kept.insert(kept.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(kept));
-    ctx->saved_data["options"] = int64_t{has_biases} | int64_t{relu} << 1 |
-                                 int64_t{bidirectional} << 2 | int64_t{batch_first} << 3 |
-                                 num_layers << 4;
+    ctx->saved_data["options"] =
+        Options{has_biases, num_layers, nonlinearity_of(nonlinearity), bidirectional, batch_first}
+            .packed();
     ctx->set_materialize_grads(false);
     return {output, hn};
   }
@@ -61,9 +79,9 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
                          lengths = defined(kept[3]), reset = defined(kept[4]),
                          dropout_mask = defined(kept[5]);
     const TensorList weights = TensorList(kept).slice(kFirstWeight);
-    const int64_t options = ctx->saved_data["options"].toInt(), num_layers = options >> 4;
-    const bool has_biases = options & 1, relu = options & 2, bidirectional = options & 4,
-               batch_first = options & 8;
+    const auto [has_biases, num_layers, f, bidirectional, batch_first] =
+        Options::of(ctx->saved_data["options"].toInt());
+    const c10::string_view nonlinearity = name_of(f);
     const OptionalTensor grad_output = defined(grads[0]), grad_hn = defined(grads[1]);
 
     variable_list results(2 + weights.size());  // of input, hx and the weights
@@ -153,7 +171,8 @@ std::tuple<Tensor, Tensor> rnn_autocast(FASTRNN_ARGUMENTS) {
   std::vector<Tensor> cast_weights;
   for (const Tensor& w : weights) cast_weights.push_back(cast(w));
   return rnn(cast(input), cast_optional(hx), cast_weights, batch_sizes, lengths, reset,
-             cast_optional(dropout_mask), has_biases, num_layers, relu, bidirectional, batch_first);
+             cast_optional(dropout_mask), has_biases, num_layers, nonlinearity, bidirectional,
+             batch_first);
 }
 
 template <typename Signature>

@@ -9,7 +9,18 @@ namespace fastrnn {
 
 struct Shape {
   int64_t seq_len, batch, rows, input_size, hidden_size, num_layers, num_directions;
+  Nonlinearity nonlinearity;
 };
+
+inline Nonlinearity nonlinearity_of(c10::string_view name) {
+  if (name == "tanh") return Nonlinearity::kTanh;
+  if (name == "relu") return Nonlinearity::kRelu;
+  TORCH_CHECK_VALUE(false, "Unknown nonlinearity '", name, "'. Select from 'tanh' or 'relu'.");
+}
+
+inline c10::string_view name_of(Nonlinearity nonlinearity) {
+  return nonlinearity == Nonlinearity::kRelu ? "relu" : "tanh";
+}
 
 inline Dtype dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -61,8 +72,8 @@ inline void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
 }
 
 inline Shape check(FASTRNN_ARGUMENTS) {
-  (void)relu;
   Shape s{};
+  s.nonlinearity = nonlinearity_of(nonlinearity);
   s.num_layers = num_layers;
   s.num_directions = bidirectional ? 2 : 1;
   const int64_t per_index = has_biases ? 4 : 2, count = num_layers * s.num_directions;

@@ -9,6 +9,7 @@
 //   reset         (T, B), or (B, T) if batch_first, bool: the state before these steps is zero. Of
 //                 packed data (T, B) too
 //   dropout_mask  (L-1, T, B, D*H) or (L-1, rows, D*H), time-major
+//   nonlinearity  "tanh" or "relu"
 //   output        (T, B, D*H) in the input's layout, with the strides of a time-major tensor
 //   hn            (L*D, B, H)
 //   saved         (L, rows, D*H): the output of every layer
@@ -17,7 +18,7 @@
 #define FASTRNN_SCHEMA                                                      \
   "Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, "       \
   "Tensor? lengths, Tensor? reset, Tensor? dropout_mask, bool has_biases, " \
-  "int num_layers, bool relu, bool bidirectional, bool batch_first"
+  "int num_layers, str nonlinearity, bool bidirectional, bool batch_first"
 
 TORCH_LIBRARY(fastrnn, m) {
   m.def("rnn(" FASTRNN_SCHEMA ") -> (Tensor output, Tensor hn)");

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/string_view.h>
 
 #include <functional>
 #include <optional>
@@ -23,10 +24,10 @@ using OptionalTensor = std::optional<Tensor>;
   const Tensor &input, const OptionalTensor &hx, TensorList weights,                    \
       const OptionalTensor &batch_sizes, const OptionalTensor &lengths,                 \
       const OptionalTensor &reset, const OptionalTensor &dropout_mask, bool has_biases, \
-      int64_t num_layers, bool relu, bool bidirectional, bool batch_first
-#define FASTRNN_PASS                                                                           \
-  input, hx, weights, batch_sizes, lengths, reset, dropout_mask, has_biases, num_layers, relu, \
-      bidirectional, batch_first
+      int64_t num_layers, c10::string_view nonlinearity, bool bidirectional, bool batch_first
+#define FASTRNN_PASS                                                                     \
+  input, hx, weights, batch_sizes, lengths, reset, dropout_mask, has_biases, num_layers, \
+      nonlinearity, bidirectional, batch_first
 
 // output, hn
 FASTRNN_API std::tuple<Tensor, Tensor> rnn(FASTRNN_ARGUMENTS);

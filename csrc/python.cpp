@@ -70,8 +70,8 @@ bool take_weights(const py::list& py_weights, const Tensor& input, int64_t count
 // where the call is shorter than a wait for the lock might be.
 std::tuple<Tensor, Tensor> call(const Tensor& input, const OptionalTensor& hx, TensorList weights,
                                 const OptionalTensor& lengths, const OptionalTensor& reset,
-                                bool has_biases, int64_t num_layers, bool relu, bool bidirectional,
-                                bool batch_first) {
+                                bool has_biases, int64_t num_layers, std::string_view nonlinearity,
+                                bool bidirectional, bool batch_first) {
   std::optional<at::AutoDispatchBelowADInplaceOrView> below;
   if (!wants_grad(input, hx, weights)) below.emplace();
   constexpr int64_t kShortCall = 1 << 17;  // multiply-adds: microseconds
@@ -81,13 +81,13 @@ std::tuple<Tensor, Tensor> call(const Tensor& input, const OptionalTensor& hx, T
   std::optional<py::gil_scoped_release> no_gil;
   if (work > kShortCall) no_gil.emplace();
   return rnn(input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases, num_layers,
-             relu, bidirectional, batch_first);
+             nonlinearity, bidirectional, batch_first);
 }
 
 // The calls in eager mode. Anything out of the ordinary, wrong arguments included, returns None and
 // is left to Python, which has the words for it.
 py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
-                     bool has_biases, int64_t num_layers, py::handle py_relu,
+                     bool has_biases, int64_t num_layers, std::string_view nonlinearity,
                      py::handle py_bidirectional, bool batch_first, py::handle py_lengths,
                      py::handle py_reset) {
   const auto left_to_python = [] { return py::none(); };
@@ -95,8 +95,7 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
   const Tensor* input = plain_tensor(py_input.ptr());
   if (!input || (input->dim() != 2 && input->dim() != 3)) return left_to_python();
   if (!py::isinstance<py::bool_>(py_bidirectional)) return left_to_python();
-  const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>(),
-             relu = py_relu.cast<bool>();
+  const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>();
   if (!has_kernels(*input)) return left_to_python();
 
   const int64_t count = num_layers * (bidirectional ? 2 : 1);
@@ -129,8 +128,9 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
     if (reset && (reset->dim() != 2 || reset->sizes() != input->sizes().slice(0, 2)))
       return left_to_python();
   }
-  auto [output, hn] = call(batched ? *input : input->unsqueeze(1), hx, weights, lengths, reset,
-                           has_biases, num_layers, relu, bidirectional, batched && batch_first);
+  auto [output, hn] =
+      call(batched ? *input : input->unsqueeze(1), hx, weights, lengths, reset, has_biases,
+           num_layers, nonlinearity, bidirectional, batched && batch_first);
   if (!batched) {
     output = output.squeeze(1);
     hn = hn.squeeze(1);
@@ -141,7 +141,7 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
 
 // One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and the state.
 py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
-                          bool has_biases, int64_t num_layers, bool relu) {
+                          bool has_biases, int64_t num_layers, std::string_view nonlinearity) {
   const auto left_to_python = [] { return py::none(); };
   if (call_is_watched()) return left_to_python();
   const Tensor* input = plain_tensor(py_input.ptr());
@@ -160,9 +160,10 @@ py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list&
     hx = batched ? *t : t->unsqueeze(1);
     if (hx->sizes() != at::IntArrayRef{num_layers, batch, hidden_size}) return left_to_python();
   }
-  auto [output, hn] = call(batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0), hx,
-                           weights, std::nullopt, std::nullopt, has_biases, num_layers, relu,
-                           /*bidirectional=*/false, /*batch_first=*/false);
+  auto [output, hn] =
+      call(batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0), hx, weights,
+           std::nullopt, std::nullopt, has_biases, num_layers, nonlinearity,
+           /*bidirectional=*/false, /*batch_first=*/false);
   // No views, as in rnn_cell_eager.
   output = batched ? at::_unsafe_view(output, {batch, hidden_size})
                    : at::_unsafe_view(output, {hidden_size});
@@ -173,7 +174,7 @@ py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list&
 
 // One step: (B, I) or (I) and (B, H) or (H) to (B, H) or (H).
 py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih, py::handle w_hh,
-                          py::handle b_ih, py::handle b_hh, bool relu) {
+                          py::handle b_ih, py::handle b_hh, std::string_view nonlinearity) {
   const auto left_to_python = [] { return py::none(); };
   if (call_is_watched()) return left_to_python();
   const Tensor* input = plain_tensor(py_input.ptr());
@@ -199,8 +200,8 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
     hx = batched ? t->unsqueeze(0) : t->unsqueeze(0).unsqueeze(0);
   }
   const Tensor steps = batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0);
-  const auto [output, hn] =
-      call(steps, hx, weights, std::nullopt, std::nullopt, has_biases, 1, relu, false, false);
+  const auto [output, hn] = call(steps, hx, weights, std::nullopt, std::nullopt, has_biases, 1,
+                                 nonlinearity, false, false);
   // No view of a batch, so that detach_() works as on nn.RNNCell's result; nothing else sees the
   // memory.
   Tensor h = at::_unsafe_view(output, {batch, hidden_size});
@@ -213,13 +214,13 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
 void set_reference_backward_from_python(py::object function) {
   auto* kept =
       new py::object(std::move(function));  // never freed: the interpreter may be gone at exit
-  set_reference_backward(
-      [kept](const OptionalTensor& grad_output, const OptionalTensor& grad_hn, FASTRNN_ARGUMENTS) {
-        py::gil_scoped_acquire gil;
-        return (*kept)(grad_output, grad_hn, input, hx, weights.vec(), batch_sizes, lengths, reset,
-                       dropout_mask, has_biases, num_layers, relu, bidirectional, batch_first)
-            .cast<std::vector<Tensor>>();
-      });
+  set_reference_backward([kept](const OptionalTensor& grad_output, const OptionalTensor& grad_hn,
+                                FASTRNN_ARGUMENTS) {
+    py::gil_scoped_acquire gil;
+    return (*kept)(grad_output, grad_hn, input, hx, weights.vec(), batch_sizes, lengths, reset,
+                   dropout_mask, has_biases, num_layers, nonlinearity, bidirectional, batch_first)
+        .cast<std::vector<Tensor>>();
+  });
 }
 
 // The configurations of the CUDA kernels, whether they are in this build or not: name, dtype, and

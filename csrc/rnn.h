@@ -19,6 +19,8 @@
 
 namespace fastrnn {
 
+enum class Nonlinearity : int { kTanh, kRelu };
+
 enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 // A sequence tensor; its features are contiguous.

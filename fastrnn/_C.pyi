@@ -8,7 +8,7 @@ def rnn(
     weights: object,
     has_biases: bool,
     num_layers: int,
-    relu: bool,
+    nonlinearity: str,
     bidirectional: bool,
     batch_first: bool,
     lengths: Tensor | None,
@@ -20,7 +20,7 @@ def rnn_step(
     weights: list[Tensor],
     has_biases: bool,
     num_layers: int,
-    relu: bool,
+    nonlinearity: str,
 ) -> tuple[Tensor, Tensor] | None: ...
 def rnn_cell(
     input: Tensor,
@@ -29,7 +29,7 @@ def rnn_cell(
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
-    relu: bool,
+    nonlinearity: str,
 ) -> Tensor | None: ...
 def set_reference_backward(function: Callable[..., list[Tensor]]) -> None: ...
 def cpu_kernels() -> str: ...

@@ -20,7 +20,7 @@ class Options(NamedTuple):
     dropout_mask: Tensor | None = None
     has_biases: bool = True
     num_layers: int = 1
-    relu: bool = False
+    nonlinearity: str = "tanh"
     bidirectional: bool = False
     batch_first: bool = False
 

@@ -49,7 +49,7 @@ def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
         dropout_mask: Any,
         has_biases: bool,
         num_layers: int,
-        relu: bool,
+        nonlinearity: str,
         bidirectional: bool,
         batch_first: bool,
     ) -> tuple[Any, Any]:
@@ -87,7 +87,7 @@ def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
                 sequence_lens,
                 state,
                 hidden_size=weights[1].shape[0],
-                activations=["Relu" if relu else "Tanh"] * directions,
+                activations=[nonlinearity.capitalize()] * directions,
                 direction="bidirectional" if bidirectional else "forward",
             )
             if lengths is not None and hx is not None:  # ONNX does not say what no step leaves

@@ -67,7 +67,7 @@ def _run_torch(
         if batch_sizes is not None:
             batch = int(batch_sizes[0])
         hx = input.new_zeros(states, batch, weights[1].size(-1))
-    operator = torch.rnn_relu if options.relu else torch.rnn_tanh
+    operator = torch.rnn_relu if options.nonlinearity == "relu" else torch.rnn_tanh
     # In eval mode cuDNN would refuse a backward pass; without dropout the modes are alike.
     config = (options.has_biases, options.num_layers, dropout, True, options.bidirectional)
     if batch_sizes is not None:

@@ -115,7 +115,7 @@ def rnn(
         weights,
         bias,
         num_layers,
-        nonlinearity == "relu",
+        nonlinearity,
         bidirectional,
         batch_first,
         dropout if training else 0.0,
@@ -138,7 +138,7 @@ def rnn_positional(
     weights: list[Tensor],
     bias: bool,
     num_layers: int,
-    relu: bool,
+    nonlinearity: str,
     bidirectional: bool,
     batch_first: bool,
     dropout: float,
@@ -149,7 +149,16 @@ def rnn_positional(
     """:func:`rnn` without its checks of the configuration: usually one call into C++."""
     if dropout == 0.0 and reset_state is None and not torch.compiler.is_compiling():
         result: tuple[Tensor, Tensor] | None = _C.rnn(
-            input, hx, weights, bias, num_layers, relu, bidirectional, batch_first, lengths, reset
+            input,
+            hx,
+            weights,
+            bias,
+            num_layers,
+            nonlinearity,
+            bidirectional,
+            batch_first,
+            lengths,
+            reset,
         )
         if result is not None:
             return result
@@ -163,7 +172,16 @@ def rnn_positional(
             )
         tensors = (input, hx, *weights)
         if has_torch_function(tensors):
-            given = (bias, num_layers, relu, bidirectional, batch_first, dropout, lengths, reset)
+            given = (
+                bias,
+                num_layers,
+                nonlinearity,
+                bidirectional,
+                batch_first,
+                dropout,
+                lengths,
+                reset,
+            )
             return handle_torch_function(
                 rnn_positional, tensors, input, hx, weights, *given, reset_state
             )
@@ -172,7 +190,7 @@ def rnn_positional(
         lengths=lengths,
         has_biases=bias,
         num_layers=num_layers,
-        relu=relu,
+        nonlinearity=nonlinearity,
         bidirectional=bidirectional,
         batch_first=batch_first and not packed,
     )
@@ -207,7 +225,7 @@ def rnn_step(
     weights: list[Tensor],
     bias: bool,
     num_layers: int,
-    relu: bool,
+    nonlinearity: str,
     dropout: float,
     reset: Tensor | None,
     reset_state: Tensor | None,
@@ -216,7 +234,7 @@ def rnn_step(
     if reset is not None or reset_state is not None:
         hx = _reset_rows("RNN.step", input, hx, reset, reset_state)
     if dropout == 0.0 and not torch.compiler.is_compiling():
-        result = _C.rnn_step(input, hx, weights, bias, num_layers, relu)
+        result = _C.rnn_step(input, hx, weights, bias, num_layers, nonlinearity)
         if result is not None:
             return result
     dim = input.dim()
@@ -228,7 +246,18 @@ def rnn_step(
         )
     sequence = input.unsqueeze(0)
     output, hn = rnn_positional(
-        sequence, hx, weights, bias, num_layers, relu, False, False, dropout, None, None, None
+        sequence,
+        hx,
+        weights,
+        bias,
+        num_layers,
+        nonlinearity,
+        False,
+        False,
+        dropout,
+        None,
+        None,
+        None,
     )
     return output.squeeze(0), hn
 
@@ -248,13 +277,13 @@ def rnn_cell(
     """One step of one layer: (B, I) or (I) and (B, H) or (H) to (B, H) or (H)."""
     if reset is not None or reset_state is not None:
         hx = _reset_rows("RNNCell", input, hx, reset, reset_state)
-    relu = nonlinearity == "relu"
-    if (relu or nonlinearity == "tanh") and not torch.compiler.is_compiling():
-        result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, relu)
+    known = nonlinearity in ("tanh", "relu")
+    if known and not torch.compiler.is_compiling():
+        result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
         if result is not None:
             return result
     _checks.check_cell_rank(input, hx)
-    if not relu and nonlinearity != "tanh":
+    if not known:
         raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
     batched = input.dim() == 2
     if not batched:
@@ -265,7 +294,7 @@ def rnn_cell(
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
     _checks.check_devices(input, hx, weights)
     state = None if hx is None else hx.unsqueeze(0)
-    options = Options(has_biases=len(weights) == 4, relu=relu)
+    options = Options(has_biases=len(weights) == 4, nonlinearity=nonlinearity)
     output, _ = _path.run(input.unsqueeze(0), state, weights, options)
     # No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
     h: Tensor = torch.ops.aten._unsafe_view(output, [-1, w_hh.size(0)])

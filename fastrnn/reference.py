@@ -87,7 +87,7 @@ def rnn(
     dropout_mask: Tensor | None = None,
     has_biases: bool = True,
     num_layers: int = 1,
-    relu: bool = False,
+    nonlinearity: str = "tanh",
     bidirectional: bool = False,
     batch_first: bool = False,
     reset_state: Tensor | None = None,
@@ -121,7 +121,7 @@ def rnn(
             dropout_mask,
             has_biases,
             num_layers,
-            relu,
+            nonlinearity,
             bidirectional,
             reset_state,
         )
@@ -133,7 +133,7 @@ def rnn(
         hidden_size = weights[1].size(-1)
         hx = input.new_zeros(num_layers * num_directions, input.size(1), hidden_size)
     per_direction = 4 if has_biases else 2
-    activation = torch.relu if relu else torch.tanh
+    activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
     hn = []
     for layer in range(num_layers):
         outputs = []
@@ -166,7 +166,7 @@ def _rnn_packed(
     dropout_mask: Tensor | None,
     has_biases: bool,
     num_layers: int,
-    relu: bool,
+    nonlinearity: str,
     bidirectional: bool,
     reset_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -192,7 +192,7 @@ def _rnn_packed(
         dropout_mask=dropout_mask,
         has_biases=has_biases,
         num_layers=num_layers,
-        relu=relu,
+        nonlinearity=nonlinearity,
         bidirectional=bidirectional,
         reset_state=reset_state,
     )

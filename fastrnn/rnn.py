@@ -15,7 +15,7 @@ from fastrnn import _checks
 from fastrnn.functional import rnn_cell, rnn_positional, rnn_step
 
 _CHECKS = ("check_input", "check_hidden_size", "check_forward_args", "get_expected_hidden_size")
-_MODES = "mode must be RNN_TANH or RNN_RELU, got {}"
+_NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}  # of a module's mode
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -158,16 +158,16 @@ class RNN(RNNBase):
             weights = self._computed_weights()
         if self._checks_overridden:
             self._run_checks(input, hx)
-        relu = self.mode == "RNN_RELU"
-        if not relu and self.mode != "RNN_TANH":
-            raise AssertionError(_MODES.format(self.mode))
+        nonlinearity = _NONLINEARITIES.get(self.mode)
+        if nonlinearity is None:
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
         return rnn_positional(
             input,
             hx,
             weights,
             self.bias,
             self.num_layers,
-            relu,
+            nonlinearity,
             self.bidirectional,
             self.batch_first,
             self.dropout if self.training else 0.0,
@@ -224,12 +224,20 @@ class RNN(RNNBase):
             weights = [*map(parameters.__getitem__, self._flat_weights_names)]
         except KeyError:
             weights = self._computed_weights()
-        relu = self.mode == "RNN_RELU"
-        if not relu and self.mode != "RNN_TANH":
-            raise AssertionError(_MODES.format(self.mode))
+        nonlinearity = _NONLINEARITIES.get(self.mode)
+        if nonlinearity is None:
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
         dropout = self.dropout if self.training else 0.0
         return rnn_step(
-            input, hx, weights, self.bias, self.num_layers, relu, dropout, reset, reset_state
+            input,
+            hx,
+            weights,
+            self.bias,
+            self.num_layers,
+            nonlinearity,
+            dropout,
+            reset,
+            reset_state,
         )
 
     def _computed_weights(self) -> list[Any]:

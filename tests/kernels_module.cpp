@@ -123,7 +123,7 @@ struct Call {
        const std::vector<int64_t>& lengths, int dtype, bool relu, bool has_biases, int64_t layers,
        bool bidirectional) {
     stack.dtype = static_cast<Dtype>(dtype);
-    stack.relu = relu;
+    stack.nonlinearity = relu ? fastrnn::Nonlinearity::kRelu : fastrnn::Nonlinearity::kTanh;
     stack.has_biases = has_biases;
     stack.num_layers = layers;
     stack.num_directions = bidirectional ? 2 : 1;

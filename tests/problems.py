@@ -58,7 +58,7 @@ class Problem:
                 lengths=self.lengths.to(x.device) if case.lengths else None,
                 has_biases=case.bias,
                 num_layers=case.num_layers,
-                relu=case.nonlinearity == "relu",
+                nonlinearity=case.nonlinearity,
                 bidirectional=case.bidirectional,
                 batch_first=case.batch_first,
             )

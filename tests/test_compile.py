@@ -225,7 +225,7 @@ def test_gradients_nobody_wants_do_not_share_memory(device: str) -> None:
     """Which torch.compile forbids an operator's results."""
     weights = [torch.ones(4, 3, device=device), torch.ones(4, 4, device=device)]
     input, args = torch.ones(5, 2, 3, device=device), (None, None, None, None)
-    config = (False, 1, False, False, False)
+    config = (False, 1, "tanh", False, False)
     _, hn, saved = torch.ops.fastrnn.rnn_forward(input, None, weights, *args, *config, True)
     grad_input, grad_hx, _ = torch.ops.fastrnn.rnn_backward(
         None, hn, saved, input, None, weights, *args, *config, False, False, True

@@ -677,7 +677,7 @@ def test_fake_packed_input() -> None:
             None,
             True,
             1,
-            False,
+            "tanh",
             False,
             False,
             True,

@@ -118,7 +118,7 @@ def check(
     if extra and case.num_layers > 1:
         time_major = grad_output.transpose(0, 1) if case.batch_first else grad_output
         mask = torch.randint(0, 2, (case.num_layers - 1, *time_major.shape)).double() * 1.25
-    flags = (case.bias, case.num_layers, case.nonlinearity == "relu", case.bidirectional)
+    flags = (case.bias, case.num_layers, case.nonlinearity, case.bidirectional)
     weights = [*problem.weights.values()]
     arguments = [x, hx, weights, sizes, lengths, reset, mask, *flags, case.batch_first]
     stored = to(to(arguments, dtype), torch.float64)

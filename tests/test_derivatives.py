@@ -74,7 +74,7 @@ def losses(name: str) -> tuple[Loss, Loss, dict[str, Tensor]]:
                 **marks,
                 has_biases=module.bias,
                 num_layers=module.num_layers,
-                relu=module.nonlinearity == "relu",
+                nonlinearity=module.nonlinearity,
                 bidirectional=module.bidirectional,
                 batch_first=module.batch_first,
             )

@@ -151,7 +151,7 @@ def test_the_operators_load_without_the_package() -> None:
         "import torch; torch.ops.load_library(r'" + library + "');"
         "x, w = torch.ones(4, 2, 3), [torch.ones(5, 3), torch.ones(5, 5)];"
         "y, h = torch.ops.fastrnn.rnn(x, None, w, None, None, None, None,"
-        " False, 1, False, False, False); print(tuple(y.shape), tuple(h.shape))"
+        " False, 1, 'tanh', False, False); print(tuple(y.shape), tuple(h.shape))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "(4, 2, 5) (1, 2, 5)\n", done.stderr

@@ -37,7 +37,7 @@ def arguments(
         None,
         True,
         num_layers,
-        False,
+        "tanh",
         bidirectional,
         batch_first,
     ]
@@ -80,7 +80,7 @@ def test_opcheck_lengths_reset_and_packed() -> None:
 
 def replaced(**changes: object):
     names = ["input", "hx", "weights", "batch_sizes", "lengths", "reset", "dropout_mask"]
-    names += ["has_biases", "num_layers", "relu", "bidirectional", "batch_first"]
+    names += ["has_biases", "num_layers", "nonlinearity", "bidirectional", "batch_first"]
     args = dict(zip(names, arguments(), strict=True))
     assert changes.keys() <= args.keys()
     return list((args | changes).values())

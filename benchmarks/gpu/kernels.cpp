@@ -52,7 +52,10 @@ std::string json_of(const Variant& v) {
 template <typename Direction>
 Recurrence<Direction> recurrence_of(const Variant& v, int64_t hidden_size, const Rows& rows,
                                     int num_directions, bool relu) {
-  return {v.dtype, relu, v.tf32, hidden_size, rows, num_directions, {}};
+  return {v.dtype, relu ? Nonlinearity::kRelu : Nonlinearity::kTanh,
+          v.tf32,  hidden_size,
+          rows,    num_directions,
+          {}};
 }
 void run(const ForwardRecurrence& r, const Choice& c) {
   check_cuda(forward_launcher(c.kernel)(r, c, {}), "launching forward");

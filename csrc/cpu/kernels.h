@@ -50,7 +50,7 @@ struct ForwardTask {
   bool above;  // not the lowest layer: which of two elements of the plan's arrays
   Share share;
   bool reverse;
-  bool relu;
+  Nonlinearity nonlinearity;
   int64_t input_size;
   int64_t hidden_size;
   Sequence input;       // storage type
@@ -70,7 +70,7 @@ struct BackwardTask {
   const Plan* plan;
   Share share;
   bool reverse;
-  bool relu;
+  Nonlinearity nonlinearity;
   int64_t hidden_size;
   Sequence state;  // storage type: the saved output
   const void* w_hh;

@@ -191,7 +191,7 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
                   .split = plan.split,
                   .out = out_rows,
                   .columns = H,
-                  .epilogue = task.relu ? Epilogue::kRelu : Epilogue::kTanh};
+                  .epilogue = epilogue_of(task.nonlinearity)};
   if (fused) {
     step.terms[0] = projection.terms[0];
     step.bias = projection.bias;
@@ -310,7 +310,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
                   .state = state_rows,
                   .out = out_rows,
                   .columns = H,
-                  .epilogue = task.relu ? Epilogue::kReluGrad : Epilogue::kTanhGrad};
+                  .epilogue = grad_epilogue_of(task.nonlinearity)};
   for (int64_t s = T - 1; s >= 0; --s) {
     const int64_t t = walk.time(s), n = clamp(active_rows(steps, t) - begin, 0, rows);
     for (int64_t i = 0; i < n; ++i) {

@@ -71,7 +71,7 @@ struct Call {
         ragged(lengths.has_value()) {
     this->input = contiguous_features(input);
     stack.dtype = dtype_of(input);
-    stack.relu = relu;
+    stack.nonlinearity = shape.nonlinearity;
     stack.has_biases = has_biases;
     stack.num_layers = shape.num_layers;
     stack.num_directions = shape.num_directions;
@@ -262,12 +262,13 @@ std::optional<std::tuple<Tensor, Tensor>> rnn_by_aten(FASTRNN_ARGUMENTS) {
   const Tensor state =
       hx ? *hx
          : at::zeros({s.num_layers * s.num_directions, s.batch, s.hidden_size}, input.options());
+  const bool is_relu = s.nonlinearity == Nonlinearity::kRelu;
   if (batch_sizes) {
-    const auto run = relu ? at::_ops::rnn_relu_data::call : at::_ops::rnn_tanh_data::call;
+    const auto run = is_relu ? at::_ops::rnn_relu_data::call : at::_ops::rnn_tanh_data::call;
     return run(input, *batch_sizes, state, weights, has_biases, num_layers, 0.0, false,
                bidirectional);
   }
-  const auto run = relu ? at::_ops::rnn_relu_input::call : at::_ops::rnn_tanh_input::call;
+  const auto run = is_relu ? at::_ops::rnn_relu_input::call : at::_ops::rnn_tanh_input::call;
   return run(input, state, weights, has_biases, num_layers, 0.0, false, bidirectional, batch_first);
 }
 

@@ -8,7 +8,7 @@ namespace fastrnn::cpu {
 // A stack of L layers of D directions; layer l, direction d has index l * D + d.
 struct Stack {
   Dtype dtype;
-  bool relu;
+  Nonlinearity nonlinearity;
   bool has_biases;
   int64_t num_layers;
   int64_t num_directions;

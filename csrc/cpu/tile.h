@@ -34,6 +34,13 @@ struct Panels {
 
 enum class Epilogue { kStore, kTanh, kRelu, kTanhGrad, kReluGrad };
 
+FASTRNN_INLINE Epilogue epilogue_of(Nonlinearity f) {
+  return f == Nonlinearity::kRelu ? Epilogue::kRelu : Epilogue::kTanh;
+}
+FASTRNN_INLINE Epilogue grad_epilogue_of(Nonlinearity f) {
+  return f == Nonlinearity::kRelu ? Epilogue::kReluGrad : Epilogue::kTanhGrad;
+}
+
 // How the matrices of a product lie in memory.
 enum class Layout {
   kPacked,      // panels of [depth, columns]

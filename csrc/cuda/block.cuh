@@ -189,12 +189,12 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
       // All at once, so that no element waits for another; then only what the row has.
 #pragma unroll
       for (int e = 0; e < kElements; ++e) c[e] += widen(igates[u][e]) + bias[e];
-      if (r.relu) {
+      if (r.nonlinearity == Nonlinearity::kRelu) {
 #pragma unroll
-        for (int e = 0; e < kElements; ++e) c[e] = activate(c[e], true);
+        for (int e = 0; e < kElements; ++e) c[e] = activate(c[e], Nonlinearity::kRelu);
       } else {
 #pragma unroll
-        for (int e = 0; e < kElements; ++e) c[e] = activate(c[e], false);
+        for (int e = 0; e < kElements; ++e) c[e] = activate(c[e], Nonlinearity::kTanh);
       }
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
@@ -314,7 +314,8 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
         const float grad_h = came ? c[e] : grad_hx[e];
         const float to_h = ends ? 0.0f : grad_h, to_hx = ends ? grad_h : grad_hx[e];
         grad_hx[e] = here ? 0.0f : to_hx;
-        narrow(&value[e], (to_h + widen(grad_output[u][e])) * slope(widen(output[u][e]), r.relu));
+        narrow(&value[e],
+               (to_h + widen(grad_output[u][e])) * slope(widen(output[u][e]), r.nonlinearity));
         if (!here) value[e] = zero;
       }
 #pragma unroll

@@ -27,7 +27,7 @@ struct Call {
   const Context& context;
   Shape shape;
   Dtype dtype;
-  bool relu, has_biases, packed, batch_first, has_lengths;
+  bool has_biases, packed, batch_first, has_lengths;
   Tensor input;         // as given, with contiguous features
   Tensor hx;            // [L*D, B, H] with contiguous features, or undefined
   Tensor dropout_mask;  // [L-1, rows, D*H], or undefined
@@ -39,7 +39,6 @@ struct Call {
       : context(context),
         shape(check(FASTRNN_PASS)),
         dtype(dtype_of(input)),
-        relu(relu),
         has_biases(has_biases),
         packed(batch_sizes.has_value()),
         batch_first(batch_first),

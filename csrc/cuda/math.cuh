@@ -29,15 +29,16 @@ FASTRNN_DEVICE float tanh_of(float x) {
 FASTRNN_DEVICE double tanh_of(double x) { return tanh(x); }
 
 template <typename C>
-FASTRNN_DEVICE C activate(C x, bool relu) {
-  if (!relu) return tanh_of(x);
+FASTRNN_DEVICE C activate(C x, Nonlinearity f) {
+  if (f == Nonlinearity::kTanh) return tanh_of(x);
   return x <= 0 ? C(0) : x;  // NaN stays
 }
 
 // f'(pre) from h = f(pre).
 template <typename C>
-FASTRNN_DEVICE C slope(C h, bool relu) {
-  if (relu) return h <= 0 ? C(0) : C(1);  // as torch: NaN lets the gradient through
+FASTRNN_DEVICE C slope(C h, Nonlinearity f) {
+  if (f == Nonlinearity::kRelu)
+    return h <= 0 ? C(0) : C(1);  // as torch: NaN lets the gradient through
   return C(1) - h * h;
 }
 

@@ -57,7 +57,7 @@ struct BackwardDirection {
 template <typename Direction>
 struct Recurrence {
   Dtype dtype;
-  bool relu;
+  Nonlinearity nonlinearity;
   bool tf32;  // whether float32 products may round their factors to TF32
   int64_t hidden_size;
   Rows rows;

@@ -26,7 +26,7 @@ template <typename Direction>
 Recurrence<Direction> recurrence_of(const Call& call) {
   Recurrence<Direction> r{};
   r.dtype = call.dtype;
-  r.relu = call.relu;
+  r.nonlinearity = call.shape.nonlinearity;
   r.tf32 = call.context.tf32;
   r.hidden_size = call.shape.hidden_size;
   r.rows = call.rows;

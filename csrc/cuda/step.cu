@@ -64,7 +64,7 @@ void forward_step_kernel(const __grid_constant__ ForwardStep step) {
   z += load_or_zero<C, S>(d.b_ih, j) + load_or_zero<C, S>(d.b_hh, j);
   if (product) z += static_cast<const C*>(product)[i];
   S h;
-  narrow(&h, activate(z, r.relu));
+  narrow(&h, activate(z, r.nonlinearity));
   static_cast<S*>(d.output.data)[place(rows, d.output, t, b) + j] = h;
   if (d.copy.data) static_cast<S*>(d.copy.data)[place(rows, d.copy, t, b) + j] = h;
   if (step.state[blockIdx.y]) static_cast<S*>(step.state[blockIdx.y])[i] = h;
@@ -102,7 +102,7 @@ void backward_step_kernel(const __grid_constant__ BackwardStep step) {
       const int64_t at = place(rows, d.grad_output, t, b) + j;
       carry += widen(static_cast<const S*>(d.grad_output.data)[at]);
     }
-    grad = carry * slope(h, r.relu);
+    grad = carry * slope(h, r.nonlinearity);
   }
   narrow(static_cast<S*>(d.grad_pre.data) + place(rows, d.grad_pre, t, b) + j, grad);
 }

@@ -10,7 +10,7 @@ namespace {
 
 using Arguments =
     std::tuple<Tensor, OptionalTensor, std::vector<Tensor>, OptionalTensor, OptionalTensor,
-               OptionalTensor, OptionalTensor, bool, int64_t, bool, bool, bool>;
+               OptionalTensor, OptionalTensor, bool, int64_t, std::string, bool, bool>;
 
 // "tile" forces that kernel on an H200, "tile@16" on one with 16 multiprocessors.
 Context context_of(const std::string& forced, bool tf32) {
