@@ -1,8 +1,8 @@
 """The Elman recurrence as readable torch code, differentiable to any order.
 
-It is the truth that the tests compare the kernels with, and it serves the calls that the kernels do
-not take: complex numbers, forward-mode differentiation, ``torch.func`` transforms and gradients of
-gradients.
+It is the truth that the tests compare the kernels with, and it serves the calls that neither the
+kernels nor torch's own operator take: forward-mode differentiation, ``torch.func`` transforms,
+gradients of gradients, ``reset_state``, and ``lengths`` or ``reset`` where no kernel serves.
 """
 
 from __future__ import annotations
