@@ -81,11 +81,11 @@ FASTRNN_INLINE void add_row(C* sum, const X* row, int64_t n) {
   }
 }
 
-// The rows of a block of weight_grad, of X: the accumulation type, or bfloat16 for pairs.
+// The rows of a block of weight_grad, of X: the accumulation type, or S where it has pairs.
 template <typename S, typename X>
 void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
   using C = typename Accumulate<S>::type;
-  constexpr bool kPairs = sizeof(X) < sizeof(C);
+  constexpr bool kPairs = kHasPairs<X>;
   const Steps& steps = *task.steps;
   const Walk walk{steps, task.reverse};
   const Layout layout = kPairs ? Layout::kPairs : Layout::kPacked;
@@ -177,12 +177,10 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
 template <typename S>
 void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
   if (begin >= end) return;
-#if defined(FASTRNN_AVX512_BF16)
-  if constexpr (kIsSame<S, BFloat16>) {
+  if constexpr (kHasPairs<S>) {
     if (task.plan->form == Form::kPackedPairs)
       return weight_grad_of<S, S>(task, begin, end, scratch);
   }
-#endif
   weight_grad_of<S, typename Accumulate<S>::type>(task, begin, end, scratch);
 }
 

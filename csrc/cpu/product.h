@@ -110,9 +110,7 @@ void run(const Product<C>& p, int64_t rows, const Share& share) {
     case Layout::kPacked:
       return run_panels<C, Packed>(p, rows, part, parts);
     case Layout::kPairs:
-#if defined(FASTRNN_AVX512_BF16)
-      if constexpr (kIsSame<S, BFloat16>) run_panels<C, Pairs>(p, rows, part, parts);
-#endif
+      if constexpr (kHasPairs<S>) run_panels<C, Pairs>(p, rows, part, parts);
       return;
     case Layout::kNatural:
       return run_panels<C, S>(p, rows, part, parts);

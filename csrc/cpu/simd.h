@@ -270,6 +270,15 @@ struct Accumulate<double> {
   using type = double;
 };
 
+// Whether an instruction multiplies and adds pairs of a storage type: matrices are then packed in
+// pairs, and sums are of two products at a time.
+template <typename S>
+constexpr bool kHasPairs = false;
+#if defined(FASTRNN_AVX512_BF16)
+template <>
+constexpr bool kHasPairs<BFloat16> = true;
+#endif
+
 FASTRNN_INLINE uint32_t bits_of(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);

@@ -15,7 +15,7 @@ void pack(void* dst, const void* src, int64_t depth, int64_t columns, bool trans
   C* to = static_cast<C*>(dst);
   const S* from = static_cast<const S*>(src);
 #if defined(FASTRNN_AVX512_BF16)
-  if constexpr (kIsSame<S, BFloat16>) {
+  if constexpr (kHasPairs<S>) {
     transposed ? pack_pair_panels<true>(to, from, depth, columns, depth, part, parts)
                : pack_pair_panels<false>(to, from, depth, columns, columns, part, parts);
     return;
@@ -41,12 +41,7 @@ void add_biases(void* dst, const void* b_ih, const void* b_hh, int64_t size) {
 
 template <typename S>
 constexpr TypedKernels typed_kernels() {
-#if defined(FASTRNN_AVX512_BF16)
-  constexpr Form kForm = kIsSame<S, BFloat16> ? Form::kPackedPairs : Form::kPacked;
-#else
-  constexpr Form kForm = Form::kPacked;
-#endif
-  return {{kForm, int64_t{kMaxVectors} * kVectorBytes},
+  return {{kHasPairs<S> ? Form::kPackedPairs : Form::kPacked, int64_t{kMaxVectors} * kVectorBytes},
           pack<S>,
           add_biases<S>,
           for_blocks<S, ForwardTask, forward_block<S>>,
