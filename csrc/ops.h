@@ -40,6 +40,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTenso
                                                              bool want_input, bool want_hx,
                                                              bool want_weights);
 
+// The operator rnn under a device's autograd key. Torch's own operator serves the calls that
+// goes_to_torch, if there is one.
+std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS,
+                                        bool (*goes_to_torch)(FASTRNN_ARGUMENTS));
+
 // Whether autograd is to see a call with these tensors.
 FASTRNN_API bool wants_grad(const Tensor& input, const OptionalTensor& hx, TensorList weights);
 

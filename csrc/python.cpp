@@ -7,17 +7,12 @@
 #include "cuda/configurations.h"
 #include "ops.h"
 #if defined(FASTRNN_WITH_CUDA)
+#include "cuda/devices.h"
 #include "cuda/rnn_cuda.h"
 #endif
 
 namespace fastrnn {
 namespace {
-
-#if defined(FASTRNN_WITH_CUDA)
-constexpr bool kWithCuda = true;
-#else
-constexpr bool kWithCuda = false;
-#endif
 
 PyObject* parameter_type = nullptr;  // torch.nn.Parameter, set when the module loads
 
@@ -41,9 +36,16 @@ bool call_is_watched() {
          torch::jit::tracer::isTracing();
 }
 
+bool on_device_with_kernels(const Tensor& x) {
+#if defined(FASTRNN_WITH_CUDA)
+  if (x.is_cuda()) return cuda::why_no_kernels(x.get_device()).empty();
+#endif
+  return x.is_cpu();
+}
+
 bool has_kernels(const Tensor& x) {
   const at::ScalarType dtype = x.scalar_type();
-  return (x.is_cpu() || (kWithCuda && x.is_cuda())) && x.size(-1) > 0 &&
+  return on_device_with_kernels(x) && x.size(-1) > 0 &&
          (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
           dtype == at::kBFloat16);
 }
@@ -54,24 +56,24 @@ bool alike(const Tensor& x, const Tensor& y) {
 
 using Weights = c10::SmallVector<Tensor, 8>;
 
-// Whether there are `count` weights that the kernels can take with `input`.
-bool take_weights(const py::list& py_weights, const Tensor& input, int64_t count,
-                  Weights& weights) {
+// Whether the kernels can take these weights with `input`.
+bool take_weights(const py::list& py_weights, const Tensor& input, Weights& weights) {
   for (py::handle w : py_weights) {
     const Tensor* t = plain_tensor(w.ptr());
     if (!t || !alike(*t, input)) return false;
     weights.push_back(*t);
   }
-  return static_cast<int64_t>(weights.size()) == count && count >= 2 && weights[0].dim() == 2 &&
-         weights[1].dim() == 2;
+  return weights.size() >= 2;
 }
 
 // The operator, past its autograd key where nothing asks for gradients, and with Python's lock kept
-// where the call is shorter than a wait for the lock might be.
-std::tuple<Tensor, Tensor> call(const Tensor& input, const OptionalTensor& hx, TensorList weights,
-                                const OptionalTensor& lengths, const OptionalTensor& reset,
-                                bool has_biases, int64_t num_layers, std::string_view nonlinearity,
-                                bool bidirectional, bool batch_first) {
+// where the call is shorter than a wait for the lock might be. Nothing if it refuses the arguments,
+// whose sizes are checked there and not here.
+std::optional<std::tuple<Tensor, Tensor>> call(const Tensor& input, const OptionalTensor& hx,
+                                               TensorList weights, const OptionalTensor& lengths,
+                                               const OptionalTensor& reset, bool has_biases,
+                                               int64_t num_layers, std::string_view nonlinearity,
+                                               bool bidirectional, bool batch_first) {
   std::optional<at::AutoDispatchBelowADInplaceOrView> below;
   if (!wants_grad(input, hx, weights)) below.emplace();
   constexpr int64_t kShortCall = 1 << 17;  // multiply-adds: microseconds
@@ -80,8 +82,14 @@ std::tuple<Tensor, Tensor> call(const Tensor& input, const OptionalTensor& hx, T
   const int64_t work = rows * (weights[0].numel() + weights[1].numel()) * count;
   std::optional<py::gil_scoped_release> no_gil;
   if (work > kShortCall) no_gil.emplace();
-  return rnn(input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases, num_layers,
-             nonlinearity, bidirectional, batch_first);
+  try {
+    return rnn(input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases,
+               num_layers, nonlinearity, bidirectional, batch_first);
+  } catch (const c10::OutOfMemoryError&) {
+    throw;
+  } catch (const c10::Error&) {  // Python finds the words for it, or gets it again
+    return std::nullopt;
+  }
 }
 
 // The calls in eager mode. Anything out of the ordinary, wrong arguments included, returns None and
@@ -98,39 +106,30 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
   const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>();
   if (!has_kernels(*input)) return left_to_python();
 
-  const int64_t count = num_layers * (bidirectional ? 2 : 1);
   Weights weights;
-  if (!take_weights(py_weights, *input, count * (has_biases ? 4 : 2), weights))
-    return left_to_python();
-  const int64_t seq_len = input->size(batched && batch_first ? 1 : 0);
-  const int64_t batch = batched ? input->size(batch_first ? 0 : 1) : 1;
-  if (input->size(-1) != weights[0].size(1) || seq_len == 0) return left_to_python();
-
+  if (!take_weights(py_weights, *input, weights)) return left_to_python();
   OptionalTensor hx, lengths, reset;
   if (!py_hx.is_none()) {
     const Tensor* t = plain_tensor(py_hx.ptr());
     if (!t || t->dim() != input->dim() || !alike(*t, *input)) return left_to_python();
     hx = batched ? *t : t->unsqueeze(1);
-    if (hx->size(0) != count || hx->size(1) != batch || hx->size(2) != weights[1].size(1))
-      return left_to_python();
   }
   if (!py_lengths.is_none() || !py_reset.is_none()) {
     if (!batched) return left_to_python();
     for (auto& [from, to] : {std::pair{py_lengths, &lengths}, std::pair{py_reset, &reset}}) {
       if (from.is_none()) continue;
       const Tensor* t = plain_tensor(from.ptr());
-      if (!t || t->device() != input->device()) return left_to_python();
+      if (!t) return left_to_python();
       *to = *t;
     }
+    // Python takes other types too, and a last dimension of 1.
     if (lengths && lengths->scalar_type() != at::kLong) return left_to_python();
-    if (lengths && (lengths->dim() != 1 || lengths->size(0) != batch)) return left_to_python();
-    if (reset && reset->scalar_type() != at::kBool) return left_to_python();
-    if (reset && (reset->dim() != 2 || reset->sizes() != input->sizes().slice(0, 2)))
-      return left_to_python();
+    if (reset && (reset->scalar_type() != at::kBool || reset->dim() != 2)) return left_to_python();
   }
-  auto [output, hn] =
-      call(batched ? *input : input->unsqueeze(1), hx, weights, lengths, reset, has_biases,
-           num_layers, nonlinearity, bidirectional, batched && batch_first);
+  auto results = call(batched ? *input : input->unsqueeze(1), hx, weights, lengths, reset,
+                      has_biases, num_layers, nonlinearity, bidirectional, batched && batch_first);
+  if (!results) return left_to_python();
+  auto& [output, hn] = *results;
   if (!batched) {
     output = output.squeeze(1);
     hn = hn.squeeze(1);
@@ -148,26 +147,22 @@ py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list&
   if (!input || (input->dim() != 1 && input->dim() != 2) || !has_kernels(*input))
     return left_to_python();
   Weights weights;
-  if (!take_weights(py_weights, *input, num_layers * (has_biases ? 4 : 2), weights))
-    return left_to_python();
+  if (!take_weights(py_weights, *input, weights)) return left_to_python();
   const bool batched = input->dim() == 2;
-  const int64_t batch = batched ? input->size(0) : 1, hidden_size = weights[1].size(1);
-  if (input->size(-1) != weights[0].size(1)) return left_to_python();
   OptionalTensor hx;
   if (!py_hx.is_none()) {
     const Tensor* t = plain_tensor(py_hx.ptr());
     if (!t || t->dim() != input->dim() + 1 || !alike(*t, *input)) return left_to_python();
     hx = batched ? *t : t->unsqueeze(1);
-    if (hx->sizes() != at::IntArrayRef{num_layers, batch, hidden_size}) return left_to_python();
   }
-  auto [output, hn] =
-      call(batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0), hx, weights,
-           std::nullopt, std::nullopt, has_biases, num_layers, nonlinearity,
-           /*bidirectional=*/false, /*batch_first=*/false);
+  auto results = call(batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0), hx, weights,
+                      std::nullopt, std::nullopt, has_biases, num_layers, nonlinearity,
+                      /*bidirectional=*/false, /*batch_first=*/false);
+  if (!results) return left_to_python();
+  auto& [output, hn] = *results;
   // No views, as in rnn_cell_eager.
-  output = batched ? at::_unsafe_view(output, {batch, hidden_size})
-                   : at::_unsafe_view(output, {hidden_size});
-  if (!batched) hn = at::_unsafe_view(hn, {num_layers, hidden_size});
+  output = at::_unsafe_view(output, output.sizes().slice(batched ? 1 : 2));
+  if (!batched) hn = at::_unsafe_view(hn, {hn.size(0), hn.size(2)});
   return py::make_tuple(py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output))),
                         py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(hn))));
 }
@@ -186,25 +181,23 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   c10::SmallVector<Tensor, 4> weights;
   for (int i = 0; i < (has_biases ? 4 : 2); ++i) {
     const Tensor* t = plain_tensor(py_weights[i].ptr());
-    if (!t || !alike(*t, *input) || t->dim() != (i < 2 ? 2 : 1)) return left_to_python();
+    if (!t || !alike(*t, *input)) return left_to_python();
     weights.push_back(*t);
   }
-  const int64_t batch = batched ? input->size(0) : 1, hidden_size = weights[1].size(1);
-  if (input->size(-1) != weights[0].size(1)) return left_to_python();
   OptionalTensor hx;
   if (!py_hx.is_none()) {
     const Tensor* t = plain_tensor(py_hx.ptr());
-    if (!t || t->dim() != input->dim() || !alike(*t, *input) || t->size(-1) != hidden_size)
-      return left_to_python();
-    if (batched && t->size(0) != batch) return left_to_python();
+    if (!t || t->dim() != input->dim() || !alike(*t, *input)) return left_to_python();
     hx = batched ? t->unsqueeze(0) : t->unsqueeze(0).unsqueeze(0);
   }
   const Tensor steps = batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0);
-  const auto [output, hn] = call(steps, hx, weights, std::nullopt, std::nullopt, has_biases, 1,
-                                 nonlinearity, false, false);
+  const auto results = call(steps, hx, weights, std::nullopt, std::nullopt, has_biases, 1,
+                            nonlinearity, false, false);
+  if (!results) return left_to_python();
+  const Tensor& output = std::get<0>(*results);
   // No view of a batch, so that detach_() works as on nn.RNNCell's result; nothing else sees the
   // memory.
-  Tensor h = at::_unsafe_view(output, {batch, hidden_size});
+  Tensor h = at::_unsafe_view(output, output.sizes().slice(1));
   if (!batched) h = h.squeeze(0);
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(h)));
 }
@@ -251,9 +244,10 @@ PYBIND11_MODULE(_C, m) {
 #if defined(FASTRNN_WITH_CUDA)
   m.def("cuda_kernels", cuda::architectures);
   m.def("cuda_kernels_for", cuda::kernels_for);
+  m.def("cuda_why_no_kernels", cuda::why_no_kernels);
   m.def("set_cuda_kernel", cuda::set_kernel);
 #endif
-  m.def("cpu_prefers_aten", cpu::prefers_aten);
+  m.def("cpu_prefers_torch", cpu::prefers_torch);
 }
 
 }  // namespace fastrnn

@@ -22,7 +22,8 @@ def info(
 
     Args:
         module: An :class:`fastrnn.RNN` or :class:`fastrnn.RNNCell`.
-        input: An input for it. What the call would refuse is not checked.
+        input: An input for it, of a call in eager mode without ``lengths`` or ``reset``. What the
+            call would refuse is not checked.
 
     Returns:
         Names and values: versions, the library of the operators for C++ programs, the instruction
@@ -71,24 +72,26 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
     if why is not None:
         return f"torch ({why})"
     like = next(x for x in tensors if x is not None)
-    kernels = _C.cpu_kernels() if like.device.type == "cpu" else "shapes only"
-    if kernels == "baseline" and input is not None:
-        batch, hidden_size = _batch(module, input), module.hidden_size
-        kernels = "aten" if _C.cpu_prefers_aten(batch, hidden_size) else kernels  # type: ignore[arg-type]
-    if like.device.type == "cuda":
-        steps, batch = (1, 1) if input is None else (_steps(module, input), _batch(module, input))
+    device, dtype = like.device.type, like.dtype
+    if dtype != torch.float64 and _path.autocast_is_on(device):
+        dtype = torch.get_autocast_dtype(device)
+    hidden_size: int = module.hidden_size  # type: ignore[assignment]
+    steps, batch = (1, 1) if input is None else (_steps(module, input), _batch(module, input))
+    drops = module.training and getattr(module, "dropout", 0.0) > 0 and module.num_layers > 1  # type: ignore[operator]
+    kernels = "shapes only"
+    if device == "cpu":
+        if input is not None and not drops and _C.cpu_prefers_torch(batch, hidden_size):
+            return "torch (faster than the baseline kernels for steps of this size)"
+        kernels = _C.cpu_kernels()
+    elif device == "cuda":
         bidirectional = bool(getattr(module, "bidirectional", False))
+        like = like.new_empty(0, dtype=dtype)
         kernels = _C.cuda_kernels_for(
-            like,
-            steps,
-            batch,
-            module.hidden_size,  # type: ignore[arg-type]
-            bidirectional,
+            like, steps, batch, hidden_size, bidirectional, steps > 1 and not drops
         )
-    dtype = like.dtype
-    if dtype != torch.float64 and _path.autocast_is_on(like.device.type):
-        dtype = torch.get_autocast_dtype(like.device.type)
-    return f"{like.device.type} {kernels} {str(dtype).removeprefix('torch.')}"
+        if kernels == "torch":
+            return "torch (cuDNN is chosen for steps of this size)"
+    return f"{device} {kernels} {str(dtype).removeprefix('torch.')}"
 
 
 def _batch(module: torch.nn.Module, input: Tensor | PackedSequence) -> int:

@@ -59,7 +59,7 @@ def run(
 def _run_torch(
     input: Tensor, hx: Tensor | None, weights: list[Tensor], options: Options, dropout: float
 ) -> tuple[Any, Any]:
-    """Call the operator behind ``torch.nn.RNN``: on CUDA, cuDNN."""
+    """Call the operator behind ``torch.nn.RNN``, on CUDA cuDNN, as csrc/by_torch.cpp does."""
     batch_sizes = options.batch_sizes
     if hx is None:
         states = options.num_layers * (2 if options.bidirectional else 1)
@@ -67,11 +67,13 @@ def _run_torch(
         if batch_sizes is not None:
             batch = int(batch_sizes[0])
         hx = input.new_zeros(states, batch, weights[1].size(-1))
+    hx = hx.contiguous()  # else cuDNN refuses it
     operator = torch.rnn_relu if options.nonlinearity == "relu" else torch.rnn_tanh
     # In eval mode cuDNN would refuse a backward pass; without dropout the modes are alike.
     config = (options.has_biases, options.num_layers, dropout, True, options.bidirectional)
     if batch_sizes is not None:
-        return operator(input, batch_sizes, hx, weights, *config)
+        data = input[: int(batch_sizes.sum())]  # all else would be taken for the last step's
+        return operator(data, batch_sizes, hx, weights, *config)
     return operator(input, hx, weights, *config, options.batch_first)
 
 
@@ -117,10 +119,20 @@ def why_no_kernel(tensors: Iterable[Tensor | None]) -> str | None:
     device = given[0].device.type
     if device not in KERNEL_DEVICES:
         return f"no kernel for {device} in this build"
+    if device == "cuda":
+        why_not: str = _why_no_cuda_kernels(given[0].get_device())
+        if why_not:
+            return why_not
     # Autocast leaves float64 as it is.
     if len(dtypes) > 1 and (torch.float64 in dtypes or not autocast_is_on(device)):
         return "the dtypes differ"  # an error, for which torch's own operators have the words
     return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _why_no_cuda_kernels(device: int) -> str:
+    # Without a GPU a tensor there is one of a compiler's, which has shapes only.
+    return _C.cuda_why_no_kernels(device) if torch.cuda.is_available() else ""
 
 
 def autocast_is_on(device: str) -> bool:

@@ -106,8 +106,8 @@ std::vector<std::vector<int64_t>> parts(int64_t seq_len, int64_t batch,
   return found;
 }
 
-int64_t aten_step_work(int64_t panel_bytes) {
-  return cpu::aten_step_work({cpu::Form::kPacked, panel_bytes});
+int64_t torch_step_work(int64_t panel_bytes) {
+  return cpu::torch_step_work({cpu::Form::kPacked, panel_bytes});
 }
 
 bool available(const std::string& isa) { return cpu::find_kernels(isa.c_str()) != nullptr; }
@@ -197,6 +197,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("backward", backward);
   m.def("choose", choose);
   m.def("parts", parts);
-  m.def("aten_step_work", aten_step_work);
+  m.def("torch_step_work", torch_step_work);
   m.attr("NEVER") = cpu::kNever;
 }

@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif("cuda" not in fastrnn._path.KERNEL_DEVICES, reason="built without CUDA"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-KERNELS = ["step", "vector", "tile", "cluster"]
+KERNELS = ["torch", "step", "vector", "tile", "cluster"]
 SHAPES = [
     Case(40, 5, 3, 64),
     Case(40, 70, 30, 128, bidirectional=True, num_layers=2),
@@ -258,6 +258,36 @@ def test_strides(kernel: str) -> None:
     expected, expected_hn = rnn(x.contiguous(), hx.contiguous())
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(hn, expected_hn)
+
+
+def test_derivatives_that_cudnn_has_not() -> None:
+    """Our node is around cuDNN's: second derivatives, batches of gradients, eval mode."""
+    rnn = fastrnn.RNN(6, 700, device="cuda").eval()
+    x = torch.randn(5, 3, 6, device="cuda", requires_grad=True)
+    assert fastrnn.info(rnn, x)["kernel"].startswith("torch")
+
+    def derivatives() -> list[Tensor]:
+        output, hn = rnn(x)
+        (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        output, hn = rnn(x)
+        v = torch.stack([torch.ones_like(hn), hn.detach()])
+        (batch,) = torch.autograd.grad(hn, x, v, is_grads_batched=True)
+        return [output, first, second, batch]
+
+    found = derivatives()
+    with forced("step"):
+        torch.testing.assert_close(found, derivatives(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_large_cell_may_be_overwritten() -> None:
+    cell = fastrnn.RNNCell(6, 700, device="cuda")
+    x, grads = torch.randn(3, 6, device="cuda"), []
+    for keep in (lambda h: h.mul_(0.5), lambda h: h * 0.5):
+        cell.zero_grad()
+        keep(cell(x)).sum().backward()
+        grads.append(cell.weight_ih.grad)
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.slow

@@ -38,10 +38,12 @@ def cuda() -> Any:
     build = ROOT / "build/cuda_on_cpu"
     build.mkdir(parents=True, exist_ok=True)
     here = ROOT / "tests/cuda_on_cpu"
-    sources = [*here.glob("*.cpp"), *(ROOT / "csrc/cuda").glob("*.cpp")]
+    sources = [ROOT / "csrc/arguments.cpp", *here.glob("*.cpp")]
+    sources += (ROOT / "csrc/cuda").glob("*.cpp")
+    left_out = ("rnn_cuda.cpp", "devices.cpp", "race.cpp")
     return cpp_extension.load(
         "fastrnn_cuda_on_cpu",
-        sorted(str(path) for path in sources if path.name not in ("rnn_cuda.cpp", "race.cpp")),
+        sorted(str(path) for path in sources if path.name not in left_out),
         extra_cflags=FLAGS,
         extra_ldflags=["-Wl,-Bsymbolic"],  # cublas.cpp, also where torch has loaded the real one
         extra_include_paths=[str(ROOT / "csrc"), str(here)],
@@ -345,10 +347,31 @@ def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("dtype", "hidden", "expected"),
+    [
+        (FLOAT32, 512, "cluster"),
+        (FLOAT32, 640, "step"),
+        (FLOAT32, 641, "torch"),
+        (FLOAT64, 1024, "step"),
+        (FLOAT64, 1025, "torch"),
+        (FLOAT16, 1024, "cluster"),
+        (BFLOAT16, 1025, "torch"),
+    ],
+)
+def test_torchs_operator_is_a_choice(cuda: Any, dtype: int, hidden: int, expected: str) -> None:
+    """Where cuDNN is expected to be faster, and only for calls that it can serve."""
+    call = (dtype, False, False, 512, 64, hidden, 1, DEVICES["H200"])
+    assert cuda.choose(*call, "", True)[0] == expected
+    assert cuda.choose(*call, "torch", True)[0] == "torch"
+    assert cuda.choose(*call, "")[0] == ("step" if expected == "torch" else expected)
+    assert cuda.choose(*call, "torch")[0] == "step"
+
+
 def names_for(cuda: Any, *call: Any) -> set[str]:
     """The configurations that the error for an unknown name says can serve a call."""
     with pytest.raises(
-        ValueError, match=r"expected FASTRNN_CUDA_KERNEL to be step, .* got grid$"
+        ValueError, match=r"expected FASTRNN_CUDA_KERNEL to be torch, .* got grid$"
     ) as e:
         cuda.choose(*call, "grid")
     return set(re.findall(r"\w+:\d+x\d+x\d+", str(e.value)))

@@ -40,7 +40,7 @@ def test_reference_is_nn_rnn(case: Case) -> None:
 @pytest.mark.parametrize("case", ALL_CASES, ids=str)
 def test_results_do_not_depend_on_threads(case: Case) -> None:
     problem = Problem(case, torch.float32, "cpu")
-    if "aten" in fastrnn.info(case.module(fastrnn.RNN, torch.float32), problem.x)["kernel"]:
+    if "torch" in fastrnn.info(case.module(fastrnn.RNN, torch.float32), problem.x)["kernel"]:
         pytest.skip("torch's own products, which depend on threads")
     threads = torch.get_num_threads()
     try:
@@ -63,7 +63,7 @@ def test_shared_columns(mode: str, dtype: torch.dtype) -> None:
     seq_len, batch, hidden_size = 4, 11, 730
     rnn = fastrnn.RNN(70, hidden_size, 2, bidirectional=True, dropout=0.3, dtype=dtype)
     rnn.train(mode == "dropout").requires_grad_(mode != "frozen weights")
-    if "aten" in fastrnn.info(rnn, torch.zeros(seq_len, batch, 70, dtype=dtype))["kernel"]:
+    if "torch" in fastrnn.info(rnn, torch.zeros(seq_len, batch, 70, dtype=dtype))["kernel"]:
         pytest.skip("torch's own products, which depend on threads")
     x = torch.randn(seq_len, batch, 70, dtype=dtype)
     hx = torch.randn(4, batch, hidden_size, dtype=dtype)

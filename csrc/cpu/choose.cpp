@@ -149,7 +149,7 @@ Part choose_part(const Plan& plan, const Steps& steps, int index, int size) {
   return {row_at(steps, index, size), row_at(steps, index + 1, size), 0, 1};
 }
 
-int64_t aten_step_work(const KernelTraits& kernels) {
+int64_t torch_step_work(const KernelTraits& kernels) {
   return kernels.panel_bytes <= kShortPanel ? kLargeStep : kNever;
 }
 

@@ -67,7 +67,7 @@ struct Part {
 Part choose_part(const Plan& plan, const Steps& steps, int index, int size);
 
 // The multiply-adds of a step from which torch's own operator is faster.
-int64_t aten_step_work(const KernelTraits& kernels);
+int64_t torch_step_work(const KernelTraits& kernels);
 
 // The kernels of a name: "baseline" ("neon"), "avx2", "avx512" or "avx512_bf16"; null if the
 // processor lacks them.

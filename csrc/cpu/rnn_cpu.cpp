@@ -6,17 +6,13 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/rnn_relu_ops.h>
-#include <ATen/ops/rnn_tanh_ops.h>
-#include <ATen/ops/zeros.h>
-#include <c10/util/MaybeOwned.h>
-#include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <numeric>
 
-#include "checks.h"
+#include "arguments.h"
+#include "by_torch.h"
 #include "cpu/stack.h"
 
 namespace fastrnn::cpu {
@@ -27,9 +23,18 @@ const Kernels& chosen_kernels() {
   return kernels;
 }
 
-int64_t least_step_of_aten() {
-  static const int64_t work = aten_step_work(kernels_for(chosen_kernels(), Dtype::kFloat32).traits);
+int64_t least_step_of_torch() {
+  static const int64_t work =
+      torch_step_work(kernels_for(chosen_kernels(), Dtype::kFloat32).traits);
   return work;
+}
+
+// Whether the call goes to torch's own operator.
+bool goes_to_torch(FASTRNN_ARGUMENTS) {
+  if (least_step_of_torch() == kNever || !torch_can_serve(input, lengths, reset, dropout_mask))
+    return false;
+  const Shape s = check(FASTRNN_PASS);
+  return prefers_torch(s.batch, s.hidden_size);
 }
 
 Plan plan_for(const Stack& stack, bool backward) {
@@ -47,30 +52,14 @@ Tensor new_tensor(at::IntArrayRef sizes, const Tensor& like) {
   return at::detail::empty_cpu(sizes, like.scalar_type());
 }
 
-using MaybeOwned = c10::MaybeOwned<Tensor>;
-
-MaybeOwned contiguous_features(const Tensor& x) {
-  return x.stride(-1) == 1 || x.size(-1) == 1 ? MaybeOwned::borrowed(x)
-                                              : MaybeOwned::owned(x.contiguous());
-}
-
 // The struct of a call, with all that its pointers point to.
-struct Call {
-  Shape shape;
+struct Call : Arguments {
   Stack stack{};
-  MaybeOwned input, hx, dropout_mask;
-  c10::SmallVector<MaybeOwned, 8> weights;
   c10::SmallVector<const void*, 8> weight_data;
-  std::vector<int64_t> start, active, order;
-  bool packed, batch_first, ragged;
+  std::vector<int64_t> order;  // of rows, longest first
 
-  explicit Call(FASTRNN_ARGUMENTS)
-      : shape(check(FASTRNN_PASS)),
-        packed(batch_sizes.has_value()),
-        batch_first(batch_first),
-        ragged(lengths.has_value()) {
-    this->input = contiguous_features(input);
-    stack.dtype = dtype_of(input);
+  explicit Call(FASTRNN_ARGUMENTS) : Arguments(FASTRNN_PASS) {
+    stack.dtype = dtype;
     stack.nonlinearity = shape.nonlinearity;
     stack.has_biases = has_biases;
     stack.num_layers = shape.num_layers;
@@ -78,49 +67,25 @@ struct Call {
     stack.input_size = shape.input_size;
     stack.hidden_size = shape.hidden_size;
     stack.input = sequence(*this->input);
-    for (const Tensor& w : weights) {
-      this->weights.push_back(w.expect_contiguous());
-      weight_data.push_back(this->weights.back()->const_data_ptr());
-    }
+    for (const MaybeOwned& w : this->weights) weight_data.push_back(w->const_data_ptr());
     stack.weights = weight_data.data();
     if (hx) {
-      this->hx = reset ? MaybeOwned::owned(without_begun(*hx, shape, *reset, lengths, batch_first))
-                       : contiguous_features(*hx);
       stack.hx = this->hx->const_data_ptr();
       stack.hx_layer_stride = this->hx->stride(0);
       stack.hx_row_stride = this->hx->stride(1);
     }
-    if (dropout_mask) {
-      const bool more_rows = packed && input.size(0) != shape.rows;
-      this->dropout_mask =
-          more_rows ? MaybeOwned::owned(dropout_mask->narrow(1, 0, shape.rows).contiguous())
-                    : dropout_mask->expect_contiguous();
-      stack.dropout_mask = this->dropout_mask->const_data_ptr();
-    }
+    if (dropout_mask) stack.dropout_mask = this->dropout_mask->const_data_ptr();
     Steps& steps = stack.steps;
     steps.seq_len = shape.seq_len;
     steps.batch = shape.batch;
-    if (batch_sizes) {
-      const int64_t* sizes = batch_sizes->const_data_ptr<int64_t>();
-      active.assign(sizes, sizes + shape.seq_len);
-      start.resize(shape.seq_len);
-      std::exclusive_scan(active.begin(), active.end(), start.begin(), int64_t{0});
+    if (packed) {
       steps.start = start.data();
       steps.active = active.data();
     }
     if (lengths) sort_rows(*lengths);
-    if (reset) {
-      steps.reset = reset->const_data_ptr<bool>();
-      steps.reset_step_stride = reset->stride(batch_first ? 1 : 0);
-      steps.reset_row_stride = reset->stride(batch_first ? 0 : 1);
-    }
-  }
-
-  // A tensor in the input's layout: padded (T, B, F) or (B, T, F), or packed (rows, F).
-  Sequence sequence(const Tensor& x) const {
-    void* data = const_cast<void*>(x.const_data_ptr());
-    if (packed) return {data, 0, x.stride(0)};
-    return {data, x.stride(batch_first ? 1 : 0), x.stride(batch_first ? 0 : 1)};
+    steps.reset = reset_data;
+    steps.reset_step_stride = reset_step_stride;
+    steps.reset_row_stride = reset_row_stride;
   }
 
   // A new (T, B, features) tensor in the caller's layout; positions beyond a row's length are zero.
@@ -130,15 +95,12 @@ struct Call {
     Tensor x = new_tensor(
         {swapped ? shape.batch : shape.seq_len, swapped ? shape.seq_len : shape.batch, features},
         *input);
-    if (ragged) x.zero_();
+    if (lengths) x.zero_();
     return batch_first && time_major ? x.transpose(0, 1) : x;
   }
 
-  int64_t features() const { return shape.num_directions * shape.hidden_size; }
-
   Tensor new_state() const {
-    return new_tensor({shape.num_layers * shape.num_directions, shape.batch, shape.hidden_size},
-                      *input);
+    return new_tensor({shape.states(), shape.batch, shape.hidden_size}, *input);
   }
 
  private:
@@ -164,7 +126,7 @@ struct Call {
 
 // Runs the call; saved is where the output of every layer goes, or undefined.
 std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved) {
-  Tensor output = call.new_sequence(call.features(), true);
+  Tensor output = call.new_sequence(call.shape.features(), true);
   Tensor hn = call.new_state();
   void* kept = saved.defined() ? saved.mutable_data_ptr() : nullptr;
   run_forward({call.stack, call.sequence(output), hn.mutable_data_ptr(), kept}, chosen_kernels(),
@@ -173,14 +135,14 @@ std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved) {
 }
 
 std::tuple<Tensor, Tensor> rnn_cpu(FASTRNN_ARGUMENTS) {
-  if (auto results = rnn_by_aten(FASTRNN_PASS)) return *results;
+  if (goes_to_torch(FASTRNN_PASS)) return rnn_by_torch(FASTRNN_PASS);
   return forward(Call(FASTRNN_PASS), Tensor());
 }
 
 std::tuple<Tensor, Tensor, Tensor> rnn_forward_cpu(FASTRNN_ARGUMENTS, bool save) {
   const Call call(FASTRNN_PASS);
   const Tensor saved =
-      new_tensor({save ? call.shape.num_layers : 0, call.shape.rows, call.features()}, input);
+      new_tensor({save ? call.shape.num_layers : 0, call.shape.rows, call.shape.features()}, input);
   auto [output, hn] = forward(call, save ? saved : Tensor());
   return {output, hn, saved};
 }
@@ -192,30 +154,12 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
                                                                  bool want_hx, bool want_weights) {
   const Call call(FASTRNN_PASS);
   const Shape& s = call.shape;
-  const int64_t features = call.features();
-  check_tensor("saved", saved, {s.num_layers, s.rows, features}, input);
-  TORCH_CHECK(saved.is_contiguous(), "rnn_backward: expected saved to be contiguous");
+  const Gradients grads(call, grad_output, grad_hn, saved);
   Backward backward{};
   backward.stack = call.stack;
   backward.saved = saved.const_data_ptr();
-  MaybeOwned grad_out, grad_last;
-  if (grad_output) {
-    if (call.packed) {
-      check_tensor("grad_output", *grad_output, {s.rows, features}, input);
-    } else {
-      const int64_t first = batch_first ? s.batch : s.seq_len,
-                    second = batch_first ? s.seq_len : s.batch;
-      check_tensor("grad_output", *grad_output, {first, second, features}, input);
-    }
-    grad_out = contiguous_features(*grad_output);
-    backward.grad_output = call.sequence(*grad_out);
-  }
-  if (grad_hn) {
-    check_tensor("grad_hn", *grad_hn, {s.num_layers * s.num_directions, s.batch, s.hidden_size},
-                 input);
-    grad_last = grad_hn->expect_contiguous();
-    backward.grad_hn = grad_last->const_data_ptr();
-  }
+  if (grad_output) backward.grad_output = call.sequence(*grads.output);
+  if (grad_hn) backward.grad_hn = grads.hn->const_data_ptr();
   // Results may not share memory with one another, not even where they have none.
   Tensor grad_input = new_tensor({0}, input), grad_hx = new_tensor({0}, input);
   if (want_input) {
@@ -239,37 +183,20 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
     backward.grad_weights = grad_weight_data.data();
   }
   run_backward(backward, chosen_kernels(), plan_for(call.stack, true));
-  if (want_hx && reset) grad_hx = without_begun(grad_hx, s, *reset, lengths, batch_first);
+  if (want_hx && reset) grad_hx = call.without_begun(grad_hx);
   return {grad_input, grad_hx, std::move(grad_weights)};
+}
+
+std::tuple<Tensor, Tensor> rnn_autograd_cpu(FASTRNN_ARGUMENTS) {
+  return rnn_autograd(FASTRNN_PASS, goes_to_torch);
 }
 
 }  // namespace
 
 const char* kernels_name() { return chosen_kernels().name; }
 
-bool prefers_aten(int64_t batch, int64_t hidden_size) {
-  return batch * hidden_size * hidden_size >= least_step_of_aten();
-}
-
-std::optional<std::tuple<Tensor, Tensor>> rnn_by_aten(FASTRNN_ARGUMENTS) {
-  if (least_step_of_aten() == kNever || !input.is_cpu() || lengths || reset || dropout_mask ||
-      input.unsafeGetTensorImpl()->is_python_dispatch() ||
-      input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
-    return std::nullopt;
-  }
-  const Shape s = check(FASTRNN_PASS);
-  if (!prefers_aten(s.batch, s.hidden_size)) return std::nullopt;
-  const Tensor state =
-      hx ? *hx
-         : at::zeros({s.num_layers * s.num_directions, s.batch, s.hidden_size}, input.options());
-  const bool is_relu = s.nonlinearity == Nonlinearity::kRelu;
-  if (batch_sizes) {
-    const auto run = is_relu ? at::_ops::rnn_relu_data::call : at::_ops::rnn_tanh_data::call;
-    return run(input, *batch_sizes, state, weights, has_biases, num_layers, 0.0, false,
-               bidirectional);
-  }
-  const auto run = is_relu ? at::_ops::rnn_relu_input::call : at::_ops::rnn_tanh_input::call;
-  return run(input, state, weights, has_biases, num_layers, 0.0, false, bidirectional, batch_first);
+bool prefers_torch(int64_t batch, int64_t hidden_size) {
+  return batch * hidden_size * hidden_size >= least_step_of_torch();
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
@@ -277,5 +204,6 @@ TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("rnn_forward", rnn_forward_cpu);
   m.impl("rnn_backward", rnn_backward_cpu);
 }
+TORCH_LIBRARY_IMPL(fastrnn, AutogradCPU, m) { m.impl("rnn", rnn_autograd_cpu); }
 
 }  // namespace fastrnn::cpu

@@ -35,10 +35,22 @@ struct Panels {
 enum class Epilogue { kStore, kTanh, kRelu, kTanhGrad, kReluGrad };
 
 FASTRNN_INLINE Epilogue epilogue_of(Nonlinearity f) {
-  return f == Nonlinearity::kRelu ? Epilogue::kRelu : Epilogue::kTanh;
+  switch (f) {
+    case Nonlinearity::kTanh:
+      return Epilogue::kTanh;
+    case Nonlinearity::kRelu:
+      return Epilogue::kRelu;
+  }
+  return Epilogue::kStore;
 }
 FASTRNN_INLINE Epilogue grad_epilogue_of(Nonlinearity f) {
-  return f == Nonlinearity::kRelu ? Epilogue::kReluGrad : Epilogue::kTanhGrad;
+  switch (f) {
+    case Nonlinearity::kTanh:
+      return Epilogue::kTanhGrad;
+    case Nonlinearity::kRelu:
+      return Epilogue::kReluGrad;
+  }
+  return Epilogue::kStore;
 }
 
 // How the matrices of a product lie in memory.

@@ -3,11 +3,8 @@
 
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
-#include <numeric>
-
-#include "checks.h"
+#include "arguments.h"
 #include "cuda/context.h"
 #include "cuda/gemm.h"
 #include "cuda/recurrence.h"
@@ -23,82 +20,48 @@ inline void check_launch(cudaError_t error, const char* kernel, const Shape& s) 
 }
 
 // Every sequence between the layers is [rows, features], dense: time-major where padded.
-struct Call {
+struct Call : Arguments {
   const Context& context;
-  Shape shape;
-  Dtype dtype;
-  bool has_biases, packed, batch_first, has_lengths;
-  Tensor input;         // as given, with contiguous features
-  Tensor hx;            // [L*D, B, H] with contiguous features, or undefined
-  Tensor dropout_mask;  // [L-1, rows, D*H], or undefined
-  std::vector<Tensor> weights;
   Rows rows{};
-  std::vector<int64_t> active, start;  // of packed steps
 
-  Call(const Context& context, FASTRNN_ARGUMENTS)
-      : context(context),
-        shape(check(FASTRNN_PASS)),
-        dtype(dtype_of(input)),
-        has_biases(has_biases),
-        packed(batch_sizes.has_value()),
-        batch_first(batch_first),
-        has_lengths(lengths.has_value()),
-        input(contiguous_features(input)) {
-    if (hx) {
-      this->hx = reset ? without_begun(*hx, shape, *reset, lengths, batch_first)
-                       : separate_rows(contiguous_features(*hx));
-    }
-    for (const Tensor& w : weights) this->weights.push_back(w.contiguous());
-    if (dropout_mask) {
-      const int64_t L = shape.num_layers - 1;
-      this->dropout_mask = packed ? dropout_mask->narrow(1, 0, shape.rows)
-                                  : dropout_mask->reshape({L, shape.rows, dropout_mask->size(-1)});
-    }
+  Call(const Context& context, FASTRNN_ARGUMENTS) : Arguments(FASTRNN_PASS), context(context) {
+    if (hx) this->hx = MaybeOwned::owned(separate_rows(*this->hx));
     rows.seq_len = shape.seq_len;
     rows.batch = shape.batch;
     if (shape.rows == 0) return;
-    if (batch_sizes) take_batch_sizes(*batch_sizes);
+    if (packed) take_batch_sizes();
     if (lengths) {
       lengths_ = lengths->contiguous();
       rows.lengths = lengths_.const_data_ptr<int64_t>();
       check_launch(launch_check_lengths(rows.lengths, shape.batch, shape.seq_len, context.stream),
                    "check_lengths_kernel", shape);
     }
-    if (reset) {
-      rows.reset = reset->const_data_ptr<bool>();
-      rows.reset_step_stride = reset->stride(batch_first ? 1 : 0);
-      rows.reset_row_stride = reset->stride(batch_first ? 0 : 1);
-    }
+    rows.reset = reset_data;
+    rows.reset_step_stride = reset_step_stride;
+    rows.reset_row_stride = reset_row_stride;
   }
 
   int64_t per_index() const { return has_biases ? 4 : 2; }
-  const Tensor& weight(int64_t index, int k) const { return weights[index * per_index() + k]; }
+  const Tensor& weight(int64_t index, int k) const { return *weights[index * per_index() + k]; }
   const void* bias(int64_t index, int k) const {
     return has_biases ? weight(index, 2 + k).const_data_ptr() : nullptr;
   }
-  int64_t features() const { return shape.num_directions * shape.hidden_size; }
   // Whether all rows walk all steps without a break.
-  bool uniform() const { return !packed && !has_lengths && !rows.reset; }
+  bool uniform() const { return !packed && !lengths && !reset; }
 
-  Tensor empty(at::IntArrayRef sizes) const { return at::empty(sizes, input.options()); }
+  Tensor empty(at::IntArrayRef sizes) const { return at::empty(sizes, input->options()); }
   Tensor empty(at::IntArrayRef sizes, at::ScalarType type) const {
-    return at::empty(sizes, input.options().dtype(type));
+    return at::empty(sizes, input->options().dtype(type));
   }
   at::ScalarType accumulation_type() const {
     return dtype == Dtype::kFloat64 ? at::kDouble : at::kFloat;
   }
-  bool is_narrow() const { return input.scalar_type() != accumulation_type(); }
+  bool is_narrow() const { return input->scalar_type() != accumulation_type(); }
 
   // A [rows, features] tensor as a sequence.
   Sequence dense(const Tensor& x) const {
     return {const_cast<void*>(x.const_data_ptr()), packed ? 0 : shape.batch * x.stride(0),
             x.stride(0)};
-  }
-  // A tensor in the caller's layout.
-  Sequence given(const Tensor& x) const {
-    void* data = const_cast<void*>(x.const_data_ptr());
-    if (packed) return {data, 0, x.stride(0)};
-    return {data, x.stride(batch_first ? 1 : 0), x.stride(batch_first ? 0 : 1)};
   }
   // The columns of a direction.
   Tensor direction(const Tensor& x, int64_t d) const {
@@ -106,43 +69,41 @@ struct Call {
   }
   // The input as [rows, I], copied only where its rows are not evenly spaced.
   Tensor flat_input() const {
-    if (packed) return separate_rows(input.narrow(0, 0, shape.rows));
-    const Tensor x = batch_first ? input.transpose(0, 1) : input;
+    if (packed) return separate_rows(input->narrow(0, 0, shape.rows));
+    const Tensor x = batch_first ? input->transpose(0, 1) : *input;
     return separate_rows(x.reshape({shape.rows, shape.input_size}));
   }
   // The same with zeros beyond a row's length, where anything may stand.
   Tensor masked_input() const {
-    if (!has_lengths) return flat_input();
+    if (!lengths) return flat_input();
     const Tensor x = empty({shape.rows, shape.input_size});
-    check_launch(
-        launch_masked_copy({dtype, rows, shape.input_size, given(input), dense(x)}, context.stream),
-        "masked_copy_kernel", shape);
+    check_launch(launch_masked_copy({dtype, rows, shape.input_size, sequence(*input), dense(x)},
+                                    context.stream),
+                 "masked_copy_kernel", shape);
     return x;
+  }
+  // What multiplies a layer's output, [rows, D*H]; undefined without dropout.
+  Tensor mask(int64_t layer) const {
+    if (!dropout_mask->defined()) return {};
+    return dropout_mask->select(0, layer).view({shape.rows, shape.features()});
   }
   // The input weights of a layer's directions, one below the other.
   Tensor input_weights(int64_t layer) const;
 
   // Rows by length, longest first, for kernels whose blocks end with their longest row.
   void sort_rows() {
-    if (!has_lengths || rows.order) return;
+    if (!lengths || rows.order) return;
     order_ = at::argsort(lengths_, /*stable=*/true, 0, /*descending=*/true);
     rows.order = order_.const_data_ptr<int64_t>();
   }
 
-  static Tensor contiguous_features(const Tensor& x) {
-    return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous();
-  }
   // A product cannot read rows that overlap, as those of an expanded tensor do.
   static Tensor separate_rows(const Tensor& x) {
     return x.size(-2) > 1 && x.stride(-2) < x.size(-1) ? x.contiguous() : x;
   }
 
  private:
-  void take_batch_sizes(const Tensor& batch_sizes) {
-    const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
-    active.assign(sizes, sizes + shape.seq_len);
-    start.resize(shape.seq_len);
-    std::exclusive_scan(active.begin(), active.end(), start.begin(), int64_t{0});
+  void take_batch_sizes() {
     std::vector<int64_t> lengths(shape.batch);
     int64_t t = shape.seq_len;
     for (int64_t b = 0; b < shape.batch; ++b) {

@@ -27,6 +27,7 @@ int groups_at_once(const Choice& c, const Device& device) {
 
 bool serves(const Configuration& c, const Problem& p, const Device& device) {
   if (!c.takes(p.dtype, p.tf32)) return false;
+  if (c.kernel == Kernel::kTorch) return p.torch_can_serve;
   if (!c.has_groups()) return true;
   constexpr int64_t kMost = (int64_t{1} << 31) - 64;
   if (p.seq_len > kMost || p.batch > kMost || p.hidden_size > c.units) return false;
@@ -73,7 +74,15 @@ double step_time_of_steps(const Problem& p) {
   return kLaunches + work * static_cast<double>(p.hidden_size) / kMultiplyAddsPerNanosecond;
 }
 
+// cuDNN takes steps one by one too. For large ones it is expected to be faster than our product and
+// kernel, for the others slower; to be measured.
+double step_time_of_torch(const Problem& p) {
+  const int64_t large = p.dtype == Dtype::kFloat32 ? 641 : 1025;
+  return step_time_of_steps(p) * (p.hidden_size >= large ? 0.9 : 1.4);
+}
+
 double step_time(const Configuration& c, const Problem& p, const Device& device) {
+  if (c.kernel == Kernel::kTorch) return step_time_of_torch(p);
   return c.has_groups() ? step_time_of_groups(c, p, device) : step_time_of_steps(p);
 }
 
@@ -102,8 +111,8 @@ bool is_kernel(const std::string& name) {
   for (const Configuration& c : kConfigurations)
     if (c.has_groups() && serves(c, p, device)) names += (names.empty() ? "" : ", ") + name_of(c);
   throw std::invalid_argument(
-      "rnn: expected FASTRNN_CUDA_KERNEL to be step, vector, tile or cluster, or a configuration "
-      "that can serve this call (" +
+      "rnn: expected FASTRNN_CUDA_KERNEL to be torch, step, vector, tile or cluster, or a "
+      "configuration that can serve this call (" +
       (names.empty() ? "here none" : names) + "), got " + forced);
 }
 
@@ -119,7 +128,7 @@ int blocks_at_once(const Choice& c, const Device& device) {
 }
 
 bool can_launch(const Choice& c, const Device& device) {
-  if (c.kernel == Kernel::kStep) return true;
+  if (c.units == 0) return true;  // no groups
   return c.threads <= 1024 && c.shared_bytes <= device.shared_per_block &&
          blocks_at_once(c, device) >= 1;
 }

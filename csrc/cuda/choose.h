@@ -41,15 +41,16 @@ struct Problem {
   int64_t batch;
   int64_t hidden_size;
   int num_directions;
+  bool torch_can_serve = false;  // the whole call
 };
 
 // Every configuration with groups, whatever device and call it serves.
 std::vector<Choice> configurations();
 
 // The kernel for this problem on this device. `forced` is empty: free choice; or a kernel's name,
-// "step", "vector", "tile" or "cluster": its best configuration, or step where it has none for the
-// call; or a configuration's name, such as "cluster:1024x8x8". Throws std::invalid_argument for any
-// other name, and where that configuration cannot serve the call.
+// "torch", "step", "vector", "tile" or "cluster": its best configuration, or step where it has none
+// for the call; or a configuration's name, such as "cluster:1024x8x8". Throws std::invalid_argument
+// for any other name, and where that configuration cannot serve the call.
 Choice choose(const Problem& problem, const Device& device, const std::string& forced = "");
 
 // Whether the device can hold one block of this configuration.

@@ -10,6 +10,7 @@
 namespace fastrnn::cuda {
 
 enum class Kernel : int {
+  kTorch,   // torch's own operator: cuDNN
   kStep,    // a GEMM and a pointwise kernel for each step (step.cu)
   kVector,  // one block per few rows, FMA units (vector.cu)
   kTile,    // one block per tile of rows, tensor cores (tile.cu)
@@ -81,6 +82,7 @@ inline constexpr std::array kConfigurations = [] {
   using enum Kernel;
   using enum Arithmetic;
   return std::to_array<Configuration>({
+      {kTorch, kAny},
       {kStep, kAny},
       //                units rows blocks warp_units
       {kVector, kFloat32, 64, 1, 1, 8},
@@ -126,6 +128,8 @@ inline constexpr std::array kConfigurations = [] {
 
 constexpr const char* name_of(Kernel kernel) {
   switch (kernel) {
+    case Kernel::kTorch:
+      return "torch";
     case Kernel::kStep:
       return "step";
     case Kernel::kVector:

@@ -31,6 +31,11 @@ cudaError_t ask(const Choice& c, const Device& device, int* clusters) {
 
 }  // namespace
 
+cudaError_t probe_kernels() {
+  cudaFuncAttributes attributes{};
+  return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cluster_kernel));
+}
+
 int groups_at_once(const Choice& c, const Device& device) {
   if (!can_launch(c, device)) return 0;
   int clusters = 0;

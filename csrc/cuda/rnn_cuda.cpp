@@ -1,18 +1,18 @@
 // The operators on CUDA: the device, its current stream, and what the user has set.
 #include "cuda/rnn_cuda.h"
 
+#include <ATen/Context.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
-#include <array>
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
-#include <vector>
 
-#include "checks.h"
+#include "arguments.h"
+#include "by_torch.h"
+#include "cuda/devices.h"
 #include "cuda/gemm.h"
-#include "cuda/occupancy.h"
 #include "cuda/stack.h"
 
 // Of libtorch_cuda, which is there wherever a CUDA tensor is.
@@ -22,45 +22,6 @@ extern "C" [[gnu::weak]] int32_t aoti_torch_get_current_cuda_stream(int32_t devi
 namespace fastrnn::cuda {
 namespace {
 
-void check_cuda(cudaError_t error, const char* what) {
-  TORCH_CHECK(error == cudaSuccess, "rnn: ", what, " failed: ", cudaGetErrorString(error));
-}
-
-Device read_device(int index) {
-  const auto attribute = [&](cudaDeviceAttr which) {
-    int value = 0;
-    check_cuda(cudaDeviceGetAttribute(&value, which, index), "cudaDeviceGetAttribute");
-    return value;
-  };
-  return {10 * attribute(cudaDevAttrComputeCapabilityMajor) +
-              attribute(cudaDevAttrComputeCapabilityMinor),
-          attribute(cudaDevAttrMultiProcessorCount),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-          attribute(cudaDevAttrMaxRegistersPerMultiprocessor)};
-}
-
-// What choose() asks of a device, read once; the device is current.
-const Device& device_at(int index) {
-  struct Known {
-    std::once_flag once;
-    Device device;
-    std::vector<int> groups_at_once;
-  };
-  constexpr int kMost = 64;
-  static std::array<Known, kMost> all;
-  TORCH_CHECK(index >= 0 && index < kMost, "rnn: expected a device below ", kMost, ", got ", index);
-  Known& known = all[index];
-  std::call_once(known.once, [&] {
-    known.device = read_device(index);
-    known.groups_at_once.resize(kConfigurations.size());
-    for (const Choice& c : configurations())
-      known.groups_at_once[c.configuration] = groups_at_once(c, known.device);
-    known.device.groups_at_once = known.groups_at_once.data();
-  });
-  return known.device;
-}
-
 // The kernel that calls are to take, by the name that choose() takes. Names are kept for good: a
 // call in another thread may still read the one before.
 std::atomic<const std::string*> forced_kernel = [] {
@@ -68,34 +29,54 @@ std::atomic<const std::string*> forced_kernel = [] {
   return new std::string(name ? name : "");
 }();
 
-// While there is one, the input's device is current, for torch and for this library, which has a
-// CUDA runtime of its own.
+// While there is one, the input's device is current, for torch and for this library.
 class OnDevice {
  public:
-  explicit OnDevice(const Tensor& input) : guard_(input.device()), index_(input.device().index()) {
-    check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
-    if (before_ != index_) check_cuda(cudaSetDevice(index_), "cudaSetDevice");
-  }
-  ~OnDevice() {
-    if (before_ != index_) cudaSetDevice(before_);
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
+  explicit OnDevice(const Tensor& input) : torchs_(input.device()), ours_(input.get_device()) {}
 
   Context context() const {
     void* stream = nullptr;
     TORCH_CHECK(aoti_torch_get_current_cuda_stream &&
-                    aoti_torch_get_current_cuda_stream(index_, &stream) == 0,
+                    aoti_torch_get_current_cuda_stream(ours_.index(), &stream) == 0,
                 "rnn: this torch does not tell its current CUDA stream");
-    return {static_cast<cudaStream_t>(stream), device_at(index_), allows_tf32(), *forced_kernel};
+    return {static_cast<cudaStream_t>(stream), device_at(ours_.index()), allows_tf32(),
+            *forced_kernel};
   }
 
  private:
-  c10::DeviceGuard guard_;
-  int index_, before_ = 0;
+  c10::DeviceGuard torchs_;
+  CurrentDevice ours_;
 };
 
+// Whether cuDNN can take these weights as they are: as flatten_parameters leaves them, in one
+// storage. Else it would copy them at each call.
+bool are_flat(TensorList weights) {
+  return std::all_of(weights.begin(), weights.end(),
+                     [&](const Tensor& w) { return w.is_alias_of(weights[0]); });
+}
+
+// Whether the call goes to torch's own operator: no kernel of ours runs there, or it is chosen. A
+// single step never is: RNNCell and RNN.step hand out the memory that cuDNN's backward pass reads.
+bool goes_to_torch(FASTRNN_ARGUMENTS) {
+  if (!torch_can_serve(input, lengths, reset, dropout_mask)) return false;
+  const Shape s = check(FASTRNN_PASS);
+  if (!why_no_kernels(input.get_device()).empty()) return true;
+  if (s.seq_len == 1 || !at::globalContext().userEnabledCuDNN() || !are_flat(weights)) return false;
+  const OnDevice on_device(input);
+  const Context context = on_device.context();
+  const Problem problem{dtype_of(input),
+                        false,
+                        context.tf32,
+                        s.seq_len,
+                        s.batch,
+                        s.hidden_size,
+                        static_cast<int>(s.num_directions),
+                        true};
+  return choose(problem, context.device, context.forced).kernel == Kernel::kTorch;
+}
+
 std::tuple<Tensor, Tensor> rnn_cuda(FASTRNN_ARGUMENTS) {
+  if (goes_to_torch(FASTRNN_PASS)) return rnn_by_torch(FASTRNN_PASS);
   const OnDevice on_device(input);
   auto [output, hn, nothing] = forward(on_device.context(), FASTRNN_PASS, false);
   return {output, hn};
@@ -114,23 +95,28 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cuda(
                   want_hx, want_weights);
 }
 
-}  // namespace
+std::tuple<Tensor, Tensor> rnn_autograd_cuda(FASTRNN_ARGUMENTS) {
+  return rnn_autograd(FASTRNN_PASS, goes_to_torch);
+}
 
-const char* architectures() { return FASTRNN_CUDA_ARCHS; }
+}  // namespace
 
 std::string set_kernel(const std::string& name) {
   return *forced_kernel.exchange(new std::string(name));
 }
 
 std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int64_t hidden_size,
-                        bool bidirectional) {
+                        bool bidirectional, bool torch_can_serve) {
   const OnDevice on_device(like);
   const Context context = on_device.context();
-  Problem problem{dtype_of(like), false,       context.tf32,         seq_len,
-                  batch,          hidden_size, bidirectional ? 2 : 1};
-  const std::string forward = name_of(choose(problem, context.device, context.forced));
+  Problem problem{dtype_of(like), false,       context.tf32,          seq_len,
+                  batch,          hidden_size, bidirectional ? 2 : 1, torch_can_serve};
+  const Choice forward = choose(problem, context.device, context.forced);
+  if (forward.kernel == Kernel::kTorch) return name_of(forward);
   problem.backward = true;
-  return forward + ", backward " + name_of(choose(problem, context.device, context.forced));
+  problem.torch_can_serve = false;
+  return name_of(forward) + ", backward " +
+         name_of(choose(problem, context.device, context.forced));
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
@@ -138,5 +124,6 @@ TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("rnn_forward", rnn_forward_cuda);
   m.impl("rnn_backward", rnn_backward_cuda);
 }
+TORCH_LIBRARY_IMPL(fastrnn, AutogradCUDA, m) { m.impl("rnn", rnn_autograd_cuda); }
 
 }  // namespace fastrnn::cuda

@@ -60,8 +60,8 @@ void forward_by_steps(const Call& call, const Layer& layer, const ForwardRecurre
     h.emplace_back(call.direction(layer.h, d));
     state.emplace_back(hn[index]);
     product.emplace_back(products[d]);
-    if (call.hx.defined()) hx.emplace_back(call.hx[index]);
-    if (!uniform) call.hx.defined() ? hn[index].copy_(call.hx[index]) : hn[index].zero_();
+    if (call.hx->defined()) hx.emplace_back((*call.hx)[index]);
+    if (!uniform) call.hx->defined() ? hn[index].copy_((*call.hx)[index]) : hn[index].zero_();
   }
   for (int64_t i = 0; i < T; ++i) {
     step.step = i;
@@ -73,7 +73,7 @@ void forward_by_steps(const Call& call, const Layer& layer, const ForwardRecurre
       if (count > step.num_rows) step.num_rows = count;
       const bool first = i == 0;
       step.product[d] = product[d].data;
-      if (first && !call.hx.defined()) {
+      if (first && !call.hx->defined()) {
         step.product[d] = nullptr;
       } else if (uniform) {
         multiply(product[d], first ? hx[d] : rows_at(call, h[d], before, count), w_hh[d], tf32);
@@ -130,7 +130,8 @@ template <typename Direction>
 Choice choice_for(const Call& call, const Recurrence<Direction>& r) {
   constexpr bool kBackward = std::is_same_v<Direction, BackwardDirection>;
   return choose(
-      {r.dtype, kBackward, r.tf32, r.rows.seq_len, r.rows.batch, r.hidden_size, r.num_directions},
+      {r.dtype, kBackward, r.tf32, r.rows.seq_len, r.rows.batch, r.hidden_size, r.num_directions,
+       /*torch_can_serve=*/false},
       call.context.device, call.context.forced);
 }
 
@@ -157,8 +158,8 @@ void forward_layer(Call& call, const Layer& layer, const Tensor& copy, const Ten
                       call.weight(index, 1).const_data_ptr(),
                       call.bias(index, 0),
                       call.bias(index, 1),
-                      call.hx.defined() ? call.hx[index].const_data_ptr() : nullptr,
-                      call.hx.defined() ? call.hx.stride(1) : 0,
+                      call.hx->defined() ? (*call.hx)[index].const_data_ptr() : nullptr,
+                      call.hx->defined() ? call.hx->stride(1) : 0,
                       h,
                       h,
                       copy.defined() ? call.dense(call.direction(copy, d)) : Sequence{},
@@ -167,21 +168,21 @@ void forward_layer(Call& call, const Layer& layer, const Tensor& copy, const Ten
   if (!run_in_one_launch(call, r, forward_launcher)) forward_by_steps(call, layer, r, hn);
 }
 
-void backward_layer(Call& call, const Layer& layer, Sequence grad_output,
-                    const OptionalTensor& grad_hn, const Tensor& grad_hx) {
+void backward_layer(Call& call, const Layer& layer, Sequence grad_output, const Tensor& grad_hn,
+                    const Tensor& grad_hx) {
   auto r = recurrence_of<BackwardDirection>(call);
   for (int d = 0; d < r.num_directions; ++d) {
     const int64_t index = layer.first + d;
     Sequence grad = grad_output;
     if (grad.data) {
       grad.data = static_cast<char*>(grad.data) +
-                  d * r.hidden_size * static_cast<int64_t>(call.input.element_size());
+                  d * r.hidden_size * static_cast<int64_t>(call.input->element_size());
     }
     r.direction[d] = {d == 1,
                       call.weight(index, 1).const_data_ptr(),
                       call.dense(call.direction(layer.h, d)),
                       grad,
-                      grad_hn ? (*grad_hn)[index].const_data_ptr() : nullptr,
+                      grad_hn.defined() ? grad_hn[index].const_data_ptr() : nullptr,
                       call.dense(call.direction(layer.grad_pre, d)),
                       grad_hx.defined() ? grad_hx[index].mutable_data_ptr() : nullptr};
   }
@@ -196,8 +197,8 @@ Tensor previous_states(const Call& call, const Tensor& h, int64_t index, bool re
                             call.shape.hidden_size,
                             reverse,
                             call.dense(h),
-                            call.hx.defined() ? call.hx[index].const_data_ptr() : nullptr,
-                            call.hx.defined() ? call.hx.stride(1) : 0,
+                            call.hx->defined() ? (*call.hx)[index].const_data_ptr() : nullptr,
+                            call.hx->defined() ? call.hx->stride(1) : 0,
                             call.dense(previous)};
   check_launch(launch_previous_states(task, call.context.stream), "previous_states_kernel",
                call.shape);
@@ -211,20 +212,20 @@ void recurrent_weight_grad(const Call& call, const Tensor& grad_pre, const Tenso
   const int64_t B = call.shape.batch, rows = call.shape.rows, rest = rows - B;
   const bool tf32 = call.context.tf32;
   const Matrix out(grad), g = Matrix(grad_pre).transposed();
-  if (call.packed || call.rows.reset || (call.has_lengths && reverse)) {
+  if (call.packed || call.reset || (call.lengths && reverse)) {
     return multiply(out, g, Matrix(previous_states(call, h, index, reverse)), tf32);
   }
   const auto part = [&](int64_t first, int64_t count) {
     return Matrix(grad_pre).some_rows(first, count).transposed();
   };
-  const bool both = rest > 0 && call.hx.defined();
+  const bool both = rest > 0 && call.hx->defined();
   // Of two sums in 16 bits the first would be rounded.
   const Tensor sum = both && call.is_narrow() ? call.empty(grad.sizes(), at::kFloat) : grad;
   const Matrix to(sum);
   if (rest > 0)
     multiply(to, part(reverse ? 0 : B, rest), Matrix(h).some_rows(reverse ? B : 0, rest), tf32);
-  if (call.hx.defined()) {
-    multiply(to, part(reverse ? rest : 0, B), Matrix(call.hx[index]), tf32, rest > 0);
+  if (call.hx->defined()) {
+    multiply(to, part(reverse ? rest : 0, B), Matrix((*call.hx)[index]), tf32, rest > 0);
   } else if (rest == 0) {
     grad.zero_();
   }
@@ -251,14 +252,14 @@ void weight_grads(const Call& call, const Layer& layer, const Tensor& input,
 std::tuple<Tensor, Tensor, Tensor> forward(const Context& context, FASTRNN_ARGUMENTS, bool save) {
   Call call(context, FASTRNN_PASS);
   const Shape& s = call.shape;
-  const int64_t L = s.num_layers, D = s.num_directions, features = call.features();
+  const int64_t L = s.num_layers, D = s.num_directions, features = s.features();
   const Tensor output = call.empty({s.rows, features});
   const Tensor hn = call.empty({L * D, s.batch, s.hidden_size});
   const Tensor saved = call.empty({save ? L : 0, s.rows, features});
   Tensor x = s.rows > 0 ? call.flat_input() : Tensor();
   for (int64_t layer = 0; layer < L && s.rows > 0; ++layer) {
     const bool top = layer == L - 1;
-    if (layer > 0 && call.dropout_mask.defined()) x = x.mul(call.dropout_mask[layer - 1]);
+    if (layer > 0 && dropout_mask) x = x.mul(call.mask(layer - 1));
     const Tensor h = save ? saved[layer] : top ? output : call.empty({s.rows, features});
     multiply(Matrix(h), Matrix(x), Matrix(call.input_weights(layer)).transposed(), context.tf32);
     forward_layer(call, {h, {}, layer * D}, save && top ? output : Tensor(), hn);
@@ -274,25 +275,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
     const Tensor& saved, FASTRNN_ARGUMENTS, bool want_input, bool want_hx, bool want_weights) {
   Call call(context, FASTRNN_PASS);
   const Shape& s = call.shape;
-  const int64_t L = s.num_layers, D = s.num_directions, features = call.features();
-  check_tensor("saved", saved, {L, s.rows, features}, input);
-  TORCH_CHECK(saved.is_contiguous(), "rnn_backward: expected saved to be contiguous");
-  Tensor grad_out;
-  if (grad_output) {
-    if (call.packed) {
-      check_tensor("grad_output", *grad_output, {s.rows, features}, input);
-    } else {
-      check_tensor("grad_output", *grad_output, {input.size(0), input.size(1), features}, input);
-    }
-    grad_out = Call::contiguous_features(*grad_output);
-  }
-  OptionalTensor grad_last;
-  if (grad_hn) {
-    check_tensor("grad_hn", *grad_hn, {L * D, s.batch, s.hidden_size}, input);
-    grad_last = grad_hn->contiguous();
-  }
+  const int64_t L = s.num_layers, D = s.num_directions, features = s.features();
+  const Gradients grads(call, grad_output, grad_hn, saved);
   Tensor grad_input = call.empty({0}), grad_hx;
-  if (want_input) grad_input = at::empty(input.sizes(), call.input.options());
+  if (want_input) grad_input = call.empty(input.sizes());
   if (want_hx) grad_hx = call.empty({L * D, s.batch, s.hidden_size});
   std::vector<Tensor> grad_weights;
   for (int64_t i = 0; want_weights && i < static_cast<int64_t>(weights.size()); ++i)
@@ -304,17 +290,17 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
   }
 
   Tensor handed_down;  // [rows, D*H], the gradient of the output of the layer below
-  Sequence grad = grad_output ? call.given(grad_out) : Sequence{};
+  Sequence grad = grad_output ? call.sequence(*grads.output) : Sequence{};
   for (int64_t layer = L - 1; layer >= 0; --layer) {
     const bool bottom = layer == 0;
     const Tensor grad_pre =
         handed_down.defined() ? handed_down : call.empty({s.rows, features});  // in its place
     const Layer own{saved[layer], grad_pre, layer * D};
-    backward_layer(call, own, grad, grad_last, grad_hx);
-    const bool masked = !bottom && call.dropout_mask.defined();
+    backward_layer(call, own, grad, *grads.hn, grad_hx);
+    const Tensor mask = bottom ? Tensor() : call.mask(layer - 1);
     if (want_weights) {
       Tensor x = bottom ? call.masked_input() : saved[layer - 1];
-      if (masked) x = x.mul(call.dropout_mask[layer - 1]);
+      if (mask.defined()) x = x.mul(mask);
       weight_grads(call, own, x, grad_weights);
     }
     if (bottom && !want_input) break;
@@ -324,7 +310,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
                              : call.empty({s.rows, bottom ? s.input_size : features});
     multiply(Matrix(to), Matrix(grad_pre), Matrix(call.input_weights(layer)), context.tf32);
     if (!bottom) {
-      handed_down = masked ? to.mul_(call.dropout_mask[layer - 1]) : to;
+      handed_down = mask.defined() ? to.mul_(mask) : to;
       grad = call.dense(handed_down);
     } else if (call.packed) {
       grad_input.narrow(0, 0, s.rows).copy_(to);
@@ -336,7 +322,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
   if (!want_hx) {
     grad_hx = call.empty({0});
   } else if (reset) {
-    grad_hx = without_begun(grad_hx, s, *reset, lengths, batch_first);
+    grad_hx = call.without_begun(grad_hx);
   }
   return {grad_input, grad_hx, std::move(grad_weights)};
 }

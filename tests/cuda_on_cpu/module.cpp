@@ -39,11 +39,11 @@ auto run_backward(const std::string& forced, bool tf32, const OptionalTensor& gr
 // name, rows, threads, registers, shared bytes, and whether it can be launched
 auto run_choose(int dtype, bool backward, bool tf32, int64_t seq_len, int64_t batch,
                 int64_t hidden_size, int num_directions, const std::vector<int>& device,
-                const std::string& forced) {
+                const std::string& forced, bool torch_can_serve) {
   const Device d{device[0], device[1], device[2], device[3], device[4]};
-  const Choice c = choose(
-      {static_cast<Dtype>(dtype), backward, tf32, seq_len, batch, hidden_size, num_directions}, d,
-      forced);
+  const Choice c = choose({static_cast<Dtype>(dtype), backward, tf32, seq_len, batch, hidden_size,
+                           num_directions, torch_can_serve},
+                          d, forced);
   return std::tuple(std::string(name_of(c.kernel)), c.rows, c.threads, c.registers, c.shared_bytes,
                     can_launch(c, d));
 }
@@ -53,7 +53,8 @@ auto run_choose(int dtype, bool backward, bool tf32, int64_t seq_len, int64_t ba
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("forward", run_forward);
   m.def("backward", run_backward);
-  m.def("choose", run_choose);
+  m.def("choose", run_choose, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+        py::arg(), py::arg(), py::arg(), py::arg("torch_can_serve") = false);
 }
 
 }  // namespace fastrnn::cuda

@@ -1,28 +1,26 @@
-// Checks of the operators' arguments, for every device: nothing runs before all of them have
-// passed.
-#pragma once
+#include "arguments.h"
 
-#include "ops.h"
-#include "rnn.h"
+#include <numeric>
 
 namespace fastrnn {
 
-struct Shape {
-  int64_t seq_len, batch, rows, input_size, hidden_size, num_layers, num_directions;
-  Nonlinearity nonlinearity;
-};
-
-inline Nonlinearity nonlinearity_of(c10::string_view name) {
+Nonlinearity nonlinearity_of(c10::string_view name) {
   if (name == "tanh") return Nonlinearity::kTanh;
   if (name == "relu") return Nonlinearity::kRelu;
   TORCH_CHECK_VALUE(false, "Unknown nonlinearity '", name, "'. Select from 'tanh' or 'relu'.");
 }
 
-inline c10::string_view name_of(Nonlinearity nonlinearity) {
-  return nonlinearity == Nonlinearity::kRelu ? "relu" : "tanh";
+c10::string_view name_of(Nonlinearity nonlinearity) {
+  switch (nonlinearity) {
+    case Nonlinearity::kTanh:
+      return "tanh";
+    case Nonlinearity::kRelu:
+      return "relu";
+  }
+  return "unknown";
 }
 
-inline Dtype dtype_of(const Tensor& x) {
+Dtype dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
     case at::kFloat:
       return Dtype::kFloat32;
@@ -39,9 +37,10 @@ inline Dtype dtype_of(const Tensor& x) {
   }
 }
 
+namespace {
+
 // `like` of the same dtype and device, with these sizes.
-inline void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes,
-                         const Tensor& like) {
+void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, const Tensor& like) {
   TORCH_CHECK(x.sizes() == sizes, "rnn: expected ", name, " of shape ", sizes, ", got ", x.sizes());
   TORCH_CHECK(x.scalar_type() == like.scalar_type(), "rnn: expected ", name, " of dtype ",
               like.scalar_type(), ", got ", x.scalar_type());
@@ -49,7 +48,7 @@ inline void check_tensor(const char* name, const Tensor& x, at::IntArrayRef size
               x.device());
 }
 
-inline void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
+void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
   TORCH_CHECK(batch_sizes.device().is_cpu(), "rnn: expected batch_sizes on cpu, got ",
               batch_sizes.device());
   TORCH_CHECK(batch_sizes.scalar_type() == at::kLong, "expected scalar type Long but found ",
@@ -71,7 +70,9 @@ inline void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
   }
 }
 
-inline Shape check(FASTRNN_ARGUMENTS) {
+}  // namespace
+
+Shape check(FASTRNN_ARGUMENTS) {
   Shape s{};
   s.nonlinearity = nonlinearity_of(nonlinearity);
   s.num_layers = num_layers;
@@ -141,18 +142,74 @@ inline Shape check(FASTRNN_ARGUMENTS) {
   return s;
 }
 
-// A state [L*D, B, H], but zero for the rows in which a sequence begins at their first step: these
-// do not begin with hx, nor does a gradient go there. The reverse direction begins at the last
-// step.
-inline Tensor without_begun(const Tensor& state, const Shape& s, const Tensor& reset,
-                            const OptionalTensor& lengths, bool batch_first) {
-  Tensor begun = reset.select(batch_first ? 1 : 0, 0);
+MaybeOwned contiguous_features(const Tensor& x) {
+  return x.stride(-1) == 1 || x.size(-1) == 1 ? MaybeOwned::borrowed(x)
+                                              : MaybeOwned::owned(x.contiguous());
+}
+
+Arguments::Arguments(FASTRNN_ARGUMENTS)
+    : shape(check(FASTRNN_PASS)),
+      dtype(dtype_of(input)),
+      has_biases(has_biases),
+      packed(batch_sizes.has_value()),
+      batch_first(batch_first),
+      lengths(lengths),
+      reset(reset),
+      input(contiguous_features(input)) {
+  for (const Tensor& w : weights) this->weights.push_back(w.expect_contiguous());
+  if (hx) this->hx = reset ? MaybeOwned::owned(without_begun(*hx)) : contiguous_features(*hx);
+  if (dropout_mask) {
+    const bool more_rows = packed && input.size(0) != shape.rows;
+    this->dropout_mask =
+        more_rows ? MaybeOwned::owned(dropout_mask->narrow(1, 0, shape.rows).contiguous())
+                  : dropout_mask->expect_contiguous();
+  }
+  if (batch_sizes) {
+    const int64_t* sizes = batch_sizes->const_data_ptr<int64_t>();
+    active.assign(sizes, sizes + shape.seq_len);
+    start.resize(shape.seq_len);
+    std::exclusive_scan(active.begin(), active.end(), start.begin(), int64_t{0});
+  }
+  if (reset) {
+    reset_data = reset->const_data_ptr<bool>();
+    reset_step_stride = reset->stride(batch_first ? 1 : 0);
+    reset_row_stride = reset->stride(batch_first ? 0 : 1);
+  }
+}
+
+Sequence Arguments::sequence(const Tensor& x) const {
+  void* data = const_cast<void*>(x.const_data_ptr());
+  if (packed) return {data, 0, x.stride(0)};
+  return {data, x.stride(batch_first ? 1 : 0), x.stride(batch_first ? 0 : 1)};
+}
+
+// The reverse direction begins at the last step.
+Tensor Arguments::without_begun(const Tensor& state) const {
+  Tensor begun = reset->select(batch_first ? 1 : 0, 0);
   if (lengths) begun = begun.logical_and(lengths->gt(0));
   const Tensor kept = state.clone(at::MemoryFormat::Contiguous);
-  kept.view({s.num_layers, s.num_directions, s.batch, s.hidden_size})
+  kept.view({shape.num_layers, shape.num_directions, shape.batch, shape.hidden_size})
       .select(1, 0)
       .masked_fill_(begun.unsqueeze(-1), 0);
   return kept;
+}
+
+Gradients::Gradients(const Arguments& a, const OptionalTensor& grad_output,
+                     const OptionalTensor& grad_hn, const Tensor& saved) {
+  const Shape& s = a.shape;
+  const Tensor& like = *a.input;
+  check_tensor("saved", saved, {s.num_layers, s.rows, s.features()}, like);
+  TORCH_CHECK(saved.is_contiguous(), "rnn_backward: expected saved to be contiguous");
+  if (grad_output) {
+    a.packed ? check_tensor("grad_output", *grad_output, {s.rows, s.features()}, like)
+             : check_tensor("grad_output", *grad_output, {like.size(0), like.size(1), s.features()},
+                            like);
+    output = contiguous_features(*grad_output);
+  }
+  if (grad_hn) {
+    check_tensor("grad_hn", *grad_hn, {s.states(), s.batch, s.hidden_size}, like);
+    hn = grad_hn->expect_contiguous();
+  }
 }
 
 }  // namespace fastrnn

@@ -1,0 +1,68 @@
+// A call's arguments: checked before anything runs, and laid out as both devices' kernels take
+// them.
+#pragma once
+
+#include <c10/util/MaybeOwned.h>
+#include <c10/util/SmallVector.h>
+
+#include "ops.h"
+#include "rnn.h"
+
+namespace fastrnn {
+
+Nonlinearity nonlinearity_of(c10::string_view name);
+c10::string_view name_of(Nonlinearity nonlinearity);
+Dtype dtype_of(const Tensor& x);
+
+// With the names of rnn.h; rows are those of all steps.
+struct Shape {
+  int64_t seq_len, batch, rows, input_size, hidden_size, num_layers, num_directions;
+  Nonlinearity nonlinearity;
+
+  int64_t states() const { return num_layers * num_directions; }  // L*D
+  int64_t features() const { return num_directions * hidden_size; }
+};
+
+// Throws what is wrong with the arguments. Values of `lengths` are left to the kernels' side, which
+// may have to fetch them from a device.
+Shape check(FASTRNN_ARGUMENTS);
+
+using MaybeOwned = c10::MaybeOwned<Tensor>;
+
+// Borrowed where the tensor is right as it came, so that a small step does not count references.
+MaybeOwned contiguous_features(const Tensor& x);
+
+// The arguments of a call. It refers to them, so they must outlive it.
+struct Arguments {
+  explicit Arguments(FASTRNN_ARGUMENTS);
+
+  Shape shape;
+  Dtype dtype;
+  bool has_biases, packed, batch_first;
+  const OptionalTensor &lengths, &reset;
+  MaybeOwned input;         // with contiguous features
+  MaybeOwned hx;            // [L*D, B, H] with contiguous features, or undefined. Zero for rows in
+                            // which a sequence begins at their first step
+  MaybeOwned dropout_mask;  // [L-1, rows, D*H] or [L-1, T, B, D*H], contiguous, or undefined
+  c10::SmallVector<MaybeOwned, 8> weights;  // contiguous
+  std::vector<int64_t> start, active;       // of packed steps: the first row, and their number
+  const bool* reset_data = nullptr;
+  int64_t reset_step_stride = 0, reset_row_stride = 0;
+
+  // A tensor in the input's layout: padded (T, B, F) or (B, T, F), or packed (rows, F).
+  Sequence sequence(const Tensor& x) const;
+  // A state [L*D, B, H], but zero for the rows that begin anew at their first step: they do not
+  // begin with hx, nor does a gradient go there.
+  Tensor without_begun(const Tensor& state) const;
+};
+
+// What a backward pass takes besides.
+struct Gradients {
+  Gradients(const Arguments& arguments, const OptionalTensor& grad_output,
+            const OptionalTensor& grad_hn, const Tensor& saved);
+
+  MaybeOwned output;  // in the input's layout, with contiguous features, or undefined
+  MaybeOwned hn;      // [L*D, B, H] contiguous, or undefined
+};
+
+}  // namespace fastrnn

@@ -1,0 +1,15 @@
+// The call by the operator behind torch.nn.RNN: for calls in which that is faster, or no kernel of
+// ours runs.
+#pragma once
+
+#include "ops.h"
+
+namespace fastrnn {
+
+// Whether it can serve a call with these arguments, whose input has values: a compiler's has none.
+bool torch_can_serve(const Tensor& input, const OptionalTensor& lengths,
+                     const OptionalTensor& reset, const OptionalTensor& dropout_mask);
+
+std::tuple<Tensor, Tensor> rnn_by_torch(FASTRNN_ARGUMENTS);
+
+}  // namespace fastrnn
