@@ -127,8 +127,13 @@ def as_reset(reset: Any, dim: int) -> Any:
 def packed_reset(reset: Any, packed: PackedSequence, batch_first: bool) -> Any:
     """``reset`` of a packed sequence as (T, B) bool, its rows sorted as those of the sequence."""
     if isinstance(reset, PackedSequence):
-        if not torch.equal(reset.batch_sizes, packed.batch_sizes):
-            raise ValueError("rnn: expected reset packed like the input, got other batch_sizes")
+        for name in ("batch_sizes", "sorted_indices"):
+            theirs, ours = getattr(reset, name), getattr(packed, name)
+            same = theirs is ours is None or (
+                theirs is not None and ours is not None and torch.equal(theirs, ours)
+            )
+            if not same:
+                raise ValueError(f"rnn: expected reset packed like the input, got other {name}")
         data = as_reset(reset.data, 1)
         sequence = PackedSequence(data, packed.batch_sizes)
         return pad_packed_sequence(sequence)[0]

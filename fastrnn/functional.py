@@ -69,7 +69,8 @@ def rnn(
         ``output`` (T, B, D*H) in the layout of ``input``, and ``hn`` (L*D, B, H).
 
     Raises:
-        ValueError: A wrong rank, dtype or dropout, or an unknown nonlinearity.
+        ValueError: A wrong rank, dtype or dropout, an unknown nonlinearity, or ``reset_state``
+            without ``reset``.
         TypeError: A wrong type.
         RuntimeError: A wrong size or device.
 
@@ -232,7 +233,9 @@ def rnn_step(
 ) -> tuple[Tensor, Tensor]:
     """One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and hn."""
     if reset is not None or reset_state is not None:
-        hx = _reset_rows("RNN.step", input, hx, reset, reset_state)
+        hx = _reset_rows(
+            "RNN.step", input, hx, reset, reset_state, (num_layers, weights[1].size(-1))
+        )
     if dropout == 0.0 and not torch.compiler.is_compiling():
         result = _C.rnn_step(input, hx, weights, bias, num_layers, nonlinearity)
         if result is not None:
@@ -276,7 +279,7 @@ def rnn_cell(
 ) -> Tensor:
     """One step of one layer: (B, I) or (I) and (B, H) or (H) to (B, H) or (H)."""
     if reset is not None or reset_state is not None:
-        hx = _reset_rows("RNNCell", input, hx, reset, reset_state)
+        hx = _reset_rows("RNNCell", input, hx, reset, reset_state, (w_hh.size(-1),))
     known = nonlinearity in ("tanh", "relu")
     if known and not torch.compiler.is_compiling():
         result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
@@ -293,26 +296,41 @@ def rnn_cell(
         _checks.check_cell_sizes(input, hx, w_ih, w_hh)
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
     _checks.check_devices(input, hx, weights)
+    given = (input, hx, *weights)
+    if _path.why_no_kernel(given) is not None and _path.why_only_reference(given) is None:
+        if hx is None:
+            hx = input.new_zeros(input.size(0), w_hh.size(0))
+        cell = torch.rnn_relu_cell if nonlinearity == "relu" else torch.rnn_tanh_cell
+        h: Tensor = cell(input, hx, *weights)
+        return h if batched else h.squeeze(0)
     state = None if hx is None else hx.unsqueeze(0)
     options = Options(has_biases=len(weights) == 4, nonlinearity=nonlinearity)
     output, _ = _path.run(input.unsqueeze(0), state, weights, options)
     # No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
-    h: Tensor = torch.ops.aten._unsafe_view(output, [-1, w_hh.size(0)])
+    h = torch.ops.aten._unsafe_view(output, [-1, w_hh.size(0)])
     return h if batched else h.squeeze(0)
 
 
 def _reset_rows(
-    name: str, input: Tensor, hx: Tensor | None, reset: Any, reset_state: Tensor | None
+    name: str,
+    input: Tensor,
+    hx: Tensor | None,
+    reset: Any,
+    reset_state: Tensor | None,
+    size: Sequence[int],
 ) -> Tensor | None:
-    """The state before a step: where ``reset`` (B), ``reset_state`` or zeros in place of ``hx``."""
+    """The state before a step: where ``reset`` (B), ``reset_state`` or zeros in place of ``hx``.
+
+    ``size`` is that of a state without its batch: (L, H) or (H).
+    """
     if reset is None:
         raise ValueError(f"{name}: reset_state goes with reset, got none")
     reset = _checks.as_reset(reset, input.dim() - 1)
     _checks.check_marks("reset", reset, torch.bool, tuple(input.shape[:-1]), input)
     for state in (hx, reset_state):
-        if state is not None and state.shape[-input.dim() : -1] != reset.shape:
-            batch = tuple(reset.shape)
-            raise RuntimeError(f"{name}: expected a state of batch {batch}, got {state.shape}")
+        expected = (*size[:-1], *reset.shape, size[-1])
+        if state is not None and tuple(state.shape) != expected:
+            raise RuntimeError(f"{name}: expected a state {expected}, got {tuple(state.shape)}")
     if reset_state is None:
         return None if hx is None else torch.where(reset.unsqueeze(-1), torch.zeros_like(hx), hx)
     return torch.where(

@@ -48,8 +48,8 @@ class RNN(RNNBase):
             Outputs beyond them are zero, ``hn`` is the state after the last valid step, the
             reverse direction starts at each row's own end.
         reset: (T, B), or (B, T) with ``batch_first``: true where a new sequence begins; the state
-            before that step is zero, and no gradient passes. ``hx`` is the state before the first
-            step, if that is not one of them. Bool, or numbers (an environment's ``done``), with
+            before that step is zero, and no gradient passes; a mark on the first step drops ``hx``.
+            Bool, or numbers (an environment's ``done``), with
             or without a last dimension of 1; of a ``PackedSequence``, packed alike or padded. The
             reverse direction begins anew at the step before, where the earlier sequence ends.
         reset_state: (L*D, B, H), the state there instead of zeros; gradients flow to it. Takes the
@@ -59,7 +59,8 @@ class RNN(RNNBase):
         ``output``, (T, B, D*H) in the input's layout, and ``hn``, (L*D, B, H).
 
     Raises:
-        ValueError, TypeError: A wrong argument to the constructor, a wrong rank or dtype.
+        ValueError, TypeError: A wrong argument to the constructor, a wrong rank or dtype, or
+            ``reset_state`` without ``reset``.
         RuntimeError: A wrong size or device.
 
     Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
@@ -200,7 +201,7 @@ class RNN(RNNBase):
             The last layer's output, (B, H) or (H), and the next state, in the shape of ``hx``.
 
         Raises:
-            ValueError: A wrong rank or dtype of ``input``.
+            ValueError: A wrong rank or dtype of ``input``, or ``reset_state`` without ``reset``.
             RuntimeError: A bidirectional module, or a wrong size or device.
 
         Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
@@ -293,7 +294,7 @@ class RNNCell(RNNCellBase):
         The next state, (B, H) or (H).
 
     Raises:
-        ValueError: A wrong rank.
+        ValueError: A wrong rank, or ``reset_state`` without ``reset``.
         RuntimeError: A wrong size, or an unknown nonlinearity.
 
     Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.

@@ -200,6 +200,7 @@ def test_wrong_arguments() -> None:
     reset, hx = torch.zeros(T, 2, dtype=torch.bool), torch.zeros(1, 2, H)
     lengths = torch.tensor([T, 4])
     packed = pack_padded_sequence(x, lengths)
+    turned = pack_padded_sequence(x, lengths.flip(0), enforce_sorted=False)
     wrong: list[tuple[Any, type, str]] = [
         (lambda: rnn(x, reset=reset.t()), ValueError, r"reset of .* shape \(9, 2\), got"),
         (lambda: rnn(x, reset=[[True] * 2] * T), TypeError, "reset to be a tensor, got list"),
@@ -207,11 +208,16 @@ def test_wrong_arguments() -> None:
         (lambda: rnn(x, reset=reset, reset_state=hx[0]), RuntimeError, "reset_state size"),
         (lambda: rnn.step(x[0], reset_state=hx), ValueError, "RNN.step: reset_state goes with"),
         (lambda: rnn.step(x[0], reset=reset), ValueError, r"reset of .* shape \(2,\), got"),
-        (lambda: rnn.step(x[0], hx[:, :1], reset=reset[0]), RuntimeError, "a state of batch"),
+        (lambda: rnn.step(x[0], hx[:, :1], reset=reset[0]), RuntimeError, r"state \(1, 2, 8\),"),
+        (lambda: rnn.step(x[0], reset=reset[0], reset_state=hx[0]), RuntimeError, "a state"),
+        (lambda: rnn.step(x[0], reset=reset[0], reset_state=hx[..., :1]), RuntimeError, "a state"),
+        (lambda: cell(x[0], reset=reset[0], reset_state=hx[0, :, :1]), RuntimeError, "a state"),
         (lambda: cell(x[0], reset_state=hx[0]), ValueError, "RNNCell: reset_state goes with"),
         (lambda: rnn(packed, reset=reset[1:]), ValueError, r"reset of .* shape \(9, 2\), got"),
         (lambda: rnn(packed, reset=pack_padded_sequence(reset, lengths - 1)), ValueError,
          "packed like the input"),
+        (lambda: rnn(turned, reset=pack_padded_sequence(reset, lengths)), ValueError,
+         "packed like the input, got other sorted_indices"),
     ]  # fmt: skip
     for call, error, message in wrong:
         with pytest.raises(error, match=message):
