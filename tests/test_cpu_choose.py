@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import cpu_build
+from benchmarks import thresholds
+from benchmarks.thresholds import NEVER
 
-NEVER = 2**63 - 1
 FLOAT32, FLOAT64, BFLOAT16 = 0, 1, 2  # the codes of csrc/rnn.h
 SSE2, AVX2, AVX512 = 32, 64, 256  # bytes of a panel
 
@@ -226,3 +227,18 @@ def test_forced_plans(kernels, isa: str, batch: int) -> None:
 def test_a_field_that_there_is_not_is_refused(kernels) -> None:
     with pytest.raises(ValueError, match=r"no such field: .*hidden_sizes"):
         choose(kernels, hidden_sizes=3)
+
+
+@pytest.mark.parametrize("side", thresholds.sides(), ids=lambda s: f"{s.threshold}-B{s.batch}")
+def test_both_sides_of_a_threshold_are_measured(side: thresholds.Side, kernels: Any) -> None:
+    """The plan that benchmarks/thresholds.py forces is not the one that is chosen."""
+    sizes = {"batch": side.batch, "seq_len": side.seq_len, "input_size": side.input_size}
+    chosen = choose(
+        kernels,
+        threads=side.threads,
+        hidden_size=side.hidden_size,
+        backward=side.training,
+        **sizes,
+    )
+    for field, value in side.forced.items():
+        assert chosen[field] != value

@@ -7,7 +7,8 @@
 namespace fastrnn::cpu {
 namespace {
 
-// Bytes are what is multiplied, in the type that lies in memory; work is in multiply-adds.
+// `python -m benchmarks.thresholds` shows what each of these is worth on a machine. Bytes are what
+// is multiplied, in the type that lies in memory; work is in multiply-adds.
 
 // Below this work of a call, starting threads costs more than it saves.
 constexpr int64_t kLeastWork = 120'000;
