@@ -1,7 +1,6 @@
 // The operators' autograd and autocast keys.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/_unsafe_view.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -40,110 +39,48 @@ struct Options {
   bool has_biases;
   int64_t num_layers;
   Nonlinearity nonlinearity;
-  bool bidirectional, batch_first, by_torch;
+  bool bidirectional, batch_first;
 
   int64_t bits() const {
     return int64_t{has_biases} | int64_t{bidirectional} << 1 | int64_t{batch_first} << 2 |
-           int64_t{by_torch} << 3 | static_cast<int64_t>(nonlinearity) << 4 | num_layers << 8;
+           static_cast<int64_t>(nonlinearity) << 3 | num_layers << 8;
   }
   static Options of(int64_t bits) {
-    return {(bits & 1) != 0, bits >> 8,       static_cast<Nonlinearity>(bits >> 4 & 15),
-            (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0};
+    return {(bits & 1) != 0, bits >> 8, static_cast<Nonlinearity>(bits >> 3 & 31), (bits & 2) != 0,
+            (bits & 4) != 0};
   }
 };
 
-// The same tensor outside of the graph. Writes to either are noticed by both.
-Tensor detached(const Tensor& x) { return x.defined() ? x.tensor_data() : x; }
-
 struct RnnFunction : torch::autograd::Function<RnnFunction> {
-  static variable_list forward(AutogradContext* ctx, FASTRNN_ARGUMENTS, bool by_torch) {
+  static variable_list forward(AutogradContext* ctx, FASTRNN_ARGUMENTS) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [output, hn, saved] = rnn_forward(FASTRNN_PASS, true);
     variable_list kept{input,
                        hx.value_or(Tensor()),
                        batch_sizes.value_or(Tensor()),
                        lengths.value_or(Tensor()),
                        reset.value_or(Tensor()),
-                       dropout_mask.value_or(Tensor())};
+                       dropout_mask.value_or(Tensor()),
+                       saved};  // our own copy: the caller may write to output
     kept.insert(kept.end(), weights.begin(), weights.end());
-    variable_list results;
-    if (by_torch) {
-      variable_list inner = forward_by_torch(FASTRNN_PASS);
-      results = {detached(inner[0]), detached(inner[1])};
-      // The ends of the graph are kept under another count of writes: the caller may write to the
-      // results, unless the graph itself needs them.
-      at::AutoGradMode with_grad(true);
-      for (int i = 0; i < 2; ++i) inner[i] = at::_unsafe_view(inner[i], inner[i].sizes());
-      kept.insert(kept.end(), inner.begin(), inner.end());
-    } else {
-      at::AutoDispatchBelowADInplaceOrView below;
-      auto [output, hn, saved] = rnn_forward(FASTRNN_PASS, true);
-      results = {output, hn};
-      kept.push_back(saved);  // our own copy: the caller may write to output
-    }
     ctx->save_for_backward(std::move(kept));
-    ctx->saved_data["options"] = Options{has_biases,    num_layers,  nonlinearity_of(nonlinearity),
-                                         bidirectional, batch_first, by_torch}
-                                     .bits();
+    ctx->saved_data["options"] =
+        Options{has_biases, num_layers, nonlinearity_of(nonlinearity), bidirectional, batch_first}
+            .bits();
     ctx->set_materialize_grads(false);
-    return results;
-  }
-
-  // A graph of its own from leaves that stand for the arguments, for torch's backward pass: output,
-  // hn and the leaves: input, hx, the weights. Our node gives what torch's may not have: gradients
-  // of gradients, and batches of gradients.
-  static variable_list forward_by_torch(FASTRNN_ARGUMENTS) {
-    variable_list leaves{detached(input), hx ? detached(*hx) : Tensor()};
-    for (const Tensor& w : weights) leaves.push_back(detached(w));
-    leaves[0].requires_grad_(input.requires_grad());
-    if (hx) leaves[1].requires_grad_(hx->requires_grad());
-    for (size_t i = 0; i < weights.size(); ++i)
-      leaves[2 + i].requires_grad_(weights[i].requires_grad());
-    at::AutoGradMode with_grad(true);
-    auto [output, hn] = rnn_by_torch(leaves[0], defined(leaves[1]), TensorList(leaves).slice(2),
-                                     batch_sizes, lengths, reset, dropout_mask, has_biases,
-                                     num_layers, nonlinearity, bidirectional, batch_first);
-    leaves.insert(leaves.begin(), {output, hn});
-    return leaves;
-  }
-
-  // The gradients of the leaves that the caller wants.
-  static variable_list backward_by_torch(AutogradContext* ctx, TensorList inner,
-                                         const OptionalTensor& grad_output,
-                                         const OptionalTensor& grad_hn) {
-    variable_list outputs, grads, wanted;
-    if (grad_output) {
-      outputs.push_back(inner[0]);
-      grads.push_back(*grad_output);
-    }
-    if (grad_hn) {
-      outputs.push_back(inner[1]);
-      grads.push_back(*grad_hn);
-    }
-    const TensorList leaves = inner.slice(2);
-    for (size_t i = 0; i < leaves.size(); ++i) {
-      if (leaves[i].defined() && ctx->needs_input_grad(i)) wanted.push_back(leaves[i]);
-    }
-    // Retained: the node that keeps the graph may be asked again, and frees it when it is freed.
-    const variable_list found =
-        torch::autograd::grad(outputs, wanted, grads, /*retain_graph=*/true,
-                              /*create_graph=*/false, /*allow_unused=*/true);
-    variable_list results(leaves.size());
-    for (size_t i = 0, next = 0; i < leaves.size(); ++i) {
-      if (leaves[i].defined() && ctx->needs_input_grad(i)) results[i] = found[next++];
-    }
-    return results;
+    return {output, hn};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list kept = ctx->get_saved_variables();
-    const Tensor input = kept[0];
+    constexpr int64_t kFirstWeight = 7;
+    const Tensor input = kept[0], saved = kept[6];
     const OptionalTensor hx = defined(kept[1]), batch_sizes = defined(kept[2]),
                          lengths = defined(kept[3]), reset = defined(kept[4]),
                          dropout_mask = defined(kept[5]);
-    const auto [has_biases, num_layers, f, bidirectional, batch_first, by_torch] =
+    const TensorList weights = TensorList(kept).slice(kFirstWeight);
+    const auto [has_biases, num_layers, f, bidirectional, batch_first] =
         Options::of(ctx->saved_data["options"].toInt());
-    const int64_t count = num_layers * (bidirectional ? 2 : 1) * (has_biases ? 4 : 2);
-    const TensorList weights = TensorList(kept).slice(6, count);
-    const TensorList inner = TensorList(kept).slice(6 + count);  // saved, or a graph of torch's
     const c10::string_view nonlinearity = name_of(f);
     const OptionalTensor grad_output = defined(grads[0]), grad_hn = defined(grads[1]);
 
@@ -163,12 +100,11 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
       }
       return results;
     }
-    if (by_torch) return backward_by_torch(ctx, inner, grad_output, grad_hn);
     bool want_weights = false;
     for (size_t i = 0; i < weights.size(); ++i) want_weights |= ctx->needs_input_grad(2 + i);
     const bool want_input = ctx->needs_input_grad(0), want_hx = ctx->needs_input_grad(1);
-    auto [grad_input, grad_hx, grad_weights] = rnn_backward(
-        grad_output, grad_hn, inner[0], FASTRNN_PASS, want_input, want_hx, want_weights);
+    auto [grad_input, grad_hx, grad_weights] =
+        rnn_backward(grad_output, grad_hn, saved, FASTRNN_PASS, want_input, want_hx, want_weights);
     if (want_input) results[0] = grad_input;
     if (want_hx) results[1] = grad_hx;
     for (size_t i = 0; i < weights.size(); ++i) {
@@ -191,7 +127,7 @@ auto new_node(const c10::intrusive_ptr<torch::autograd::Node>&) {
 // As RnnFunction::apply, which costs a small step more: it also notes the sizes of all arguments
 // and results, to make zeros for missing gradients (forward asks for none), and looks for arguments
 // among the results. The edges are those of input, hx, even if it is not there, and the weights.
-std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS, bool by_torch) {
+std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS) {
   if (const auto& functorch = at::functorch::functorchTLSAccessor())
     functorch->checkSupportsCppAutogradFunction();
   auto node = new_node<torch::autograd::CppNode<RnnFunction>>(torch::autograd::Edge().function);
@@ -201,7 +137,7 @@ std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS, bool by_torch) {
   variable_list results;
   {
     at::AutoGradMode no_grad(false);
-    results = RnnFunction::forward(&node->ctx_, FASTRNN_PASS, by_torch);
+    results = RnnFunction::forward(&node->ctx_, FASTRNN_PASS);
   }
   for (const Tensor& x : results) torch::autograd::set_history(x, node);
   node->save_variables_to_ctx();
@@ -246,8 +182,10 @@ std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS,
       !isFwGradDefined(input) && !isFwGradDefined(hx) &&
           !torch::autograd::isFwGradDefinedTensorList(weights),
       "rnn: the operator has no forward-mode derivative: call fastrnn.functional.rnn, which has");
-  if (wants_grad(input, hx, weights))
-    return rnn_recorded(FASTRNN_PASS, goes_to_torch && goes_to_torch(FASTRNN_PASS));
+  if (wants_grad(input, hx, weights)) {
+    if (goes_to_torch && goes_to_torch(FASTRNN_PASS)) return rnn_by_torch(FASTRNN_PASS);
+    return rnn_recorded(FASTRNN_PASS);
+  }
   at::AutoDispatchBelowADInplaceOrView below;
   return rnn(FASTRNN_PASS);
 }
@@ -273,7 +211,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTenso
   return op.call(grad_output, grad_hn, saved, FASTRNN_PASS, want_input, want_hx, want_weights);
 }
 
-TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {  // of devices that have no choice of their own
+TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
   m.impl("rnn", [](FASTRNN_ARGUMENTS) { return rnn_autograd(FASTRNN_PASS, nullptr); });
 }
 TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) {

@@ -40,8 +40,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTenso
                                                              bool want_input, bool want_hx,
                                                              bool want_weights);
 
-// The operator rnn under a device's autograd key. Torch's own operator serves the calls that
-// goes_to_torch, if there is one.
+// The operator rnn under an autograd key. Torch's own operator serves the calls that go to it, if
+// the device gives a function that says which; they are then recorded as that operator's.
 std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS,
                                         bool (*goes_to_torch)(FASTRNN_ARGUMENTS));
 

@@ -78,6 +78,7 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
     hidden_size: int = module.hidden_size  # type: ignore[assignment]
     steps, batch = (1, 1) if input is None else (_steps(module, input), _batch(module, input))
     drops = module.training and getattr(module, "dropout", 0.0) > 0 and module.num_layers > 1  # type: ignore[operator]
+    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     kernels = "shapes only"
     if device == "cpu":
         if input is not None and not drops and _C.cpu_prefers_torch(batch, hidden_size):
@@ -87,7 +88,7 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
         bidirectional = bool(getattr(module, "bidirectional", False))
         like = like.new_empty(0, dtype=dtype)
         kernels = _C.cuda_kernels_for(
-            like, steps, batch, hidden_size, bidirectional, steps > 1 and not drops
+            like, steps, batch, hidden_size, bidirectional, not drops and not trains
         )
         if kernels == "torch":
             return "torch (cuDNN is chosen for steps of this size)"

@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif("cuda" not in fastrnn._path.KERNEL_DEVICES, reason="built without CUDA"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-KERNELS = ["torch", "step", "vector", "tile", "cluster"]
+KERNELS = ["step", "vector", "tile", "cluster"]
 SHAPES = [
     Case(40, 5, 3, 64),
     Case(40, 70, 30, 128, bidirectional=True, num_layers=2),
@@ -260,34 +260,22 @@ def test_strides(kernel: str) -> None:
     torch.testing.assert_close(hn, expected_hn)
 
 
-def test_derivatives_that_cudnn_has_not() -> None:
-    """Our node is around cuDNN's: second derivatives, batches of gradients, eval mode."""
-    rnn = fastrnn.RNN(6, 700, device="cuda").eval()
-    x = torch.randn(5, 3, 6, device="cuda", requires_grad=True)
-    assert fastrnn.info(rnn, x)["kernel"].startswith("torch")
-
-    def derivatives() -> list[Tensor]:
-        output, hn = rnn(x)
-        (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
-        (second,) = torch.autograd.grad(first.square().sum(), x)
-        output, hn = rnn(x)
-        v = torch.stack([torch.ones_like(hn), hn.detach()])
-        (batch,) = torch.autograd.grad(hn, x, v, is_grads_batched=True)
-        return [output, first, second, batch]
-
-    found = derivatives()
-    with forced("step"):
-        torch.testing.assert_close(found, derivatives(), rtol=1e-3, atol=1e-4)
-
-
-def test_a_large_cell_may_be_overwritten() -> None:
-    cell = fastrnn.RNNCell(6, 700, device="cuda")
-    x, grads = torch.randn(3, 6, device="cuda"), []
-    for keep in (lambda h: h.mul_(0.5), lambda h: h * 0.5):
-        cell.zero_grad()
-        keep(cell(x)).sum().backward()
-        grads.append(cell.weight_ih.grad)
-    torch.testing.assert_close(*grads)
+@pytest.mark.parametrize("packed", [False, True])
+def test_cudnn_serves_large_inference(packed: bool) -> None:
+    """Only inference: it has no gradients of gradients."""
+    rnn, theirs = (cls(6, 700, 2, device="cuda") for cls in (fastrnn.RNN, torch.nn.RNN))
+    theirs.load_state_dict(rnn.state_dict())
+    x: Any = torch.randn(5, 3, 6, device="cuda")
+    if packed:
+        x = pack_padded_sequence(x, [5, 4, 1])
+    hx = torch.randn(2, 1, 700, device="cuda").expand(2, 3, 700)
+    assert fastrnn.info(rnn, x)["kernel"].startswith("cuda step")
+    with torch.no_grad():
+        assert fastrnn.info(rnn, x)["kernel"].startswith("torch")
+        pairs = [
+            (y.data if packed else y, hn) for y, hn in (rnn(x, hx), theirs(x, hx.contiguous()))
+        ]
+    torch.testing.assert_close(*pairs, rtol=0, atol=0)
 
 
 @pytest.mark.slow

@@ -193,7 +193,7 @@ for kind in ("tanh", "relu"):
             torch.testing.assert_close(a.grad, b.grad)
 assert fastrnn.info(ours, x[:, :3])["kernel"] == "cpu baseline float32"
 
-# Our node around torch's: what is asked more than once, second derivatives, batches of gradients,
+# What is asked more than once, second derivatives, batches of gradients,
 # part of the gradients, and a result that was overwritten.
 def more(rnn):
     inputs = [torch.randn(4, 64, 28).requires_grad_(), torch.randn(4, 64, 128).requires_grad_()]

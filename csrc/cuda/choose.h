@@ -41,7 +41,7 @@ struct Problem {
   int64_t batch;
   int64_t hidden_size;
   int num_directions;
-  bool torch_can_serve = false;  // the whole call
+  bool torch_can_serve = false;  // the whole call, which is inference
 };
 
 // Every configuration with groups, whatever device and call it serves.

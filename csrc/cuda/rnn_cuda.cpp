@@ -55,13 +55,14 @@ bool are_flat(TensorList weights) {
                      [&](const Tensor& w) { return w.is_alias_of(weights[0]); });
 }
 
-// Whether the call goes to torch's own operator: no kernel of ours runs there, or it is chosen. A
-// single step never is: RNNCell and RNN.step hand out the memory that cuDNN's backward pass reads.
+// Whether a call in inference goes to torch's own operator: no kernel of ours runs there, or it is
+// chosen. Training stays with ours: cuDNN has no gradients of gradients and no batches of
+// gradients.
 bool goes_to_torch(FASTRNN_ARGUMENTS) {
   if (!torch_can_serve(input, lengths, reset, dropout_mask)) return false;
   const Shape s = check(FASTRNN_PASS);
   if (!why_no_kernels(input.get_device()).empty()) return true;
-  if (s.seq_len == 1 || !at::globalContext().userEnabledCuDNN() || !are_flat(weights)) return false;
+  if (!at::globalContext().userEnabledCuDNN() || !are_flat(weights)) return false;
   const OnDevice on_device(input);
   const Context context = on_device.context();
   const Problem problem{dtype_of(input),
@@ -95,10 +96,6 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cuda(
                   want_hx, want_weights);
 }
 
-std::tuple<Tensor, Tensor> rnn_autograd_cuda(FASTRNN_ARGUMENTS) {
-  return rnn_autograd(FASTRNN_PASS, goes_to_torch);
-}
-
 }  // namespace
 
 std::string set_kernel(const std::string& name) {
@@ -124,6 +121,5 @@ TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("rnn_forward", rnn_forward_cuda);
   m.impl("rnn_backward", rnn_backward_cuda);
 }
-TORCH_LIBRARY_IMPL(fastrnn, AutogradCUDA, m) { m.impl("rnn", rnn_autograd_cuda); }
 
 }  // namespace fastrnn::cuda
