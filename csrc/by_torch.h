@@ -6,7 +6,7 @@
 
 namespace fastrnn {
 
-// Whether it can serve a call with these arguments, whose input has values: a compiler's has none.
+// Whether it can serve a call with these arguments. Not a compiler's input, which has no values.
 bool torch_can_serve(const Tensor& input, const OptionalTensor& lengths,
                      const OptionalTensor& reset, const OptionalTensor& dropout_mask);
 

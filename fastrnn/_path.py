@@ -131,7 +131,7 @@ def why_no_kernel(tensors: Iterable[Tensor | None]) -> str | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _why_no_cuda_kernels(device: int) -> str:
-    # Without a GPU a tensor there is one of a compiler's, which has shapes only.
+    # Without a GPU, a CUDA tensor is a compiler's, and has a shape only.
     return _C.cuda_why_no_kernels(device) if torch.cuda.is_available() else ""
 
 

@@ -49,9 +49,9 @@ class RNN(RNNBase):
             reverse direction starts at each row's own end.
         reset: (T, B), or (B, T) with ``batch_first``: true where a new sequence begins; the state
             before that step is zero, and no gradient passes; a mark on the first step drops ``hx``.
-            Bool, or numbers (an environment's ``done``), with
-            or without a last dimension of 1; of a ``PackedSequence``, packed alike or padded. The
-            reverse direction begins anew at the step before, where the earlier sequence ends.
+            Bool, or numbers (an environment's ``done``), with or without a last dimension of 1; of
+            a ``PackedSequence``, packed alike or padded. The reverse direction begins anew at the
+            step before, where the earlier sequence ends.
         reset_state: (L*D, B, H), the state there instead of zeros; gradients flow to it. Takes the
             reference path.
 

@@ -193,8 +193,8 @@ for kind in ("tanh", "relu"):
             torch.testing.assert_close(a.grad, b.grad)
 assert fastrnn.info(ours, x[:, :3])["kernel"] == "cpu baseline float32"
 
-# What is asked more than once, second derivatives, batches of gradients,
-# part of the gradients, and a result that was overwritten.
+# Gradients asked for twice, of gradients, in batches, of some arguments only, and after a result
+# was overwritten.
 def more(rnn):
     inputs = [torch.randn(4, 64, 28).requires_grad_(), torch.randn(4, 64, 128).requires_grad_()]
     y, hn = rnn(*inputs)
