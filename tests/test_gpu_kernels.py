@@ -20,7 +20,9 @@ FLAGS = ["-std=c++20", "-DFASTRNN_ON_CPU", "-ffp-contract=off"]
 INCLUDES = [f"-I{ROOT / 'csrc'}", f"-I{EMULATION}"]
 # As the program lists them.
 VARIANTS = [f"{c.name} {str(c.dtype).removeprefix('torch.')}" for c in CONFIGURATIONS]
+VARIANTS += [f"step {dtype}" for dtype in ("float32", "float64", "float16", "bfloat16")]
 QUICK = [
+    "step float32", "step float64", "step float16", "step bfloat16",
     "vector:64x4x1 float32", "tile:64x8x1 float32", "tile:64x16x1 float16",
     "tile:256x8x1 bfloat16", "cluster:256x4x2 float32", "cluster:256x8x2 float32",
     "cluster:384x8x4 bfloat16", "cluster:512x8x8 float16",
@@ -47,7 +49,7 @@ def compile_program(folder: Path, kernels: list[Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    emulation = [EMULATION / "kernels.cpp", EMULATION / "fibers.cpp"]
+    emulation = [EMULATION / f"{name}.cpp" for name in ("kernels", "check", "fibers")]
     return compile_program(tmp_path_factory.mktemp("kernels"), emulation)
 
 
@@ -104,12 +106,17 @@ def test_what_is_wrong_is_found(tmp_path: Path) -> None:
     ]
     source = tmp_path / "launchers.cpp"
     body = "\n".join(launchers)
-    source.write_text(f'#include "cuda/launchers.h"\nnamespace fastrnn::cuda {{\n{body}\n}}\n')
-    broken = compile_program(tmp_path, [source])
+    source.write_text(
+        '#include "cuda/launchers.h"\n#include "cuda/step.cu"\n'
+        f"namespace fastrnn::cuda {{\n{body}\n}}\n"
+    )
+    broken = compile_program(
+        tmp_path, [source, *(EMULATION / f for f in ("check.cpp", "fibers.cpp"))]
+    )
     status, (line,) = results(broken, "check", "tile:64x8x1", "bfloat16", "whole")
     assert (status, line["right"]) == (1, False)
     status, (line,) = results(broken, "check", "tile:64x8x1", "float16", "whole")
-    assert (status, line["failed"]) == (1, "launching forward: invalid argument")
+    assert (status, line["failed"]) == (1, "invalid argument")
 
 
 def test_compiles_for_the_gpu(tmp_path: Path) -> None:

@@ -15,222 +15,111 @@
 //     benchmarks/gpu/kernels.cpp csrc/cuda/choose.cpp tests/cuda_on_cpu/{kernels,fibers}.cpp
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <limits>
-#include <numeric>
+#include <stdexcept>
 
+#include "cuda/check.h"
 #include "cuda/launchers.h"
-#include "values.h"
+#if !defined(FASTRNN_ON_CPU)
+#include "cuda/occupancy.h"
+#endif
 
 using namespace fastrnn;
 using namespace fastrnn::cuda;
 
 namespace {
 
-struct Variant {
-  Choice choice;
-  Dtype dtype;
-  bool tf32;
-};
+void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
 
 // How much a run is timed over; emulated, just enough to see that it runs.
 #if defined(FASTRNN_ON_CPU)
 constexpr int64_t kTimedSteps = 12, kTimedBytes = 1 << 20;
+
+void* allocate(size_t bytes) { return std::aligned_alloc(256, (bytes + 255) / 256 * 256); }
+void release(void* p) { std::free(p); }
+Device current_device() { return {90, 16, 227 << 10, 228 << 10, 65536}; }
+int groups_that_run(const Choice& c, const Device& d) { return estimate_groups_at_once(c, d); }
 #else
 constexpr int64_t kTimedSteps = 768, kTimedBytes = 512 << 20;
+
+void* allocate(size_t bytes) {
+  void* p = nullptr;
+  check_cuda(cudaMalloc(&p, bytes), "cudaMalloc");
+  return p;
+}
+void release(void* p) { cudaFree(p); }
+Device current_device() {
+  const auto attribute = [](cudaDeviceAttr which) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, which, 0), "cudaDeviceGetAttribute");
+    return value;
+  };
+  Device device{10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                    attribute(cudaDevAttrComputeCapabilityMinor),
+                attribute(cudaDevAttrMultiProcessorCount),
+                attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+                attribute(cudaDevAttrMaxRegistersPerMultiprocessor)};
+  check_cuda(probe_kernels(&device.compiled_for), "looking for kernels");
+  return device;
+}
+int groups_that_run(const Choice& c, const Device& d) { return groups_at_once(c, d); }
 #endif
+
+// Memory of the device.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) : data_(static_cast<char*>(allocate(bytes))) {}
+  ~Buffer() { release(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  char* get() const { return data_; }
+
+ private:
+  char* data_;
+};
 
 std::string dtype_name(Dtype dtype) {
   const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
   return names[static_cast<int>(dtype)];
 }
+int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 // The first members of a line of JSON.
 std::string json_of(const Variant& v) {
   return "\"name\": \"" + name_of(v.choice) + "\", \"dtype\": \"" + dtype_name(v.dtype) + "\"";
 }
 
+bool check_and_print(const Variant& v, Lengths lengths) {
+  const Buffer workspace(check_bytes(v));
+  const Verdict found = check_variant(v, lengths, workspace.get(), {});
+  std::printf("{%s, \"rows\": \"%s\", ", json_of(v).c_str(), name_of(lengths));
+  if (found.error != cudaSuccess || found.timed_out || found.gave_up.yes) {
+    std::printf("\"failed\": \"%s\"}\n", found.fault().c_str());
+  } else {
+    std::printf("\"right\": %s, \"error\": %.2g, \"allowed\": %.2g, \"worst\": \"%s\"}\n",
+                found.is_right() ? "true" : "false", std::min(found.worst, 1e300), found.allowed,
+                found.where.c_str());
+  }
+  std::fflush(stdout);
+  if (found.timed_out) std::_Exit(1);  // nothing that waits for the device would end
+  return found.is_right();
+}
+
 template <typename Direction>
-Recurrence<Direction> recurrence_of(const Variant& v, int64_t hidden_size, const Rows& rows,
-                                    int num_directions, bool relu) {
-  return {v.dtype, relu ? Nonlinearity::kRelu : Nonlinearity::kTanh,
-          v.tf32,  hidden_size,
-          rows,    num_directions,
-          {}};
+Recurrence<Direction> recurrence_of(const Variant& v, const Rows& rows) {
+  return {v.dtype, Nonlinearity::kTanh, v.tf32(), v.choice.units, rows, 1, {}, nullptr};
 }
 void run(const ForwardRecurrence& r, const Choice& c) {
   check_cuda(forward_launcher(c.kernel)(r, c, {}), "launching forward");
 }
 void run(const BackwardRecurrence& r, const Choice& c) {
   check_cuda(backward_launcher(c.kernel)(r, c, {}), "launching backward");
-}
-
-// Rows of many lengths, the first of which has every step; packed, the longest come first.
-struct Layout {
-  bool packed, has_reset;
-  int64_t seq_len = 5, batch, count = 0;
-  std::vector<int64_t> lengths, start, order;
-  std::vector<char> reset;
-
-  Layout(const std::string& rows, int64_t batch)
-      : packed(rows == "packed"), has_reset(rows == "marks"), batch(batch), order(batch) {
-    for (int64_t b = 0; b < batch; ++b) {
-      const int64_t some =
-          packed ? std::max<int64_t>(seq_len - (b + 1) / 2, 1) : b * 4 % (seq_len + 1);
-      lengths.push_back(rows == "whole" || b == 0 ? seq_len : some);
-    }
-    for (int64_t t = 0; t < seq_len; ++t) {
-      start.push_back(count);
-      for (int64_t b = 0; b < batch; ++b) {
-        count += !packed || lengths[b] > t;
-        reset.push_back(has_reset && (t + 2 * b) % 3 == 0);
-      }
-    }
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
-  }
-  int64_t row(int64_t t, int64_t b) const { return packed ? start[t] + b : t * batch + b; }
-  // Step i of row b's walk, and whether a sequence begins anew with it.
-  int64_t time(bool reverse, int64_t b, int64_t i) const {
-    return reverse ? lengths[b] - 1 - i : i;
-  }
-  bool begins(bool reverse, int64_t b, int64_t i) const {
-    return i > 0 && reset[time(reverse, b, reverse ? i - 1 : i) * batch + b];
-  }
-};
-
-struct Worst {
-  double error = 0;
-  std::string where;
-
-  void compare(const char* name, int d, int64_t t, int64_t b, int64_t j, double got, double want) {
-    const double found = std::abs(got - want) / std::max(1.0, std::abs(want));
-    if (found <= error) return;
-    error = std::isnan(found) ? std::numeric_limits<double>::infinity() : found;
-    char text[200];
-    std::snprintf(text, sizeof text, "%s[%d], t %d, b %d, j %d: %.7g for %.7g", name, d,
-                  static_cast<int>(t), static_cast<int>(b), static_cast<int>(j), got, want);
-    where = text;
-  }
-};
-
-// One rounding of a result to its type, and what the sum of a product may err: tensor cores add up
-// in an order and with roundings of their own.
-double allowed(const Variant& v) {
-  const double sum = v.choice.rows < 8 ? 1e-5 : 1e-4;
-  if (v.dtype == Dtype::kFloat32) return sum;
-  return sum + std::ldexp(1.0, v.dtype == Dtype::kFloat16 ? -11 : -8);
-}
-
-// Two directions of two groups, the second not full, with units missing. Each step is compared with
-// what follows from the step before as the kernel has stored it, so that errors do not add up.
-bool check(const Variant& v, const std::string& kind) {
-  const int64_t H = v.choice.units - 3, B = v.choice.rows + 1, D = 2, features = D * H;
-  const bool relu = kind == "packed" || kind == "lengths";  // tanh with the others
-  const Layout layout(kind, B);
-  const double deviation = 1 / std::sqrt(static_cast<double>(H));
-  const Values w(v.dtype, D * H * H, deviation), b_ih(v.dtype, D * H, 0.3),
-      b_hh(v.dtype, D * H, 0.3), hx(v.dtype, D * B * H, 1),
-      grad_output(v.dtype, layout.count * features, 1), grad_hn(v.dtype, D * B * H, 1);
-  Values output(v.dtype, layout.count * features, 1);  // first igates, as in the operators
-  const std::vector<double> igates = output.x;
-  Values again(v.dtype, layout.count * features), hn(v.dtype, D * B * H),
-      grad_pre(v.dtype, layout.count * features), grad_hx(v.dtype, D * B * H);
-
-  const Buffer lengths(layout.lengths), start(layout.start), order(layout.order),
-      reset(layout.reset);
-  Rows rows{layout.seq_len, B, nullptr, nullptr, nullptr, nullptr, B, 1};
-  if (kind != "whole") rows.lengths = lengths.as<int64_t>();
-  if (layout.packed) rows.start = start.as<int64_t>();
-  if (layout.has_reset) {
-    rows.order = order.as<int64_t>();
-    rows.reset = reset.as<bool>();
-  }
-  auto forward = recurrence_of<ForwardDirection>(v, H, rows, D, relu);
-  auto backward = recurrence_of<BackwardDirection>(v, H, rows, D, relu);
-  for (int d = 0; d < D; ++d) {
-    const auto sequence = [&](const Values& x) {
-      return Sequence{x.at(d * H), layout.packed ? 0 : B * features, features};
-    };
-    const auto state = [&](const Values& x) { return x.at(d * B * H); };
-    const void* w_hh = w.at(d * H * H);
-    forward.direction[d] = {d == 1,          w_hh,     b_ih.at(d * H),   b_hh.at(d * H),
-                            state(hx),       H,        sequence(output), sequence(output),
-                            sequence(again), state(hn)};
-    backward.direction[d] = {d == 1,           w_hh,
-                             sequence(output), sequence(grad_output),
-                             state(grad_hn),   sequence(grad_pre),
-                             state(grad_hx)};
-  }
-  run(forward, v.choice);
-  run(backward, v.choice);
-  synchronize();
-  for (Values* x : {&output, &again, &hn, &grad_pre, &grad_hx}) x->download();
-
-  const auto factor = [&](double x) { return v.tf32 ? tf32_of(x) : x; };
-  std::vector<double> factors(w.x.size());
-  std::transform(w.x.begin(), w.x.end(), factors.begin(), factor);
-  Worst worst;
-  for (int d = 0; d < D; ++d) {
-    const double* const w_hh = &factors[d * H * H];
-    for (int64_t b = 0; b < B; ++b) {
-      const int64_t length = layout.lengths[b], states = (d * B + b) * H;
-      const auto place = [&](int64_t i) {
-        return layout.row(layout.time(d, b, i), b) * features + d * H;
-      };
-      // sum[j] = sum over k of w[j, k] * x[k], or of w[k, j] * x[k]
-      const auto product = [&](const double* x, bool transposed) {
-        std::vector<double> sum(H);
-        for (int64_t j = 0; j < H; ++j)
-          for (int64_t k = 0; k < H; ++k)
-            sum[transposed ? k : j] += w_hh[j * H + k] * factor(x[transposed ? j : k]);
-        return sum;
-      };
-      std::vector<double> to_hx(H);
-      for (int64_t i = 0; i < length; ++i) {
-        const int64_t at = place(i), t = layout.time(d, b, i);
-        const bool begins = layout.begins(d, b, i), last = i == length - 1;
-        const bool ends = !last && layout.begins(d, b, i + 1);
-        std::vector<double> sum(H);
-        if (!begins) sum = product(i == 0 ? &hx.x[states] : &output.x[place(i - 1)], false);
-        std::vector<double> carry(H);
-        if (last) {
-          carry.assign(&grad_hn.x[states], &grad_hn.x[states] + H);
-        } else if (!ends) {
-          carry = product(&grad_pre.x[place(i + 1)], true);
-        }
-        for (int64_t j = 0; j < H; ++j) {
-          const double z = igates[at + j] + b_ih[d * H + j] + b_hh[d * H + j] + sum[j];
-          const double h = output[at + j];
-          const double slope = relu ? !(h <= 0) : 1 - h * h;
-          worst.compare("output", d, t, b, j, h, relu ? std::max(z, 0.0) : std::tanh(z));
-          worst.compare("copy", d, t, b, j, again[at + j], h);
-          worst.compare("grad_pre", d, t, b, j, grad_pre[at + j],
-                        (carry[j] + grad_output[at + j]) * slope);
-        }
-        if (i == 0) to_hx = product(&grad_pre.x[at], true);
-      }
-      for (int64_t j = 0; j < H; ++j) {
-        const double h = length ? output[place(length - 1) + j] : hx[states + j];
-        worst.compare("hn", d, length, b, j, hn[states + j], h);
-        worst.compare("grad_hx", d, 0, b, j, grad_hx[states + j],
-                      length ? to_hx[j] : grad_hn[states + j]);
-        for (int64_t t = length; t < layout.seq_len && !layout.packed; ++t) {
-          const int64_t at = layout.row(t, b) * features + d * H + j;
-          worst.compare("output", d, t, b, j, output[at], 0);
-          worst.compare("copy", d, t, b, j, again[at], 0);
-          worst.compare("grad_pre", d, t, b, j, grad_pre[at], 0);
-        }
-      }
-    }
-  }
-  const bool right = worst.error <= allowed(v);
-  std::printf(
-      "{%s, \"rows\": \"%s\", \"right\": %s, \"error\": %.2g, \"allowed\": %.2g, "
-      "\"worst\": \"%s\"}\n",
-      json_of(v).c_str(), kind.c_str(), right ? "true" : "false", std::min(worst.error, 1e300),
-      allowed(v), worst.where.c_str());
-  return right;
 }
 
 // Nanoseconds of a step of `groups` groups: the slope between two lengths, so that the launch and
@@ -241,10 +130,10 @@ double step_time(R r, const Choice& c, int64_t seq_len) {
     r.rows.seq_len = steps;
     double least = std::numeric_limits<double>::infinity();
     for (int i = 0; i < 5; ++i) {
-      synchronize();
+      check_cuda(cudaStreamSynchronize({}), "the kernel");
       const auto begin = std::chrono::steady_clock::now();
       run(r, c);
-      synchronize();
+      check_cuda(cudaStreamSynchronize({}), "the kernel");
       const std::chrono::duration<double, std::nano> took =
           std::chrono::steady_clock::now() - begin;
       if (i > 0) least = std::min(least, took.count());
@@ -260,23 +149,21 @@ void time(const Variant& v) {
   const Choice& c = v.choice;
   const int64_t H = c.units, bytes = bytes_of(v.dtype);
   const int at_once = groups_that_run(c, current_device());
-  if (at_once < 1) return;
-  const Values w(v.dtype, H * H, 1 / std::sqrt(static_cast<double>(H)));
-  // Numbers below one: igates, output and grad_output. They repeat: drawing takes longer.
-  const Values some(v.dtype, int64_t{1} << 16, 0.2);
-  const Buffer x(kTimedBytes), y(kTimedBytes), hn(kTimedBytes / kFewestSteps);
-  for (int64_t i = 0; i < kTimedBytes; i += bytes << 16)
-    copy(x.as<char>() + i, some.at(0), bytes << 16);
+  if (at_once < 1 || !forward_launcher(c.kernel)) return;
+  // Weights of zero, and numbers that do not matter.
+  const Buffer w(H * H * bytes), x(kTimedBytes), y(kTimedBytes), hn(kTimedBytes / kFewestSteps);
+  check_cuda(cudaMemsetAsync(w.get(), 0, H * H * bytes, {}), "cudaMemset");
+  check_cuda(cudaMemsetAsync(x.get(), 0x31, kTimedBytes, {}), "cudaMemset");  // small, in any type
   for (const double share : {0.0, 0.5, 1.0, 2.0}) {
     const int64_t groups = std::max<int64_t>(1, static_cast<int64_t>(share * at_once));
     const int64_t B = groups * c.rows, T = std::min(kTimedSteps, kTimedBytes / (B * H * bytes));
     if (T < kFewestSteps) continue;
     const Rows rows{T, B, nullptr, nullptr, nullptr, nullptr, 0, 0};
     const Sequence from{x.get(), B * H, H}, to{y.get(), B * H, H};
-    auto forward = recurrence_of<ForwardDirection>(v, H, rows, 1, false);
-    auto backward = recurrence_of<BackwardDirection>(v, H, rows, 1, false);
-    forward.direction[0] = {false, w.at(0), nullptr, nullptr, nullptr, 0, from, to, {}, hn.get()};
-    backward.direction[0] = {false, w.at(0), from, from, nullptr, to, nullptr};
+    auto forward = recurrence_of<ForwardDirection>(v, rows);
+    auto backward = recurrence_of<BackwardDirection>(v, rows);
+    forward.direction[0] = {false, w.get(), nullptr, nullptr, nullptr, 0, from, to, {}, hn.get()};
+    backward.direction[0] = {false, w.get(), from, from, nullptr, to, nullptr};
     const double ns[] = {step_time(forward, c, T), step_time(backward, c, T)};
     for (const int pass : {0, 1})
       std::printf(
@@ -288,26 +175,6 @@ void time(const Variant& v) {
   }
 }
 
-// What the device can run.
-std::vector<Variant> variants() {
-  const Device device = current_device();
-  std::vector<std::string> names;
-  for (const Choice& c : configurations())
-    if (std::find(names.begin(), names.end(), name_of(c)) == names.end())
-      names.push_back(name_of(c));
-  std::vector<Variant> found;
-  for (const std::string& name : names) {
-    for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat16, Dtype::kBFloat16}) {
-      try {
-        const Choice choice = choose({dtype, false, true, 5, 1, 1, 1}, device, name);
-        found.push_back({choice, dtype, dtype == Dtype::kFloat32 && choice.rows >= 8});
-      } catch (const std::invalid_argument&) {  // not in this type, or not on this device
-      }
-    }
-  }
-  return found;
-}
-
 }  // namespace
 
 int main(int count, char** words) {
@@ -316,7 +183,7 @@ int main(int count, char** words) {
   bool found = false, right = true;
   std::string running;
   try {
-    for (const Variant& v : variants()) {
+    for (const Variant& v : variants(current_device())) {
       if (!asked(2, name_of(v.choice)) || !asked(3, dtype_name(v.dtype))) continue;
       running = json_of(v) + ", ";
       if (word(1) == "list") {
@@ -326,9 +193,9 @@ int main(int count, char** words) {
         time(v);
         found = true;
       } else if (word(1) == "check") {
-        for (const char* kind : {"whole", "packed", "lengths", "marks"}) {
-          if (!asked(4, kind)) continue;
-          right = check(v, kind) && right;
+        for (const Lengths lengths : kAllLengths) {
+          if (!asked(4, name_of(lengths))) continue;
+          right = check_and_print(v, lengths) && right;
           found = true;
         }
       }

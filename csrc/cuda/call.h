@@ -3,6 +3,7 @@
 
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 #include "arguments.h"
 #include "cuda/context.h"
@@ -31,9 +32,11 @@ struct Call : Arguments {
     if (shape.rows == 0) return;
     if (packed) take_batch_sizes();
     if (lengths) {
-      lengths_ = lengths->contiguous();
+      const Tensor given = lengths->contiguous();
+      lengths_ = at::empty_like(given);
       rows.lengths = lengths_.const_data_ptr<int64_t>();
-      check_launch(launch_check_lengths(rows.lengths, shape.batch, shape.seq_len, context.stream),
+      check_launch(launch_check_lengths(given.const_data_ptr<int64_t>(), shape.batch, shape.seq_len,
+                                        lengths_.mutable_data_ptr<int64_t>(), context.stream),
                    "check_lengths_kernel", shape);
     }
     rows.reset = reset_data;

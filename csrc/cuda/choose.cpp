@@ -1,6 +1,7 @@
 #include "cuda/choose.h"
 
 #include <algorithm>
+#include <sstream>
 #include <stdexcept>
 
 namespace fastrnn::cuda {
@@ -31,8 +32,8 @@ bool serves(const Configuration& c, const Problem& p, const Device& device) {
   if (!c.has_groups()) return true;
   constexpr int64_t kMost = (int64_t{1} << 31) - 64;
   if (p.seq_len > kMost || p.batch > kMost || p.hidden_size > c.units) return false;
-  if (c.kernel == Kernel::kCluster && device.capability < 90) return false;
-  if (c.on_tensor_cores() && device.capability < (p.dtype == Dtype::kFloat16 ? 75 : 80))
+  if (c.kernel == Kernel::kCluster && device.compiled_for < 90) return false;
+  if (c.on_tensor_cores() && device.compiled_for < (p.dtype == Dtype::kFloat16 ? 75 : 80))
     return false;
   const Choice choice = choice_of(c);
   return can_launch(choice, device) && groups_at_once(choice, device) >= 1;
@@ -119,6 +120,25 @@ bool is_kernel(const std::string& name) {
 }  // namespace
 
 std::string name_of(const Choice& c) { return name_of(kConfigurations[c.configuration]); }
+
+std::optional<Choice> choice_of(const Configuration& c, const Problem& problem,
+                                const Device& device) {
+  if (!serves(c, problem, device)) return std::nullopt;
+  return choice_of(c);
+}
+
+int compiled_for(int capability, const std::string& architectures) {
+  std::istringstream names(architectures);
+  int best = 0, newest = 0;
+  for (std::string name; names >> name;) {
+    const int arch = std::stoi(name.substr(name.find('_') + 1));
+    newest = std::max(newest, arch);
+    const bool runs = name.back() == 'a' ? arch == capability
+                                         : arch / 10 == capability / 10 && arch <= capability;
+    if (runs) best = std::max(best, arch);
+  }
+  return best > 0 || newest > capability ? best : newest;
+}
 
 int blocks_at_once(const Choice& c, const Device& device) {
   const int by_registers = device.registers_per_multiprocessor / (c.threads * c.registers);

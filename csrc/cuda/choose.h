@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@ struct Device {
   int registers_per_multiprocessor;
   // For each of kConfigurations the groups that run at a time (occupancy.h); null: estimated.
   const int* groups_at_once = nullptr;
+  int compiled_for = capability;  // what its machine code was compiled for, which may be less
 };
 
 struct Problem {
@@ -43,6 +45,10 @@ struct Problem {
   int num_directions;
   bool torch_can_serve = false;  // the whole call, which is inference
 };
+
+// A configuration of kConfigurations as a choice, where it can serve this problem on this device.
+std::optional<Choice> choice_of(const Configuration& c, const Problem& problem,
+                                const Device& device);
 
 // Every configuration with groups, whatever device and call it serves.
 std::vector<Choice> configurations();
@@ -59,6 +65,11 @@ bool can_launch(const Choice& choice, const Device& device);
 int blocks_at_once(const Choice& choice, const Device& device);
 // Groups of it that run at a time, by the sizes alone.
 int estimate_groups_at_once(const Choice& choice, const Device& device);
+
+// What the code that a device runs was compiled for, of a build for such as "sm_80 sm_90a": the
+// largest of its major version that is not above it (with an "a" the very same), else the newest of
+// all, as PTX, if that is not above it. 0: it runs none.
+int compiled_for(int capability, const std::string& architectures);
 
 // As name_of(Configuration).
 std::string name_of(const Choice& choice);

@@ -20,8 +20,9 @@ namespace fastrnn::cuda {
 //     or puts it has received exchange n + 1, to which every warp of every block has given a part,
 //     computed from all that it read of exchange n. For the same reason bytes of exchange n + 2
 //     come only after exchange n's phase has ended, and a waiter never misses a phase. (PTX's
-//     model does not order a thread's reads before its store_async; that the data come of them
-//     does.)
+//     model does not order a thread's reads before its store_async. Where the data come of them,
+//     that does. Of a row that has ended they do not; there the reads are issued before, and what
+//     would overwrite them comes two hops later.)
 //   - Own parts are read (to be sent) before they are put again, two exchanges later: the next
 //     exchange's warp_sync stands between.
 //   - Barriers are initialised before anybody sends: cluster_arrive in the constructor,
@@ -82,9 +83,10 @@ struct ClusterGroup : Slice {
     if (lane == 0) arrive_expecting(barrier(copy), kToSend * 16);
   }
 
-  FASTRNN_DEVICE void receive(int copy) {
-    wait(barrier(copy), received / 2 % 2);
+  FASTRNN_DEVICE bool receive(int copy, GaveUp* gave_up) {
+    const bool came = wait(barrier(copy), received / 2 % 2, gave_up, received);
     ++received;
+    return came;
   }
 };
 

@@ -3,7 +3,7 @@
 // called by all 32 lanes. PTX ISA 9.0, sections 9.7.9 to 9.7.15.
 #pragma once
 
-#include "cuda/runtime.h"
+#include "cuda/recurrence.h"
 
 #if !defined(FASTRNN_ON_CPU)
 
@@ -231,6 +231,22 @@ FASTRNN_DEVICE void wait_copies() {
 #endif
 }
 
+// --- The clock, and memory that the host sees while a kernel runs
+
+FASTRNN_DEVICE uint32_t clocks() {
+  uint32_t x;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(x)::"memory");
+  return x;
+}
+FASTRNN_DEVICE uint32_t load_volatile(const uint32_t* p) {
+  return *static_cast<const volatile uint32_t*>(p);
+}
+FASTRNN_DEVICE void store_volatile(GaveUp* p, const GaveUp& x) {
+  asm volatile("st.volatile.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(x.yes), "r"(x.block),
+               "r"(x.thread), "r"(x.exchange)
+               : "memory");
+}
+
 // --- Barriers in shared memory (sm_90): a phase ends when `count` arrivals and all announced bytes
 // have come. Waiters name the phase by its parity: 0 for the first.
 
@@ -305,10 +321,23 @@ FASTRNN_DEVICE void acquire_shared() {
   asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
 #endif
 }
-FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity) {
-  while (!try_wait(barrier, parity)) {
+// Waits, but not for ever: false after about a second, and soon where another wait gave up before.
+// Only who has to try again looks at the clock.
+FASTRNN_DEVICE bool wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange) {
+  if (!try_wait(barrier, parity)) [[unlikely]] {
+    constexpr uint32_t kPatience = 1'800'000'000, kSoon = 1 << 16;  // clocks
+    const uint32_t start = clocks();
+    while (!try_wait(barrier, parity)) {
+      const uint32_t waited = clocks() - start;
+      const bool others = waited > kSoon && gave_up && load_volatile(&gave_up->yes);
+      if (waited <= kPatience && !others) continue;
+      if (gave_up && !others)
+        store_volatile(gave_up, {1, blockIdx.x, threadIdx.x, static_cast<uint32_t>(exchange)});
+      return false;
+    }
   }
   acquire_shared();
+  return true;
 }
 
 // --- Clusters (sm_90)
@@ -388,6 +417,10 @@ FASTRNN_DEVICE void store_release(uint32_t* p, uint32_t x) {
 }
 FASTRNN_DEVICE void add_release(uint32_t* p, uint32_t x) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+FASTRNN_DEVICE void atomic_max(uint64_t* p, uint64_t x) {
+  static_assert(sizeof(unsigned long long) == sizeof *p);
+  atomicMax(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
 }
 // A word of data and the step it belongs to, in one 8-byte access: whoever reads the step has the
 // data.

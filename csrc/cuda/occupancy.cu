@@ -31,18 +31,21 @@ cudaError_t ask(const Choice& c, const Device& device, int* clusters) {
 
 }  // namespace
 
-cudaError_t probe_kernels() {
+cudaError_t probe_kernels(int* compiled_for) {
   cudaFuncAttributes attributes{};
-  return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cluster_kernel));
+  const cudaError_t error =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cluster_kernel));
+  *compiled_for = attributes.ptxVersion;
+  return error;
 }
 
 int groups_at_once(const Choice& c, const Device& device) {
   if (!can_launch(c, device)) return 0;
   int clusters = 0;
-  if (c.blocks == 1 || device.capability < 90) return estimate_groups_at_once(c, device);
-  if (ask(c, device, &clusters) == cudaSuccess) return clusters;
+  if (c.blocks == 1) return estimate_groups_at_once(c, device);
+  if (device.compiled_for >= 90 && ask(c, device, &clusters) == cudaSuccess) return clusters;
   cudaGetLastError();  // so that nobody else finds it
-  return estimate_groups_at_once(c, device);
+  return 0;
 }
 
 }  // namespace fastrnn::cuda

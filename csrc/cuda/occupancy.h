@@ -7,8 +7,9 @@
 
 namespace fastrnn::cuda {
 
-// An error where the device runs no machine code of this build.
-cudaError_t probe_kernels();
+// An error where the device runs no machine code of this build; else what that was compiled for, by
+// the driver's word.
+cudaError_t probe_kernels(int* compiled_for);
 
 // Groups of this configuration that run at a time. 0: the device holds none.
 int groups_at_once(const Choice& choice, const Device& device);

@@ -26,6 +26,11 @@ struct Rows {
   int64_t reset_row_stride;
 };
 
+// Where a wait for another block gave up, in memory that the host sees too; zeros: none did.
+struct alignas(16) GaveUp {
+  uint32_t yes, block, thread, exchange;
+};
+
 // Padded positions beyond a row's length get output = 0 and grad_pre = 0; packed data have none.
 // Kernels that take all steps in one launch expect igates and copy, and grad_pre, to have the
 // strides of output.
@@ -63,6 +68,7 @@ struct Recurrence {
   Rows rows;
   int num_directions;
   Direction direction[2];
+  GaveUp* gave_up;  // null: nobody is told. All results of the rows concerned are NaN then
 };
 
 using ForwardRecurrence = Recurrence<ForwardDirection>;

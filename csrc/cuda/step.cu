@@ -169,11 +169,15 @@ void masked_copy_kernel(const __grid_constant__ MaskedCopy task, Lanes lanes) {
 }
 
 FASTRNN_KERNEL(kThreads, 1)
-void check_lengths_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len) {
+void check_lengths_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len,
+                          int64_t* checked) {
   const int64_t b = thread_number();
-  if (b >= batch || (lengths[b] >= 0 && lengths[b] <= seq_len)) return;
+  if (b >= batch) return;
+  const int64_t length = *static_cast<const volatile int64_t*>(lengths + b);  // once
+  checked[b] = length;
+  if (length >= 0 && length <= seq_len) return;
   printf("rnn: expected lengths between 0 and %lld, got %lld for row %lld\n",
-         static_cast<long long>(seq_len), static_cast<long long>(lengths[b]),
+         static_cast<long long>(seq_len), static_cast<long long>(length),
          static_cast<long long>(b));
   fail();
 }
@@ -249,10 +253,11 @@ cudaError_t launch_masked_copy(const MaskedCopy& task, cudaStream_t stream) {
 }
 
 cudaError_t launch_check_lengths(const int64_t* lengths, int64_t batch, int64_t seq_len,
-                                 cudaStream_t stream) {
+                                 int64_t* checked, cudaStream_t stream) {
   dim3 grid;
   if (!grid_for(batch, 1, &grid)) return cudaErrorInvalidValue;
-  return launch(check_lengths_kernel, {grid, kThreads, 0, stream}, lengths, batch, seq_len);
+  return launch(check_lengths_kernel, {grid, kThreads, 0, stream}, lengths, batch, seq_len,
+                checked);
 }
 
 cudaError_t launch_packed_rows(const int64_t* host_lengths, int64_t batch, int64_t seq_len,

@@ -57,10 +57,11 @@ struct MaskedCopy {
 };
 cudaError_t launch_masked_copy(const MaskedCopy& task, cudaStream_t stream);
 
-// Checks on the device that lengths [B] are between 0 and seq_len. If not, the kernel says so and
-// stops, which ends the process's use of the device, as an index out of range does in torch.
+// Copies lengths [B] and checks on the device that they are between 0 and seq_len. If not, the
+// kernel says so and stops, which ends the process's use of the device, as an index out of range
+// does in torch. The other kernels read the copy, which nobody changes.
 cudaError_t launch_check_lengths(const int64_t* lengths, int64_t batch, int64_t seq_len,
-                                 cudaStream_t stream);
+                                 int64_t* checked, cudaStream_t stream);
 
 // Brings the lengths of packed rows, longest first, from the host to the device, as arguments of
 // kernels: no copy that a captured graph could outlive. Then start[t] = the rows of all steps

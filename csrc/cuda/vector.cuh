@@ -77,7 +77,10 @@ struct VectorGroup {
   }
 
   FASTRNN_DEVICE void send(unsigned char*, int) const {}
-  FASTRNN_DEVICE void receive(int) const { block_sync(); }
+  FASTRNN_DEVICE bool receive(int, GaveUp*) const {
+    block_sync();
+    return true;
+  }
 };
 
 }  // namespace fastrnn::cuda

@@ -14,6 +14,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string_view>
+#include <tuple>
 
 struct uint3 {
   unsigned x, y, z;
@@ -39,11 +41,72 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNotSupported = 801 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorNotReady = 600,
+  cudaErrorLaunchOutOfResources = 701,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801,
+  cudaErrorInvalidClusterSize = 912
+};
+enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3, cudaMemcpyDefault = 4 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
+constexpr unsigned cudaHostAllocPortable = 1, cudaHostAllocMapped = 2;
+
+// What a test wants to go wrong with the device.
+struct Planted {
+  cudaError_t of_launches = cudaSuccess;  // of kernels in clusters, which then do not run
+  cudaError_t of_device = cudaSuccess;    // of all that follows such a kernel, or of nothing
+  bool hang = false;                      // a block of a cluster waits for bytes that nobody sends
+  bool capturing = false;                 // every stream is
+  const char* spoiled = "";               // what spoil() does below
+  bool poisoned = false;                  // of_device has come
+};
+inline Planted planted;
+
 inline const char* cudaGetErrorString(cudaError_t e) {
-  return e == cudaSuccess ? "no error" : "invalid argument";
+  switch (e) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorLaunchFailure:
+      return "unspecified launch failure";
+    case cudaErrorInvalidClusterSize:
+      return "invalid cluster size";
+    default:
+      return "invalid argument";
+  }
 }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t device_state() { return planted.poisoned ? planted.of_device : cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return device_state(); }
+inline cudaError_t cudaStreamQuery(cudaStream_t) { return device_state(); }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return device_state(); }
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  return device_state();
+}
+inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) {
+  std::memset(to, byte, bytes);
+  return device_state();
+}
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = planted.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return device_state();
+}
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) {
+  *p = std::calloc(1, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
 
 #define __global__
 #define __device__
@@ -84,7 +147,7 @@ void init_barrier(void* barrier, int count);
 void expect(void* barrier, int bytes);
 void arrive(void* barrier);
 bool phase_over(void* barrier, int parity);
-void wait_phase(void* barrier, int parity);
+bool wait_phase(void* barrier, int parity);  // false: the kernel gives up
 void store_async(void* to, const void* from, int bytes, void* barrier);
 void copy_async(void* to, const void* from, int bytes, bool valid);
 void commit_copies();
@@ -309,10 +372,17 @@ inline bool try_wait(SharedBarrier* barrier, int parity) {
   fibers::give_way();
   return false;
 }
-inline void wait(SharedBarrier* barrier, int parity) {
+// Gives up where every thread waits.
+template <typename GaveUp>
+bool wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange) {
 #if !defined(FASTRNN_WITHOUT_BARRIERS)
-  fibers::wait_phase(barrier, parity);
+  if (!fibers::wait_phase(barrier, parity)) {
+    if (gave_up && !gave_up->yes)
+      *gave_up = {1, blockIdx.x, threadIdx.x, static_cast<uint32_t>(exchange)};
+    return false;
+  }
 #endif
+  return true;
 }
 
 // --- Clusters
@@ -347,6 +417,11 @@ inline void store_release(uint32_t* p, uint32_t x) {
 inline void add_release(uint32_t* p, uint32_t x) {
   std::atomic_ref(*p).fetch_add(x, std::memory_order_release);
 }
+inline void atomic_max(uint64_t* p, uint64_t x) {
+  std::atomic_ref all(*p);
+  for (uint64_t old = all.load(); old < x && !all.compare_exchange_weak(old, x);) {
+  }
+}
 inline void store_packet(uint64_t* p, uint32_t data, uint32_t epoch) {
   std::atomic_ref(*p).store(uint64_t{epoch} << 32 | data, std::memory_order_relaxed);
 }
@@ -359,9 +434,43 @@ inline uint32_t load_packet(const uint64_t* p, uint32_t* data) {
 
 [[noreturn]] inline void fail() { std::abort(); }
 
+// Adds eight roundings of float16 to one number of the last unit of the last row: to the output at
+// the first step, of all recurrences ("unit"), of packed ones ("packed"), or of those by steps
+// ("step"); or to grad_hx.
+template <typename R>
+void spoil(const R& r, bool by_steps) {
+  const std::string_view what = planted.spoiled;
+  const auto add = [&](void* data, int64_t row_stride) {
+    const int64_t i = (r.rows.batch - 1) * row_stride + r.hidden_size - 1;
+    const auto to = [&]<typename S>(S* x) { narrow(x + i, widen(x[i]) + 0x1p-8f); };
+    switch (static_cast<int>(r.dtype)) {
+      case 0:
+        return to(static_cast<float*>(data));
+      case 2:
+        return to(static_cast<BFloat16*>(data));
+      case 3:
+        return to(static_cast<Half*>(data));
+    }
+  };
+  if constexpr (requires { r.direction[0].hn; }) {
+    const auto& output = r.direction[0].output;
+    const bool wanted =
+        by_steps ? what == "step" : what == "unit" || (what == "packed" && r.rows.start);
+    if (wanted) add(output.data, output.row_stride);
+  } else {
+    if (what == "grad_hx" && !by_steps) add(r.direction[0].grad_hx, r.hidden_size);
+  }
+}
+
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Parameters... arguments) {
-  return fibers::run(how, [&] { kernel(arguments...); });
+  const cudaError_t error = fibers::run(how, [&] { kernel(arguments...); });
+  if constexpr (sizeof...(Parameters) == 1) {
+    const auto& only = std::get<0>(std::tie(arguments...));
+    if constexpr (requires { only.direction; }) spoil(only, false);
+    if constexpr (requires { only.recurrence; }) spoil(only.recurrence, true);
+  }
+  return error;
 }
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,7 @@
 // order of things is told to it here, by name.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <random>
@@ -98,7 +99,7 @@ struct Fiber {
   void* tsan = nullptr;
   uint3 thread, block;
   int rank;  // of the block among those that run
-  bool done = false;
+  bool done = false, may_give_up = false;
   const unsigned* waits_for = nullptr;  // to become other than...
   unsigned waits_from = 0;
   unsigned cluster_round = 0;
@@ -128,6 +129,7 @@ struct Machine {
   std::vector<Arrival> under_way;
   std::mt19937 random{0};
   int64_t idle = 0;
+  bool gave_up = false, to_hang = false;
 };
 Machine* machine = nullptr;
 
@@ -189,6 +191,15 @@ void deliver(size_t index) {
   state.check();
 }
 
+// Whether one of the threads, which all wait, does so for a barrier in shared memory.
+bool give_up() {
+  Machine& m = *machine;
+  if (m.gave_up) return false;
+  m.gave_up = std::any_of(m.all.begin(), m.all.end(),
+                          [](const Fiber& f) { return !f.done && f.may_give_up; });
+  return m.gave_up;
+}
+
 void run_together(dim3 grid, int first, int count) {
   Machine& m = *machine;
   const int threads = m.how.threads;
@@ -220,7 +231,8 @@ void run_together(dim3 grid, int first, int count) {
     bool ran = false;
     for (int i : order) {
       Fiber& f = m.all[i];
-      if (f.done || (f.waits_for && *f.waits_for == f.waits_from)) continue;
+      const bool woken = m.gave_up && f.may_give_up;
+      if (f.done || (f.waits_for && *f.waits_for == f.waits_from && !woken)) continue;
       ran = true;
       m.current = &f;
       threadIdx = f.thread;
@@ -232,12 +244,12 @@ void run_together(dim3 grid, int first, int count) {
     if (!m.under_way.empty() && (!ran || m.random() % 4 == 0))
       for (int n = 1 + m.random() % 64; n > 0 && !m.under_way.empty(); --n)
         deliver(m.random() % m.under_way.size());
-    else if (!ran && left > 0)
+    else if (!ran && left > 0 && !give_up())
       stop("every thread waits");
     if (++m.idle > kPatience) stop("waits too long");
   }
   acquire(machine);
-  if (!m.under_way.empty()) stop("a block ended before its store_async arrived");
+  if (!m.under_way.empty() && !m.gave_up) stop("a block ended before its store_async arrived");
   for (Fiber& f : m.all)
     if (f.tsan) __tsan_destroy_fiber(f.tsan);
   for (int r = 0; r < count; ++r) {
@@ -259,8 +271,12 @@ cudaError_t run(const Launch& how, const std::function<void()>& kernel) {
   if (blocks == 0 || how.threads < 1 || how.threads > 1024 || how.grid.y > 65535 ||
       how.grid.x % how.cluster)
     return cudaErrorInvalidValue;
+  if (device_state() != cudaSuccess) return device_state();
+  if (how.cluster > 1 && planted.of_launches != cudaSuccess) return planted.of_launches;
+  planted.poisoned = how.cluster > 1 && planted.of_device != cudaSuccess;
   Machine own;
   machine = &own;
+  own.to_hang = how.cluster > 1 && planted.hang;
   own.how = how;
   own.kernel = &kernel;
   own.random.seed(static_cast<unsigned>(blocks * 1000 + how.threads));
@@ -269,6 +285,7 @@ cudaError_t run(const Launch& how, const std::function<void()>& kernel) {
   gridDim = how.grid;
   const int together = how.cluster;
   for (int64_t first = 0; first < blocks; first += together) {
+    own.gave_up = false;
     run_together(how.grid, int(first), together);
   }
   machine = nullptr;
@@ -336,7 +353,11 @@ void init_barrier(void* barrier, int count) {
   machine->shared_barriers[barrier] = {count, count, 0, 0, {}};
 }
 
-void expect(void* barrier, int bytes) { machine->shared_barriers.at(barrier).bytes += bytes; }
+void expect(void* barrier, int bytes) {
+  if (machine->to_hang) bytes += 16;
+  machine->to_hang = false;
+  machine->shared_barriers.at(barrier).bytes += bytes;
+}
 
 void arrive(void* barrier) {
   auto& state = machine->shared_barriers.at(barrier);
@@ -352,10 +373,20 @@ bool phase_over(void* barrier, int parity) {
   return true;
 }
 
-void wait_phase(void* barrier, int parity) {
+bool wait_phase(void* barrier, int parity) {
   auto& state = machine->shared_barriers.at(barrier);
-  while ((state.phase & 1) == unsigned(parity)) wait_until_changed(&state.phase, state.phase);
+  Fiber& own = *machine->current;
+  own.waits_for = &state.phase;
+  own.may_give_up = true;
+  while ((state.phase & 1) == unsigned(parity) && !machine->gave_up) {
+    own.waits_from = state.phase;
+    to_scheduler();
+  }
+  own.waits_for = nullptr;
+  own.may_give_up = false;
+  if ((state.phase & 1) == unsigned(parity)) return false;
   acquire(&state.ordered[parity]);
+  return true;
 }
 
 void store_async(void* to, const void* from, int bytes, void* barrier) {

@@ -1,0 +1,2 @@
+// The checks, apart from the kernels that they check.
+#include "cuda/check.cu"
