@@ -1,4 +1,5 @@
 // The Python module: the direct entry for eager calls, and facts about the build.
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/extension.h>
@@ -7,7 +8,6 @@
 #include "cuda/configurations.h"
 #include "ops.h"
 #if defined(FASTRNN_WITH_CUDA)
-#include "cuda/devices.h"
 #include "cuda/rnn_cuda.h"
 #endif
 
@@ -67,7 +67,8 @@ bool take_weights(const py::list& py_weights, const Tensor& input, Weights& weig
 }
 
 // The operator, past its autograd key where nothing asks for gradients, and with Python's lock kept
-// where the call is shorter than a wait for the lock might be. Nothing if it refuses the arguments,
+// where the call is shorter than a wait for the lock might be: never on CUDA, where a launch may
+// wait for what another thread of Python has yet to do. Nothing if it refuses the arguments,
 // whose sizes are checked there and not here.
 std::optional<std::tuple<Tensor, Tensor>> call(const Tensor& input, const OptionalTensor& hx,
                                                TensorList weights, const OptionalTensor& lengths,
@@ -80,8 +81,10 @@ std::optional<std::tuple<Tensor, Tensor>> call(const Tensor& input, const Option
   const int64_t rows = input.numel() / input.size(-1),
                 count = weights.size() / (has_biases ? 4 : 2);
   const int64_t work = rows * (weights[0].numel() + weights[1].numel()) * count;
+  std::optional<torch::PyWarningHandler> warnings;
+  if (input.is_cuda()) warnings.emplace();
   std::optional<py::gil_scoped_release> no_gil;
-  if (work > kShortCall) no_gil.emplace();
+  if (input.is_cuda() || work > kShortCall) no_gil.emplace();
   try {
     return rnn(input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases,
                num_layers, nonlinearity, bidirectional, batch_first);
@@ -231,6 +234,21 @@ std::vector<std::tuple<std::string, at::ScalarType, bool>> cuda_configurations()
   return all;
 }
 
+#if defined(FASTRNN_WITH_CUDA)
+// As cuda::Checked: name, dtype, rows, error, allowed, fault.
+py::list cuda_check(const Tensor& like) {
+  std::vector<cuda::Checked> all;
+  {
+    const py::gil_scoped_release no_gil;
+    all = cuda::check_kernels(like);
+  }
+  py::list found;
+  for (const cuda::Checked& c : all)
+    found.append(py::make_tuple(c.name, c.dtype, c.rows, c.error, c.allowed, c.fault));
+  return found;
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -246,6 +264,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_kernels_for", cuda::kernels_for);
   m.def("cuda_why_no_kernels", cuda::why_no_kernels);
   m.def("set_cuda_kernel", cuda::set_kernel);
+  m.def("cuda_check", cuda_check);
 #endif
   m.def("cpu_prefers_torch", cpu::prefers_torch);
 }

@@ -22,6 +22,7 @@ namespace fastrnn {
 enum class Nonlinearity : int { kTanh, kRelu };
 
 enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
+constexpr int kDtypes = 4;
 
 // A sequence tensor; its features are contiguous.
 struct Sequence {

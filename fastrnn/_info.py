@@ -88,10 +88,10 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
         bidirectional = bool(getattr(module, "bidirectional", False))
         like = like.new_empty(0, dtype=dtype)
         kernels = _C.cuda_kernels_for(
-            like, steps, batch, hidden_size, bidirectional, not drops and not trains
+            like, steps, batch, hidden_size, bidirectional, trains, drops
         )
-        if kernels == "torch":
-            return "torch (cuDNN is chosen for steps of this size)"
+        if kernels.startswith("torch"):
+            return kernels
     return f"{device} {kernels} {str(dtype).removeprefix('torch.')}"
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import emulation
 import pytest
 import torch
 from cases import (
@@ -22,33 +23,18 @@ from cases import (
     Configuration,
     assert_as_accurate,
 )
+from emulation import HERE, ROOT
 from problems import Problem
 from torch import Tensor
-from torch.utils import cpp_extension
 
 from fastrnn import reference
 
-ROOT = Path(__file__).parent.parent
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-FLAGS = ["-std=c++20", "-O1", "-g0", "-Wall", "-Wextra", "-DFASTRNN_ON_CPU", "-ffp-contract=off"]
 
 
 @pytest.fixture(scope="module")
 def cuda() -> Any:
-    build = ROOT / "build/cuda_on_cpu"
-    build.mkdir(parents=True, exist_ok=True)
-    here = ROOT / "tests/cuda_on_cpu"
-    sources = [ROOT / "csrc/arguments.cpp", *here.glob("*.cpp")]
-    sources += (ROOT / "csrc/cuda").glob("*.cpp")
-    left_out = ("rnn_cuda.cpp", "devices.cpp", "race.cpp")
-    return cpp_extension.load(
-        "fastrnn_cuda_on_cpu",
-        sorted(str(path) for path in sources if path.name not in left_out),
-        extra_cflags=FLAGS,
-        extra_ldflags=["-Wl,-Bsymbolic"],  # cublas.cpp, also where torch has loaded the real one
-        extra_include_paths=[str(ROOT / "csrc"), str(here)],
-        build_directory=str(build),
-    )
+    return emulation.module()
 
 
 def results(arguments: Sequence[Any], grads: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -421,12 +407,12 @@ def test_a_configuration_that_cannot_serve(
 
 def compile_race(tmp_path: Path, *flags: str) -> Path:
     """The program of race.cpp under ThreadSanitizer, which does not look into the fibers."""
-    here, compiler = ROOT / "tests/cuda_on_cpu", shutil.which("g++") or "c++"
+    compiler = shutil.which("g++") or "c++"
     common = [compiler, "-std=c++20", "-O1", "-g1", "-DFASTRNN_ON_CPU", *flags]
-    common += [f"-I{ROOT / 'csrc'}", f"-I{here}"]
-    sources = [here / "race.cpp", here / "kernels.cpp", ROOT / "csrc/cuda/choose.cpp"]
+    common += [f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
+    sources = [HERE / "race.cpp", HERE / "kernels.cpp", ROOT / "csrc/cuda/choose.cpp"]
     fibers, program = tmp_path / "fibers.o", tmp_path / "race"
-    subprocess.run([*common, "-c", here / "fibers.cpp", "-o", fibers], check=True)
+    subprocess.run([*common, "-c", HERE / "fibers.cpp", "-o", fibers], check=True)
     subprocess.run(
         [*common, "-fsanitize=thread", *sources, fibers, "-o", program, "-pthread"], check=True
     )

@@ -8,11 +8,17 @@
 
 namespace fastrnn::cuda {
 
+class Guard;
+
 struct Context {
   cudaStream_t stream;
   Device device;
-  bool tf32;           // whether float32 products may use TF32
-  std::string forced;  // a kernel's name, as choose() takes it
+  bool tf32;               // whether float32 products may use TF32
+  std::string forced;      // a kernel's name, as choose() takes it
+  Guard* guard = nullptr;  // null: every kernel serves
 };
+
+// Whether the stream's work is being recorded for a graph.
+bool is_capturing(cudaStream_t stream);
 
 }  // namespace fastrnn::cuda

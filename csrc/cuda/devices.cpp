@@ -3,11 +3,14 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "cuda/occupancy.h"
+#include "cuda/rnn_cuda.h"
 #include "cuda/runtime.h"
 
 namespace fastrnn::cuda {
@@ -22,13 +25,6 @@ int attribute(int index, cudaDeviceAttr which) {
   check_cuda(cudaDeviceGetAttribute(&value, which, index), "cudaDeviceGetAttribute");
   return value;
 }
-
-struct Known {
-  std::once_flag once;
-  std::string why_no_kernels;
-  Device device;
-  std::vector<int> groups_at_once;
-};
 
 int capability_of(int index) {
   return 10 * attribute(index, cudaDevAttrComputeCapabilityMajor) +
@@ -54,56 +50,63 @@ std::string why_no_kernels(cudaError_t error, int index) {
   }
 }
 
-void read(Known& known, int index) {
+// What a device has, and the room for what is kept of it.
+struct Known {
+  std::once_flag once;
+  std::vector<int> groups_at_once;
+  std::optional<Guard> guard;
+
+  void read(int index);
+};
+
+void Known::read(int index) {
   int devices = 0;
   cudaError_t error = cudaGetDeviceCount(&devices);
   if (error == cudaSuccess) {
-    const c10::DeviceGuard torchs({c10::kCUDA, static_cast<c10::DeviceIndex>(index)});
-    const CurrentDevice current(index);
-    error = probe_kernels();
+    const at::Device torchs(at::kCUDA, static_cast<at::DeviceIndex>(index));
+    const c10::DeviceGuard on_device(torchs);
+    make_current(index);
+    int by_driver = 0;
+    error = probe_kernels(&by_driver);
     if (error == cudaSuccess) {
-      known.device = {capability_of(index), attribute(index, cudaDevAttrMultiProcessorCount),
-                      attribute(index, cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                      attribute(index, cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-                      attribute(index, cudaDevAttrMaxRegistersPerMultiprocessor)};
-      known.groups_at_once.resize(kConfigurations.size());
+      Device device{capability_of(index), attribute(index, cudaDevAttrMultiProcessorCount),
+                    attribute(index, cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                    attribute(index, cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+                    attribute(index, cudaDevAttrMaxRegistersPerMultiprocessor)};
+      device.compiled_for = std::min(by_driver, compiled_for(device.capability, architectures()));
+      groups_at_once.resize(kConfigurations.size());
       for (const Choice& c : configurations())
-        known.groups_at_once[c.configuration] = groups_at_once(c, known.device);
-      known.device.groups_at_once = known.groups_at_once.data();
+        groups_at_once[c.configuration] = cuda::groups_at_once(c, device);
+      device.groups_at_once = groups_at_once.data();
+      cudaDeviceProp properties{};
+      check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+      guard.emplace(properties.name, torchs, device, checks_from_environment());
       return;
     }
   }
   cudaGetLastError();  // so that nobody else finds it
-  known.why_no_kernels = why_no_kernels(error, index);
-}
-
-const Known& known_at(int index) {
-  constexpr int kMost = 64;
-  static std::array<Known, kMost> all;
-  TORCH_CHECK(index >= 0 && index < kMost, "rnn: expected a device below ", kMost, ", got ", index);
-  std::call_once(all[index].once, [&] { read(all[index], index); });
-  return all[index];
+  guard.emplace(why_no_kernels(error, index));
 }
 
 }  // namespace
 
 const char* architectures() { return FASTRNN_CUDA_ARCHS; }
 
-const Device& device_at(int index) {
-  const Known& known = known_at(index);
-  TORCH_CHECK(known.why_no_kernels.empty(), "rnn: ", known.why_no_kernels);
-  return known.device;
+Guard& guard_at(int index) {
+  constexpr int kMost = 64;
+  static std::array<Known, kMost> all;
+  TORCH_CHECK(index >= 0 && index < kMost, "rnn: expected a device below ", kMost, ", got ", index);
+  Known& known = all[index];
+  std::call_once(known.once, [&] { known.read(index); });
+  return *known.guard;
 }
 
-const std::string& why_no_kernels(int index) { return known_at(index).why_no_kernels; }
+const std::string& why_no_kernels(int index) { return guard_at(index).why_not(); }
 
-CurrentDevice::CurrentDevice(int index) : index_(index) {
-  check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
-  if (before_ != index_) check_cuda(cudaSetDevice(index_), "cudaSetDevice");
-}
-
-CurrentDevice::~CurrentDevice() {
-  if (before_ != index_) cudaSetDevice(before_);
+void make_current(int index) {
+  int before = 0;
+  check_cuda(cudaGetDevice(&before), "cudaGetDevice");
+  if (before != index) check_cuda(cudaSetDevice(index), "cudaSetDevice");
 }
 
 }  // namespace fastrnn::cuda

@@ -2,6 +2,7 @@
 #include "cuda/rnn_cuda.h"
 
 #include <ATen/Context.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
@@ -29,23 +30,34 @@ std::atomic<const std::string*> forced_kernel = [] {
   return new std::string(name ? name : "");
 }();
 
-// While there is one, the input's device is current, for torch and for this library.
+// While there is one, the input's device is current for torch, and so for the driver; this
+// library's runtime is told.
 class OnDevice {
  public:
-  explicit OnDevice(const Tensor& input) : torchs_(input.device()), ours_(input.get_device()) {}
+  explicit OnDevice(const Tensor& input) : index_(index_of(input)), torchs_(input.device()) {
+    make_current(index_);
+  }
 
   Context context() const {
     void* stream = nullptr;
     TORCH_CHECK(aoti_torch_get_current_cuda_stream &&
-                    aoti_torch_get_current_cuda_stream(ours_.index(), &stream) == 0,
+                    aoti_torch_get_current_cuda_stream(index_, &stream) == 0,
                 "rnn: this torch does not tell its current CUDA stream");
-    return {static_cast<cudaStream_t>(stream), device_at(ours_.index()), allows_tf32(),
-            *forced_kernel};
+    Guard& guard = guard_at(index_);
+    TORCH_CHECK(guard.why_not().empty(), "rnn: ", guard.why_not());
+    return {static_cast<cudaStream_t>(stream), guard.device(), allows_tf32(), *forced_kernel,
+            &guard};
   }
 
  private:
+  static int index_of(const Tensor& input) {
+    TORCH_CHECK(input.is_cuda(), "rnn: expected input on a CUDA device, as the weights are, got ",
+                input.device());
+    return input.get_device();
+  }
+
+  int index_;
   c10::DeviceGuard torchs_;
-  CurrentDevice ours_;
 };
 
 // Whether cuDNN can take these weights as they are: as flatten_parameters leaves them, in one
@@ -55,25 +67,56 @@ bool are_flat(TensorList weights) {
                      [&](const Tensor& w) { return w.is_alias_of(weights[0]); });
 }
 
-// Whether a call in inference goes to torch's own operator: no kernel of ours runs there, or it is
-// chosen. Training stays with ours: cuDNN has no gradients of gradients and no batches of
-// gradients.
+Problem problem_of(const Tensor& input, const Shape& s, const Context& context, bool backward) {
+  return {dtype_of(input),
+          backward,
+          context.tf32,
+          s.seq_len,
+          s.batch,
+          s.hidden_size,
+          static_cast<int>(s.num_directions)};
+}
+
+// Whether a call in inference goes to torch's own operator: no kernel of ours serves it, or it is
+// faster, by choose() or, with torch.backends.cudnn.benchmark, as measured.
 bool goes_to_torch(FASTRNN_ARGUMENTS) {
   if (!torch_can_serve(input, lengths, reset, dropout_mask)) return false;
   const Shape s = check(FASTRNN_PASS);
   if (!why_no_kernels(input.get_device()).empty()) return true;
-  if (!at::globalContext().userEnabledCuDNN() || !are_flat(weights)) return false;
   const OnDevice on_device(input);
   const Context context = on_device.context();
-  const Problem problem{dtype_of(input),
-                        false,
-                        context.tf32,
-                        s.seq_len,
-                        s.batch,
-                        s.hidden_size,
-                        static_cast<int>(s.num_directions),
-                        true};
-  return choose(problem, context.device, context.forced).kernel == Kernel::kTorch;
+  Problem problem = problem_of(input, s, context, false);
+  problem.torch_can_serve = at::globalContext().userEnabledCuDNN() && are_flat(weights);
+  if (allowed_choice(problem, context, true).kernel == Kernel::kTorch) return true;
+  if (!at::globalContext().benchmarkCuDNN() || !context.forced.empty()) return false;
+  const std::vector<int64_t> key{s.seq_len,
+                                 s.batch,
+                                 s.rows,
+                                 s.input_size,
+                                 s.hidden_size,
+                                 s.num_layers,
+                                 s.num_directions,
+                                 static_cast<int64_t>(problem.dtype),
+                                 problem.torch_can_serve,
+                                 has_biases,
+                                 context.tf32};
+  return context.guard->is_faster(
+      key, context.stream, [&] { rnn_by_torch(FASTRNN_PASS); },
+      [&] { forward(context, FASTRNN_PASS, false); });
+}
+
+// Whether a call in training does: where ours would be wrong, or cannot be checked now. Else it
+// stays with ours, as cuDNN has no gradients of gradients and no batches of gradients.
+bool goes_to_torch_in_training(FASTRNN_ARGUMENTS) {
+  if (!torch_can_serve(input, lengths, reset, dropout_mask)) return false;
+  const Shape s = check(FASTRNN_PASS);
+  if (!why_no_kernels(input.get_device()).empty()) return true;
+  const OnDevice on_device(input);
+  const Context context = on_device.context();
+  const auto allowed = [&](bool backward) {
+    return allowed_choice(problem_of(input, s, context, backward), context, true).kernel;
+  };
+  return allowed(false) == Kernel::kTorch || allowed(true) == Kernel::kTorch;
 }
 
 std::tuple<Tensor, Tensor> rnn_cuda(FASTRNN_ARGUMENTS) {
@@ -103,19 +146,48 @@ std::string set_kernel(const std::string& name) {
 }
 
 std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int64_t hidden_size,
-                        bool bidirectional, bool torch_can_serve) {
+                        bool bidirectional, bool trains, bool drops) {
   const OnDevice on_device(like);
   const Context context = on_device.context();
   Problem problem{dtype_of(like), false,       context.tf32,          seq_len,
-                  batch,          hidden_size, bidirectional ? 2 : 1, torch_can_serve};
-  const Choice forward = choose(problem, context.device, context.forced);
-  if (forward.kernel == Kernel::kTorch) return name_of(forward);
+                  batch,          hidden_size, bidirectional ? 2 : 1, !trains && !drops};
+  const Choice wanted = choose(problem, context.device, context.forced);
+  const Choice forward = allowed_choice(problem, context, !drops);
+  const auto why_torch = [&](const Choice& instead) {
+    return instead.kernel == Kernel::kTorch
+               ? "torch (cuDNN is chosen for steps of this size)"
+               : "torch (" + context.guard->why_not({instead, problem.dtype}, context.stream) + ")";
+  };
+  if (forward.kernel == Kernel::kTorch) return why_torch(wanted);
   problem.backward = true;
   problem.torch_can_serve = false;
-  return name_of(forward) + ", backward " +
-         name_of(choose(problem, context.device, context.forced));
+  const Choice backward = allowed_choice(problem, context, !drops && trains);
+  if (backward.kernel == Kernel::kTorch)
+    return why_torch(choose(problem, context.device, context.forced));
+  return name_of(forward) + ", backward " + name_of(backward);
 }
 
+std::vector<Checked> check_kernels(const Tensor& like) {
+  const OnDevice on_device(like);
+  const Context context = on_device.context();
+  constexpr at::ScalarType kTypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};
+  std::vector<Checked> all;
+  for (const Variant& v : variants(context.device)) {
+    const Tensor workspace = at::empty({check_bytes(v)}, like.options().dtype(at::kByte));
+    for (const Lengths lengths : kAllLengths) {
+      const Verdict found = check_variant(v, lengths, workspace.mutable_data_ptr(), context.stream);
+      all.push_back({name_of(v.choice), kTypes[static_cast<int>(v.dtype)], name_of(lengths),
+                     found.worst, found.allowed, found.fault()});
+      if (found.timed_out || cudaStreamQuery(context.stream) != cudaSuccess) return all;
+    }
+  }
+  return all;
+}
+
+TORCH_LIBRARY_IMPL(fastrnn, AutogradCUDA, m) {
+  m.impl("rnn",
+         [](FASTRNN_ARGUMENTS) { return rnn_autograd(FASTRNN_PASS, goes_to_torch_in_training); });
+}
 TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("rnn", rnn_cuda);
   m.impl("rnn_forward", rnn_forward_cuda);

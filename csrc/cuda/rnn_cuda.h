@@ -1,17 +1,37 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "ops.h"
 
 namespace fastrnn::cuda {
 
+// The machine code in this build, such as "sm_80 sm_90a".
+FASTRNN_API const char* architectures();
+
+// Why no kernel of this build serves a device; empty if some do.
+FASTRNN_API const std::string& why_no_kernels(int index);
+
 // Forces a kernel on the calls that follow, of all threads, by a name that choose() takes; empty:
 // free choice. Gives the name before, at first what FASTRNN_CUDA_KERNEL was when the library
 // loaded.
 FASTRNN_API std::string set_kernel(const std::string& name);
-// The kernels that a call with an input like this one takes, forward and backward, or "torch".
+// The kernels that a call with an input like this one takes, forward and backward, or "torch" and
+// why.
 FASTRNN_API std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch,
-                                    int64_t hidden_size, bool bidirectional, bool torch_can_serve);
+                                    int64_t hidden_size, bool bidirectional, bool trains,
+                                    bool drops);
+
+// The check of a kernel (check.h).
+struct Checked {
+  std::string name;
+  at::ScalarType dtype;
+  std::string rows;
+  double error, allowed;
+  std::string fault;  // empty: none
+};
+// Checks all that can run on the tensor's device, until one stops it.
+FASTRNN_API std::vector<Checked> check_kernels(const Tensor& like);
 
 }  // namespace fastrnn::cuda

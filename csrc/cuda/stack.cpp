@@ -4,6 +4,7 @@
 #include <ATen/ops/sum.h>
 
 #include "cuda/call.h"
+#include "cuda/guard.h"
 #include "cuda/launchers.h"
 
 namespace fastrnn::cuda {
@@ -126,24 +127,34 @@ void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecur
   if (want_hx && call.is_narrow()) grad_hx.narrow(0, layer.first, D).copy_(wide_grad_hx);
 }
 
-template <typename Direction>
-Choice choice_for(const Call& call, const Recurrence<Direction>& r) {
-  constexpr bool kBackward = std::is_same_v<Direction, BackwardDirection>;
-  return choose(
-      {r.dtype, kBackward, r.tf32, r.rows.seq_len, r.rows.batch, r.hidden_size, r.num_directions,
-       /*torch_can_serve=*/false},
-      call.context.device, call.context.forced);
+// Whether a launch failed because the device, as this process has it, lacks what the kernel needs:
+// a part of a GPU may hold no cluster.
+bool is_refusal(cudaError_t error) {
+  return error == cudaErrorInvalidClusterSize || error == cudaErrorLaunchOutOfResources ||
+         error == cudaErrorInvalidConfiguration || error == cudaErrorNotSupported;
 }
 
 // Runs the recurrence as chosen; false if that is by steps.
 template <typename Direction, typename Launchers>
 bool run_in_one_launch(Call& call, Recurrence<Direction>& r, const Launchers& launchers) {
-  const Choice choice = choice_for(call, r);
+  constexpr bool kBackward = std::is_same_v<Direction, BackwardDirection>;
+  const Context& context = call.context;
+  const Problem problem{r.dtype,      kBackward,     r.tf32,          r.rows.seq_len,
+                        r.rows.batch, r.hidden_size, r.num_directions};
+  const Choice choice = allowed_choice(problem, context, /*torch_can_serve=*/false);
   auto* const launcher = launchers(choice.kernel);
   if (!launcher) return false;
   if (choice.rows > 1) call.sort_rows();
   r.rows.order = call.rows.order;
-  const cudaError_t error = launcher(r, choice, call.context.stream);
+  const Variant variant{choice, r.dtype};
+  if (context.guard) r.gave_up = context.guard->told(variant, kBackward);
+  const cudaError_t error = launcher(r, choice, context.stream);
+  if (context.guard && context.forced.empty() && is_refusal(error) &&
+      !is_capturing(context.stream)) {
+    cudaGetLastError();  // so that nobody else finds it
+    context.guard->refuse(variant, cudaGetErrorString(error));
+    return run_in_one_launch(call, r, launchers);  // by steps now
+  }
   if (error != cudaSuccess) check_launch(error, name_of(choice).c_str(), call.shape);
   return true;
 }

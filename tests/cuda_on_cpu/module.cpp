@@ -2,8 +2,12 @@
 // by a C++ compiler, over CPU tensors.
 #include <torch/extension.h>
 
-#include "cuda/choose.h"
+#include <algorithm>
+#include <stdexcept>
+
+#include "cuda/guard.h"
 #include "cuda/stack.h"
+#include "cuda/step.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -12,12 +16,15 @@ using Arguments =
     std::tuple<Tensor, OptionalTensor, std::vector<Tensor>, OptionalTensor, OptionalTensor,
                OptionalTensor, OptionalTensor, bool, int64_t, std::string, bool, bool>;
 
+Device h200(int multiprocessors = 132) {
+  return {90, multiprocessors, 227 << 10, 228 << 10, 65536};
+}
+
 // "tile" forces that kernel on an H200, "tile@16" on one with 16 multiprocessors.
 Context context_of(const std::string& forced, bool tf32) {
   const size_t at = forced.find('@');
   const int multiprocessors = at == std::string::npos ? 132 : std::stoi(forced.substr(at + 1));
-  const Device h200{90, multiprocessors, 227 << 10, 228 << 10, 65536};
-  return {nullptr, h200, tf32, forced.substr(0, at)};
+  return {nullptr, h200(multiprocessors), tf32, forced.substr(0, at)};
 }
 
 auto run_forward(const std::string& forced, bool tf32, const Arguments& arguments, bool save) {
@@ -40,7 +47,8 @@ auto run_backward(const std::string& forced, bool tf32, const OptionalTensor& gr
 auto run_choose(int dtype, bool backward, bool tf32, int64_t seq_len, int64_t batch,
                 int64_t hidden_size, int num_directions, const std::vector<int>& device,
                 const std::string& forced, bool torch_can_serve) {
-  const Device d{device[0], device[1], device[2], device[3], device[4]};
+  Device d{device[0], device[1], device[2], device[3], device[4]};
+  if (device.size() > 5) d.compiled_for = device[5];
   const Choice c = choose({static_cast<Dtype>(dtype), backward, tf32, seq_len, batch, hidden_size,
                            num_directions, torch_can_serve},
                           d, forced);
@@ -48,9 +56,73 @@ auto run_choose(int dtype, bool backward, bool tf32, int64_t seq_len, int64_t ba
                     can_launch(c, d));
 }
 
+Variant variant_of(const std::string& name, int dtype) {
+  for (const Variant& v : variants(h200()))
+    if (name_of(v.choice) == name && static_cast<int>(v.dtype) == dtype) return v;
+  throw std::invalid_argument("no " + name);
+}
+
+void plant(const char* spoiled, int of_launches, int of_device, bool hang, bool capturing) {
+  static std::string kept;
+  kept = spoiled;
+  planted = {static_cast<cudaError_t>(of_launches),
+             static_cast<cudaError_t>(of_device),
+             hang,
+             capturing,
+             kept.c_str(),
+             false};
+}
+
+// Calls f with what an H200 with this guard gives, and C++ warnings as Python's.
+template <typename F>
+auto guarded(Guard& guard, const F& f) {
+  const torch::PyWarningHandler warnings;
+  return f(Context{nullptr, guard.device(), false, "", &guard});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("plant", plant, py::arg("spoiled") = "", py::arg("of_launches") = 0,
+        py::arg("of_device") = 0, py::arg("hang") = false, py::arg("capturing") = false);
+  m.def("compiled_for", compiled_for);
+  m.def("checked_lengths", [](const Tensor& lengths, int64_t seq_len) {
+    const Tensor copy = at::empty_like(lengths);
+    launch_check_lengths(lengths.const_data_ptr<int64_t>(), lengths.numel(), seq_len,
+                         copy.mutable_data_ptr<int64_t>(), nullptr);
+    return copy;
+  });
+  py::class_<Guard>(m, "Guard")
+      .def(py::init([] {
+        return std::make_unique<Guard>("an H200", at::kCPU, h200(), checks_from_environment());
+      }))
+      .def("why_not",
+           [](Guard& guard, const std::string& name, int dtype) {
+             return guarded(guard, [&](const Context&) {
+               return guard.why_not(variant_of(name, dtype), nullptr);
+             });
+           })
+      .def("why_none", [](Guard& guard) { return guard.why_not(); })
+      .def(
+          "kernel",
+          [](Guard& guard, int dtype, int64_t batch, int64_t hidden_size, bool torch_can_serve) {
+            return guarded(guard, [&](const Context& context) {
+              const Problem p{static_cast<Dtype>(dtype), false, false, 512, batch, hidden_size, 1};
+              return name_of(allowed_choice(p, context, torch_can_serve));
+            });
+          },
+          py::arg(), py::arg(), py::arg(), py::arg("torch_can_serve"))
+      .def("forward",
+           [](Guard& guard, const Arguments& arguments) {
+             return guarded(guard, [&](const Context& context) {
+               return std::apply([&](const auto&... a) { return forward(context, a..., true); },
+                                 arguments);
+             });
+           })
+      .def("is_faster", [](Guard& guard, const std::vector<int64_t>& key, const py::object& theirs,
+                           const py::object& ours) {
+        return guard.is_faster(key, nullptr, [&] { theirs(); }, [&] { ours(); });
+      });
   m.def("forward", run_forward);
   m.def("backward", run_backward);
   m.def("choose", run_choose, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),

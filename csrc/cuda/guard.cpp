@@ -1,0 +1,205 @@
+#include "cuda/guard.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <limits>
+
+#include "cuda/context.h"
+#include "cuda/proven.h"
+#if __has_include("kernels_hash.h")
+#include "kernels_hash.h"  // written by setup.py
+#else
+#define FASTRNN_KERNELS_HASH "unknown"
+#endif
+
+namespace fastrnn::cuda {
+namespace {
+
+const char* name_of(Dtype dtype) {
+  const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
+  return names[static_cast<int>(dtype)];
+}
+
+// While there is one, what this thread does cannot break a capture in another.
+class OutsideCaptures {
+ public:
+  OutsideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~OutsideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  OutsideCaptures(const OutsideCaptures&) = delete;
+  OutsideCaptures& operator=(const OutsideCaptures&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+double seconds_of(const std::function<void()>& run, cudaStream_t stream) {
+  double least = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < 4; ++i) {
+    cudaStreamSynchronize(stream);
+    const auto begin = std::chrono::steady_clock::now();
+    run();
+    cudaStreamSynchronize(stream);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    if (i > 0) least = std::min(least, took.count());  // the first warms up
+  }
+  return least;
+}
+
+}  // namespace
+
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
+         status != cudaStreamCaptureStatusNone;
+}
+
+Checks checks_from_environment() {
+  const char* const value = std::getenv("FASTRNN_CHECK");
+  const std::string text = value ? value : "";
+  if (text.empty() || text == "1") return Checks::kUnproven;
+  if (text == "0") return Checks::kNone;
+  if (text == "always") return Checks::kAll;
+  TORCH_CHECK_VALUE(false, "rnn: expected FASTRNN_CHECK to be 0, 1 or always, got ", text);
+}
+
+const std::string& Guard::Entry::text() const {
+  static const std::string nothing;
+  return state() == State::kRefused ? why_ : nothing;
+}
+
+void Guard::Entry::refuse(const std::string& why) {
+  if (state() == State::kRefused) return;
+  why_ = why;
+  state_.store(State::kRefused, std::memory_order_release);
+}
+
+Guard::Guard(const std::string& name, at::Device torchs, const Device& device, Checks checks)
+    : name_(name), torchs_(torchs), device_(device), entries_(kConfigurations.size() * kDtypes) {
+  if (checks == Checks::kNone ||
+      (checks == Checks::kUnproven && is_proven(device.capability, FASTRNN_KERNELS_HASH)))
+    for (Entry& entry : entries_) entry.serve();
+  const OutsideCaptures outside;
+  void* told = nullptr;
+  const size_t bytes = 2 * entries_.size() * sizeof(GaveUp);
+  if (cudaHostAlloc(&told, bytes, cudaHostAllocPortable | cudaHostAllocMapped) == cudaSuccess) {
+    std::memset(told, 0, bytes);
+    told_ = static_cast<GaveUp*>(told);
+  } else {
+    cudaGetLastError();  // so that nobody else finds it
+  }
+}
+
+Guard::Guard(const std::string& why_no_kernels) { whole_.refuse(why_no_kernels); }
+
+size_t Guard::index_of(const Variant& v) {
+  return v.choice.configuration * kDtypes + static_cast<size_t>(v.dtype);
+}
+
+GaveUp* Guard::told(const Variant& v, bool backward) const {
+  return told_ ? told_ + 2 * index_of(v) + (backward ? 1 : 0) : nullptr;
+}
+
+std::string Guard::why_not(const Variant& v, cudaStream_t stream) {
+  Entry& entry = entries_[index_of(v)];
+  if (entry.state() == Entry::State::kUnknown) {
+    if (is_capturing(stream))
+      return described(v) +
+             " has not been checked yet, and no check can run while a stream captures: call it "
+             "once before, or set FASTRNN_CHECK=0";
+    run_checks(v, stream);
+  }
+  for (const bool backward : {false, true}) {
+    const GaveUp* const where = told(v, backward);
+    if (!where || !*static_cast<const volatile uint32_t*>(&where->yes)) continue;
+    if (entry.state() != Entry::State::kRefused) {
+      Verdict verdict;
+      verdict.gave_up = *where;
+      refuse(v, verdict.fault() + ", in an earlier call, whose results are NaN");
+    }
+  }
+  return entry.text();
+}
+
+void Guard::run_checks(const Variant& v, cudaStream_t stream) {
+  const std::lock_guard lock(mutex_);
+  Entry& entry = entries_[index_of(v)];
+  if (entry.state() != Entry::State::kUnknown) return;  // another thread was first
+  const OutsideCaptures outside;
+  const cudaError_t before = cudaStreamSynchronize(stream);
+  TORCH_CHECK(before == cudaSuccess,
+              "rnn: the device had failed before this call: ", cudaGetErrorString(before));
+  const Tensor workspace =
+      at::empty({check_bytes(v)}, at::TensorOptions(at::kByte).device(torchs_));
+  for (const Lengths lengths : kAllLengths) {
+    const Verdict verdict = check_variant(v, lengths, workspace.mutable_data_ptr(), stream);
+    if (verdict.is_right()) continue;
+    if (verdict.timed_out || cudaStreamQuery(stream) != cudaSuccess) {
+      entry.refuse(verdict.fault());
+      TORCH_CHECK(false, "rnn: the check of ", described(v),
+                  " stopped the device: ", verdict.fault(),
+                  ". This process can use it no more. FASTRNN_CUDA_KERNEL=torch avoids the "
+                  "kernel. Please report it: https://github.com/fastrnn/fastrnn/issues");
+    }
+    return refuse_locked(v, verdict.fault());
+  }
+  entry.serve();
+}
+
+void Guard::refuse(const Variant& variant, const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  refuse_locked(variant, why);
+}
+
+void Guard::refuse_locked(const Variant& v, const std::string& why) {
+  Entry& entry = entries_[index_of(v)];
+  if (entry.state() == Entry::State::kRefused) return;
+  entry.refuse(described(v) + ": " + why);
+  // They serve what nothing else can.
+  if (v.choice.kernel == Kernel::kStep) whole_.refuse(entry.text());
+  TORCH_WARN(
+      "fastrnn: ", entry.text(),
+      ". From now on such calls go to torch's operator, or to kernels that are right. Please "
+      "report it with what `python -m fastrnn check` prints: "
+      "https://github.com/fastrnn/fastrnn/issues");
+}
+
+std::string Guard::described(const Variant& v) const {
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  const std::string cuda = std::to_string(driver / 1000) + '.' + std::to_string(driver / 10 % 100);
+  return cuda::name_of(v.choice) + " in " + name_of(v.dtype) + " on " + name_ + " (sm_" +
+         std::to_string(device_.capability) + ", driver for CUDA " + cuda + ", torch " +
+         TORCH_VERSION + ", kernels " + FASTRNN_KERNELS_HASH + ")";
+}
+
+bool Guard::is_faster(const std::vector<int64_t>& key, cudaStream_t stream,
+                      const std::function<void()>& theirs, const std::function<void()>& ours) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto known = faster_.find(key); known != faster_.end()) return known->second;
+  }
+  if (is_capturing(stream)) return false;
+  const double seconds = seconds_of(theirs, stream);
+  const bool faster = seconds < seconds_of(ours, stream);
+  const std::lock_guard lock(mutex_);
+  return faster_.emplace(key, faster).first->second;
+}
+
+Choice allowed_choice(const Problem& problem, const Context& context, bool torch_can_serve) {
+  const Choice choice = choose(problem, context.device, context.forced);
+  if (!context.guard || !context.forced.empty() || choice.kernel == Kernel::kTorch) return choice;
+  if (context.guard->why_not({choice, problem.dtype}, context.stream).empty()) return choice;
+  Problem otherwise = problem;
+  otherwise.torch_can_serve = torch_can_serve;
+  const Choice other = choose(otherwise, context.device, torch_can_serve ? "torch" : "step");
+  if (other.kernel == Kernel::kTorch) return other;
+  const std::string why = context.guard->why_not({other, problem.dtype}, context.stream);
+  TORCH_CHECK(why.empty(), "rnn: ", why);
+  return other;
+}
+
+}  // namespace fastrnn::cuda
