@@ -39,52 +39,44 @@ bool serves(const Configuration& c, const Problem& p, const Device& device) {
   return can_launch(choice, device) && groups_at_once(choice, device) >= 1;
 }
 
-// Estimated nanoseconds of a step of all rows: what a block needs for one, as many times as blocks
-// must wait for one another. The constants are estimates from published latencies (170 cycles for
-// loads, shuffles, tanh and the barrier; 128 FMAs and 512 or 1024 tensor multiply-adds a cycle, in
-// mma.sync's practice; for clusters a hop of 300 cycles, and 18 bytes a cycle into each block); to
-// be measured.
-double step_time_of_groups(const Configuration& c, const Problem& p, const Device& device) {
+// What a block needs for a step, as many times as blocks must wait for one another.
+double step_time_of_groups(const Configuration& c, const Problem& p, const Device& device,
+                           const StepTimes& k) {
+  constexpr double kCyclesPerNanosecond = 1.7;
   const double H = c.units;
   const bool tensor = c.on_tensor_cores();
-  const double rate = !tensor ? 100 : c.element_bytes() == 4 ? 300 : 600;
-  // Reads of shared memory: on tensor cores 128 bytes a cycle, each warp all of the state. On FMA
-  // units at least a cycle for each load of a warp, though 8 or 16 lanes share its 16 bytes.
+  const double rate = !tensor ? k.fma_rate : c.element_bytes() == 4 ? k.tf32_rate : k.narrow_rate;
+  // Reads of shared memory: on tensor cores each warp all of the state. On FMA units at least a
+  // cycle for each load of a warp, though 8 or 16 lanes share its 16 bytes.
   const double lanes = 32 / c.warp_units, warps = c.threads() / 32;
   const double state = c.rows * H * c.element_bytes();
-  const double reads =
-      tensor ? (warps * state + c.stored_bytes()) / 128 : warps * c.rows * H / (4 * lanes);
+  const double reads = tensor ? (warps * state + c.stored_bytes()) / k.shared_rate
+                              : warps * c.rows * H / (4 * lanes) * k.warp_load;
   const double math = c.rows * H * H / c.blocks / rate;
   const double others = static_cast<double>(c.blocks - 1) / c.blocks;
-  const double exchange = c.blocks == 1 ? 0 : 300 + state * others / 18;
+  const double exchange = c.blocks == 1 ? 0 : k.cluster_hop + state * others / k.cluster_rate;
   // Each block's part of w_hh, loaded once for all steps.
-  const double load = H * H / c.blocks / 4 / (p.seq_len > 1 ? p.seq_len : 1);
+  const double load = H * H / c.blocks / k.weights_rate / (p.seq_len > 1 ? p.seq_len : 1);
   const double cycles = exchange + (math > reads ? math : reads) + load;
   const double groups = static_cast<double>((p.batch + c.rows - 1) / c.rows) * p.num_directions;
   const int at_once = groups_at_once(choice_of(c), device);
   const double waves = static_cast<double>(int64_t(groups - 1) / at_once + 1);
   // Blocks that share a multiprocessor share its units, not its latencies.
   const double shared = groups * c.blocks / waves / device.multiprocessors;
-  return waves * (170 + cycles * (shared > 1 ? shared : 1)) / 1.7;
+  return waves * (k.latency + cycles * (shared > 1 ? shared : 1)) / kCyclesPerNanosecond;
 }
 
 // A GEMM and a kernel: launches, or for large sizes the product itself.
-double step_time_of_steps(const Problem& p) {
-  constexpr double kLaunches = 5000, kMultiplyAddsPerNanosecond = 15000;
+double step_time_of_steps(const Problem& p, const StepTimes& k) {
   const double work = static_cast<double>(p.batch) * p.num_directions * p.hidden_size;
-  return kLaunches + work * static_cast<double>(p.hidden_size) / kMultiplyAddsPerNanosecond;
+  return k.launches + work * static_cast<double>(p.hidden_size) / k.product_rate;
 }
 
 // cuDNN takes steps one by one too. For large ones it is expected to be faster than our product and
 // kernel, for the others slower; to be measured.
-double step_time_of_torch(const Problem& p) {
+double step_time_of_torch(const Problem& p, const StepTimes& k) {
   const int64_t large = p.dtype == Dtype::kFloat32 ? 641 : 1025;
-  return step_time_of_steps(p) * (p.hidden_size >= large ? 0.9 : 1.4);
-}
-
-double step_time(const Configuration& c, const Problem& p, const Device& device) {
-  if (c.kernel == Kernel::kTorch) return step_time_of_torch(p);
-  return c.has_groups() ? step_time_of_groups(c, p, device) : step_time_of_steps(p);
+  return step_time_of_steps(p, k) * (p.hidden_size >= large ? k.torch_large : k.torch_small);
 }
 
 // Of the configurations with this name, or with this kernel, or of all, the fastest that serves.
@@ -157,6 +149,12 @@ int estimate_groups_at_once(const Choice& c, const Device& device) {
   // A cluster takes half of a small device at most, so that one of its GPCs holds it.
   if (c.blocks > 1 && device.multiprocessors < 2 * c.blocks) return 0;
   return blocks_at_once(c, device) * device.multiprocessors / c.blocks;
+}
+
+double step_time(const Configuration& c, const Problem& p, const Device& device,
+                 const StepTimes& k) {
+  if (c.kernel == Kernel::kTorch) return step_time_of_torch(p, k);
+  return c.has_groups() ? step_time_of_groups(c, p, device, k) : step_time_of_steps(p, k);
 }
 
 std::vector<Choice> configurations() {
