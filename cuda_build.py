@@ -9,19 +9,21 @@ and fails where a kernel keeps registers in memory:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
 ROOT = Path(__file__).parent
 # 90a and not 90: the same machine code, and room for what only Hopper has.
-ARCHS = ["75", "80", "86", "89", "90a", "100", "120"]
+ARCHS = ["75", "80", "86", "87", "89", "90a", "100", "110", "120"]
 FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
 # No --use_fast_math: it changes divisions, square roots and denormals everywhere. No -lineinfo: it
 # makes the kernels three times as large; add it to profile them.
@@ -39,6 +41,12 @@ NAMES = {
 CPU_SECONDS = 110
 CUDA_HOST_SECONDS = 60
 CUDA_ARCH_SECONDS = 60
+
+# What the compiler sees of C++: comments and white space match without a group.
+TOKEN = re.compile(
+    r"""//[^\n]*|/\*.*?\*/|\s+|(R"(\w*)\(.*?\)\2"|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])'|\w+|.)""",
+    re.DOTALL,
+)
 
 MAY_USE_STACK = {"check_lengths_kernel"}  # for the arguments of printf
 
@@ -170,14 +178,43 @@ def announcement(archs: list[str]) -> str:
 
 
 def gencode(names: list[str]) -> list[str]:
-    """Machine code of each, and PTX of the newest for those that come later."""
+    """Machine code of each, and PTX of the newest for those that come later.
+
+    PTX of 90a would serve no other GPU, so it is that of 90.
+    """
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in names]
-    newest = max(names, key=number)
+    newest = max(map(number, names))
     return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
 def compile_flags(archs: list[str]) -> list[str]:
     return [*FLAGS, *gencode(archs), f"-I{ROOT / 'csrc'}"]
+
+
+def sources() -> list[Path]:
+    """Every C++ and CUDA file of the library, headers too."""
+    return [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".cu", ".h", ".cuh")]
+
+
+def kernel_sources() -> list[Path]:
+    """What the kernels' machine code is compiled from: csrc/cuda/*.cu and all that they include."""
+    found: set[Path] = set()
+    left = list((ROOT / "csrc/cuda").glob("*.cu"))
+    while left:
+        path = left.pop()
+        found.add(path)
+        included = re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE)
+        left += {p for name in included if (p := ROOT / "csrc" / name).exists()} - found
+    return sorted(found)
+
+
+def source_hash(paths: Iterable[Path]) -> str:
+    """Names what is compiled: the same where only comments, white space or documents differ."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in sorted(paths):
+        tokens = (match[1] for match in TOKEN.finditer(path.read_text()))
+        digest.update("\n".join(filter(None, tokens)).encode())
+    return digest.hexdigest()[:12]
 
 
 def resources(nvcc: str, source: str, arch: str) -> list[tuple[str, dict[str, int]]]:

@@ -91,6 +91,18 @@ def sources() -> list[str]:
     return sorted(found - {PYTHON_MODULE})
 
 
+GENERATED = Path("build/generated")
+
+
+def write_kernels_hash() -> None:
+    """Write the header from which csrc/cuda/guard.cpp knows which kernels it guards."""
+    name = cuda_build.source_hash(cuda_build.kernel_sources())
+    header, text = GENERATED / "kernels_hash.h", f'#define FASTRNN_KERNELS_HASH "{name}"\n'
+    if not header.exists() or header.read_text() != text:  # else nothing is compiled again
+        GENERATED.mkdir(parents=True, exist_ok=True)
+        header.write_text(text)
+
+
 OPERATORS = "fastrnn.libfastrnn"  # needs libtorch but no Python, so that C++ programs can load it
 OPERATORS_FILE = "libfastrnn.so"
 # Each library is found beside the one that needs it.
@@ -132,6 +144,8 @@ class build_ext(BuildExtension):  # distutils finds the options below by this na
                 "  Fedora          dnf install python3-devel"
             )
         cuda_build.say(cuda_build.announcement(CUDA_ARCHS))
+        if CUDA_ARCHS:
+            write_kernels_hash()
         # Removed before the libraries change and written after: a broken build fits no torch.
         record = Path(self.get_ext_fullpath(OPERATORS)).with_name("_built_for.json")
         record.unlink(missing_ok=True)
@@ -162,6 +176,7 @@ def add_cuda(operators: Extension, module: Extension, nvcc: str) -> None:
     operators.extra_compile_args["cxx"] += [
         f'-DFASTRNN_CUDA_ARCHS="{names}"',
         f"-isystem{home / 'include'}",
+        f"-I{GENERATED.resolve()}",
     ]
     operators.extra_compile_args["nvcc"] = [
         *cuda_build.compile_flags(CUDA_ARCHS),

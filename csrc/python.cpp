@@ -261,6 +261,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_configurations", cuda_configurations);
 #if defined(FASTRNN_WITH_CUDA)
   m.def("cuda_kernels", cuda::architectures);
+  m.def("cuda_kernels_hash", cuda::kernels_hash);
   m.def("cuda_kernels_for", cuda::kernels_for);
   m.def("cuda_why_no_kernels", cuda::why_no_kernels);
   m.def("set_cuda_kernel", cuda::set_kernel);

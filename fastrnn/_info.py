@@ -88,7 +88,7 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
         bidirectional = bool(getattr(module, "bidirectional", False))
         like = like.new_empty(0, dtype=dtype)
         kernels = _C.cuda_kernels_for(
-            like, steps, batch, hidden_size, bidirectional, trains, drops
+            like, steps, batch, hidden_size, bidirectional, bool(trains), bool(drops)
         )
         if kernels.startswith("torch"):
             return kernels

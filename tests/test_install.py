@@ -199,8 +199,8 @@ def test_sdist_holds_what_its_tests_need(tmp_path: Path) -> None:
 
 # CUDA in a build.
 
-KNOWN = {75, 80, 86, 87, 89, 90, 100, 120}
-ALL = ["75", "80", "86", "89", "90a", "100", "120"]
+KNOWN = {75, 80, 86, 87, 89, 90, 100, 110, 120}
+ALL = ["75", "80", "86", "87", "89", "90a", "100", "110", "120"]
 
 
 @pytest.fixture
@@ -305,5 +305,5 @@ def test_a_build_announces_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_JOBS", "2")
     cpu, cuda = (cuda_build.announcement(archs) for archs in ([], ALL))
     assert cpu == "compiling with 2 jobs, in about 1 min: CPU kernels"
-    assert cuda.endswith(" min: CPU kernels, CUDA kernels for 75 80 86 89 90a 100 120")
+    assert cuda.endswith(" min: CPU kernels, CUDA kernels for 75 80 86 87 89 90a 100 110 120")
     assert int(cuda.split()[6]) > 2

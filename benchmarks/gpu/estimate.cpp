@@ -16,7 +16,7 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "cuda/choose.h"
+#include "cuda/step_times.h"
 
 using namespace fastrnn;
 using namespace fastrnn::cuda;

@@ -106,7 +106,8 @@ def parse(lines: Iterable[tuple[str, str]], known: Iterable[tuple[str, str]]) ->
 def build() -> Path:
     """The program that evaluates the model, compiled where its sources are newer."""
     sources = [ROOT / "benchmarks/gpu/estimate.cpp", ROOT / "csrc/cuda/choose.cpp"]
-    headers = [ROOT / "csrc" / h for h in ("rnn.h", "cuda/choose.h", "cuda/configurations.h")]
+    names = ("rnn.h", "cuda/choose.h", "cuda/configurations.h", "cuda/step_times.h")
+    headers = [ROOT / "csrc" / name for name in names]
     program = ROOT / "build/estimate"
     newest = max(path.stat().st_mtime for path in (*sources, *headers))
     if program.exists() and program.stat().st_mtime > newest:

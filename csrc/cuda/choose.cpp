@@ -4,6 +4,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "cuda/step_times.h"
+
 namespace fastrnn::cuda {
 namespace {
 

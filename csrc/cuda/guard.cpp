@@ -10,6 +10,7 @@
 
 #include "cuda/context.h"
 #include "cuda/proven.h"
+#include "cuda/rnn_cuda.h"
 #if __has_include("kernels_hash.h")
 #include "kernels_hash.h"  // written by setup.py
 #else
@@ -50,6 +51,8 @@ double seconds_of(const std::function<void()>& run, cudaStream_t stream) {
 }
 
 }  // namespace
+
+const char* kernels_hash() { return FASTRNN_KERNELS_HASH; }
 
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
