@@ -10,7 +10,7 @@
 //   product(state, c)        c[e] = sum over k of w[unit(e), k] * state[row(e), k]
 //   put(state, e, x)         writes an element of the state in shared memory, of kStateBytes
 //   send(state, copy)        after all of the thread's puts, before anything that need not be soon
-//   receive(copy, gave_up)   waits for the whole state in this copy; false: in vain
+//   receive(copy, gave_up)   waits for the whole state in this copy; in vain, it becomes NaN
 //
 // Tile plan: a block has kRows rows of one direction for all steps, and ends with the longest. The
 //   weights stay in registers; the state is in shared memory, twice; what a step reads of the
@@ -23,8 +23,6 @@
 // strides of output, and so has grad_pre. Launchers check. Why: no exchange between blocks, and no
 // weight read twice; see docs/benchmarks.md.
 #pragma once
-
-#include <cmath>
 
 #include "cuda/math.cuh"
 
@@ -125,24 +123,6 @@ FASTRNN_DEVICE void put_zeros(const Rows& rows, const Sequence& x, int64_t b, in
     narrow(static_cast<S*>(x.data) + place(rows, x, t, b) + unit, Accumulate<S>(0));
 }
 
-// After a wait in vain: NaN for all steps of this thread's elements, so that nobody takes what
-// stands there for a result.
-constexpr int kGaveUp = -1;  // steps
-template <typename Group>
-FASTRNN_DEVICE void put_nans(const Group& group, const Owned<Group>& own, const Sequence& x) {
-  using S = typename Group::Storage;
-  if (!x.data) return;
-#pragma unroll
-  for (int e = 0; e < Group::kElements; ++e) {
-#pragma unroll 1
-    for (int i = 0; i < own.longest; ++i) {
-      if (!own.at(group, e, i)) continue;
-      const int64_t at = place(own.rows, x, own.time(i), own.b[Group::slot(e)]);
-      narrow(static_cast<S*>(x.data) + at + group.unit(e), Accumulate<S>(NAN));
-    }
-  }
-}
-
 template <typename Group, int kAhead>
 FASTRNN_KERNEL(Group::kThreads, 1)
 void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
@@ -155,7 +135,7 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   Group group;
   group.load(static_cast<const S*>(d.w_hh), H, false);
   const Owned<Group> own(r.rows, group, H, d.reverse);
-  int steps = own.longest;
+  const int steps = own.longest;
 
   S zero;
   narrow(&zero, 0.0f);
@@ -196,7 +176,7 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
 #pragma unroll
   for (int u = 0; u < kAhead; ++u) ask(u, u);
   own.load_marks(1, cut);
-  if (!group.receive(0, r.gave_up)) steps = kGaveUp;
+  group.receive(0, r.gave_up);
 
   for (int first = 0; first < steps; first += kAhead) {
 #pragma unroll
@@ -244,14 +224,8 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
       done.next();
       ask(u, i + kAhead);
       own.load_marks(i + 2, cut);
-      if (!group.receive((u + 1) % 2, r.gave_up)) steps = kGaveUp;
+      group.receive((u + 1) % 2, r.gave_up);
     }
-  }
-  if (steps == kGaveUp) {
-    put_nans(group, own, d.output);
-    put_nans(group, own, d.copy);
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) narrow(&h[e], NAN);
   }
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
@@ -278,7 +252,7 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
   Group group;
   group.load(static_cast<const S*>(d.w_hh), H, true);
   const Owned<Group> own(r.rows, group, H, !d.reverse);
-  int steps = own.longest + (d.grad_hx ? 1 : 0);
+  const int steps = own.longest + (d.grad_hx ? 1 : 0);
 
   S zero;
   narrow(&zero, 0.0f);
@@ -322,7 +296,7 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
 #pragma unroll
   for (int u = 0; u < kAhead; ++u) ask(u, u);
   own.load_marks(0, cut);
-  if (!group.receive(0, r.gave_up)) steps = kGaveUp;
+  group.receive(0, r.gave_up);
 
   for (int first = 0; first < steps; first += kAhead) {
 #pragma unroll
@@ -354,13 +328,8 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
       done.next();
       ask(u, i + kAhead);
       own.load_marks(i + 1, cut);
-      if (!group.receive((u + 1) % 2, r.gave_up)) steps = kGaveUp;
+      group.receive((u + 1) % 2, r.gave_up);
     }
-  }
-  if (steps == kGaveUp) {
-    put_nans(group, own, d.grad_pre);
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) grad_hx[e] = NAN;
   }
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {

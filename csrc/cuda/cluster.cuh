@@ -40,7 +40,12 @@ struct ClusterGroup : Slice {
   static_assert(kBlocks > 1 && kRowBytes % 16 == 0 && kWarpBytes % 16 == 0);
   static_assert(Slice::kBarriersAt + 2 * sizeof(SharedBarrier) == Slice::kSharedBytes);
 
+  static constexpr int kPerRow = kWarpBytes / 16, kPieces = kRows * kPerRow,
+                       kToSend = (kBlocks - 1) * kPieces, kSends = (kToSend + 31) / 32;
+  static_assert(32 % kPieces == 0, "a lane sends one piece, to one block or several");
+
   int received = 0;
+  SharedAddress peers[kSends];  // where the shared memory begins to which this lane sends
 
   FASTRNN_DEVICE ClusterGroup() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -52,6 +57,12 @@ struct ClusterGroup : Slice {
       publish_barriers();
     }
     cluster_arrive();
+#pragma unroll
+    for (int i = 0; i < kSends; ++i) {
+      const int n = i * 32 + static_cast<int>(threadIdx.x) % 32;
+      const int to = (cluster_rank() + 1 + n / kPieces) % kBlocks;
+      peers[i] = map_shared(shared_memory<unsigned char>(), to);
+    }
   }
 
   FASTRNN_DEVICE static SharedBarrier* barrier(int copy) {
@@ -65,28 +76,29 @@ struct ClusterGroup : Slice {
   }
 
   FASTRNN_DEVICE void send(unsigned char* state, int copy) const {
-    constexpr int kPerRow = kWarpBytes / 16, kPieces = kRows * kPerRow;
-    constexpr int kToSend = (kBlocks - 1) * kPieces;
-    static_assert(32 % kPieces == 0, "a lane sends one piece, to one block or several");
-    const int lane = threadIdx.x % 32, rank = cluster_rank(), piece = lane % kPieces;
+    const int lane = threadIdx.x % 32, piece = lane % kPieces;
     warp_sync();  // the warp's puts are there
-    const void* from = state + this->warp_unit() * int(sizeof(typename Slice::Storage)) +
-                       piece / kPerRow * kRowBytes + piece % kPerRow * 16;
-    const uint4 x = *static_cast<const uint4*>(from);
+    const unsigned char* from = state + this->warp_unit() * int(sizeof(typename Slice::Storage)) +
+                                piece / kPerRow * kRowBytes + piece % kPerRow * 16;
+    const uint4 x = *reinterpret_cast<const uint4*>(from);
+    const auto at = static_cast<int>(from - shared_memory<unsigned char>());
 #pragma unroll
-    for (int first = 0; first < kToSend; first += 32) {
-      const int n = first + lane;
-      if (kToSend % 32 != 0 && n >= kToSend) break;
-      const int to = (rank + 1 + n / kPieces) % kBlocks;
-      store_async(map_shared(from, to), x, map_shared(barrier(copy), to));
+    for (int i = 0; i < kSends; ++i) {
+      if (kToSend % 32 != 0 && i * 32 + lane >= kToSend) break;
+      store_async(peers[i] + at, x,
+                  peers[i] + Slice::kBarriersAt + copy * int{sizeof(SharedBarrier)});
     }
     if (lane == 0) arrive_expecting(barrier(copy), kToSend * 16);
   }
 
-  FASTRNN_DEVICE bool receive(int copy, GaveUp* gave_up) {
-    const bool came = wait(barrier(copy), received / 2 % 2, gave_up, received);
+  FASTRNN_DEVICE void receive(int copy, GaveUp* gave_up) {
+    wait(barrier(copy), received / 2 % 2, gave_up, received, [&] {
+      // NaN in every row, and so in all that follows of it: nobody takes that for a result.
+      constexpr int kWords = kStateBytes / 4;
+      static_assert(kThreads >= 2 * kRows);
+      shared_memory<uint32_t>()[copy * kWords + threadIdx.x * kWords / kThreads] = ~0u;
+    });
     ++received;
-    return came;
   }
 };
 

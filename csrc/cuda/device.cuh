@@ -321,11 +321,13 @@ FASTRNN_DEVICE void acquire_shared() {
   asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
 #endif
 }
-// Waits, but not for ever: false after about a second, and soon where another wait gave up before.
-// Only who has to try again looks at the clock.
-FASTRNN_DEVICE bool wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange) {
-  if (!try_wait(barrier, parity)) [[unlikely]] {
-    constexpr uint32_t kPatience = 1'800'000'000, kSoon = 1 << 16;  // clocks
+// Waits, but not for ever: after about a second, or soon where another wait of the kernel did, it
+// gives up, tells where, and calls in_vain. Only who has to try again looks at the clock.
+template <typename F>
+FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange,
+                         const F& in_vain) {
+  if (!try_wait(barrier, parity)) {
+    constexpr uint32_t kPatience = 1'800'000'000, kSoon = 1 << 14;  // clocks
     const uint32_t start = clocks();
     while (!try_wait(barrier, parity)) {
       const uint32_t waited = clocks() - start;
@@ -333,11 +335,11 @@ FASTRNN_DEVICE bool wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, in
       if (waited <= kPatience && !others) continue;
       if (gave_up && !others)
         store_volatile(gave_up, {1, blockIdx.x, threadIdx.x, static_cast<uint32_t>(exchange)});
-      return false;
+      in_vain();
+      break;
     }
   }
   acquire_shared();
-  return true;
 }
 
 // --- Clusters (sm_90)

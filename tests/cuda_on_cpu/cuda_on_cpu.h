@@ -373,16 +373,14 @@ inline bool try_wait(SharedBarrier* barrier, int parity) {
   return false;
 }
 // Gives up where every thread waits.
-template <typename GaveUp>
-bool wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange) {
+template <typename GaveUp, typename F>
+void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange, const F& in_vain) {
 #if !defined(FASTRNN_WITHOUT_BARRIERS)
-  if (!fibers::wait_phase(barrier, parity)) {
-    if (gave_up && !gave_up->yes)
-      *gave_up = {1, blockIdx.x, threadIdx.x, static_cast<uint32_t>(exchange)};
-    return false;
-  }
+  if (fibers::wait_phase(barrier, parity)) return;
+  if (gave_up && !gave_up->yes)
+    *gave_up = {1, blockIdx.x, threadIdx.x, static_cast<uint32_t>(exchange)};
+  in_vain();
 #endif
-  return true;
 }
 
 // --- Clusters
