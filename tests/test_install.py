@@ -307,3 +307,25 @@ def test_a_build_announces_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu == "compiling with 2 jobs, in about 1 min: CPU kernels"
     assert cuda.endswith(" min: CPU kernels, CUDA kernels for 75 80 86 87 89 90a 100 110 120")
     assert int(cuda.split()[6]) > 2
+
+
+def test_the_hash_is_of_what_is_compiled(tmp_path: Path) -> None:
+    def hash_of(text: str) -> str:
+        (tmp_path / "x.cu").write_text(text)
+        return cuda_build.source_hash([tmp_path / "x.cu"])
+
+    first = hash_of('int f(int a) { return a + 1; }  // one\nconst char* s = "//x";\n')
+    assert len(first) == 12
+    assert first == hash_of('/* two */ int f(int a) {\n  return a+1;\n}\nconst char *s = "//x";')
+    assert first != hash_of('int f(int a) { return a + 2; }\nconst char* s = "//x";\n')
+    assert first != hash_of('int f(int a) { return a + 1; }\nconst char* s = "//y";\n')
+    assert hash_of('auto s = R"(a  /* b */)";') != hash_of('auto s = R"(a )";')
+    assert hash_of("char c = '\"'; int x; // a") == hash_of("char c = '\"'; int x; // b")
+
+
+def test_the_hash_knows_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = cuda_build.sources()
+    assert ROOT / "csrc/cuda/cluster.cuh" in sources
+    before = cuda_build.source_hash(sources)
+    monkeypatch.setattr(cuda_build, "FLAGS", [*cuda_build.FLAGS, "-G"])
+    assert cuda_build.source_hash(sources) != before
