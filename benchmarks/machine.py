@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch.utils import cpp_extension
 
-import fastrnn
 from benchmarks.timing import OTHERS_ALLOWED, Meter, seconds_of
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +48,13 @@ def commit() -> str:
         return "unknown"
 
 
+def library() -> dict[str, Any]:
+    """What this fastrnn is."""
+    import fastrnn
+
+    return {"fastrnn": fastrnn.__version__, "instruction_set": fastrnn.info()["cpu_kernels"]}
+
+
 @functools.cache
 def _fixed_facts() -> dict[str, Any]:
     return {
@@ -59,17 +65,16 @@ def _fixed_facts() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "fastrnn": fastrnn.__version__,
         "commit": commit(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
-        "instruction_set": fastrnn.info()["cpu_kernels"],
     }
 
 
-def facts() -> dict[str, Any]:
+def facts(with_library: bool = True) -> dict[str, Any]:
     """Machine, versions and commit, with the threads and the time of the call."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return {**_fixed_facts(), "threads": torch.get_num_threads(), "date": now}
+    ours = library() if with_library else {}
+    return {**_fixed_facts(), **ours, "threads": torch.get_num_threads(), "date": now}
 
 
 def _speed(gemm: Callable[[], object], flop: float) -> float:
