@@ -29,7 +29,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow test-clients test-install build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-check lint format clean always
+.PHONY: help mnist test test-slow test-clients test-install build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,8 +79,11 @@ bench-report: build ## write docs/benchmarks.md from the results
 cuda-check: ## compile the CUDA kernels for every architecture, and show what each needs
 	$(PYTHON) cuda_build.py $(ARGS)
 
-gpu-check: $(INSTALLED) ## on a machine with a GPU: build, test, sanitize and measure, in 8 minutes
-	$(PY) -m benchmarks.gpu.check $(ARGS)
+gpu-prepare: ## build at home what gpu-check runs on an H100 or H200, in 5 minutes
+	$(PYTHON) -m benchmarks.gpu.prepare $(ARGS)
+
+gpu-check: $(INSTALLED) ## on a machine with a GPU: check, sanitize, test and measure, in 8 minutes
+	$(PY) -m benchmarks.gpu.visit $(ARGS)
 
 lint: $(INSTALLED_DEV) ## check style and types
 	$(BIN)ruff check .

@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import machine, shapes, timing
 from benchmarks.contestants import MODULES, Problem, check, grad_mode, make_contestant
+from benchmarks.gpu.process import write_whole
 from benchmarks.shapes import Goal, Shape
 
 Record = dict[str, Any]
@@ -188,11 +189,10 @@ def print_summary(records: Sequence[Record]) -> None:
 def save(path: Path | None, records: Sequence[Record], extra: Record) -> None:
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     pairs = dict.fromkeys((r["shape"]["dtype"], r["threads"]) for r in records)
     gemms = {f"{dtype}, threads: {n}": machine.gemm_gflops(dtype, n) for dtype, n in pairs}
     document = {**extra, "gemm_gflops": gemms, "rows": list(records)}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write_whole(path, document)
 
 
 def load(path: Path, extra: Record) -> dict[tuple[str, str, int], Record]:

@@ -1,10 +1,10 @@
-"""Turn benchmarks/results/*.json into docs/benchmarks.md and the plots in docs/images.
+"""Turn benchmarks/results/*.json into docs/benchmarks.md, plots, and README's GPU table.
 
     python -m benchmarks.report
 
 No measurement is typed by hand: a file of `benchmarks.compare` becomes a section of tables, or
 plots if it is a sweep; a file of pytest-benchmark becomes the tables of the kernels and of the
-overhead; a file of `benchmarks.gpu.check` becomes tables and plots of a GPU.
+overhead; a file of `benchmarks.gpu.visit` becomes tables and plots of a GPU.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def profile(name: str, document: Record) -> str:
 
 def section(path: Path, images: Path) -> str:
     document = json.loads(path.read_text())
-    if "gpu_check" in document:
+    if "gpu_visit" in document:
         return gpu_report.section(path.stem, document, images)
     if "profile" in document:
         return profile(path.stem, document)
@@ -265,10 +265,20 @@ def section(path: Path, images: Path) -> str:
     return (sweep if swept else comparison)(path.stem, document, images)
 
 
+def write_readme(path: Path, documents: Sequence[Record]) -> None:
+    """Replace what is between the marks of the GPU table."""
+    begin, end = "<!-- gpu-table -->", "<!-- /gpu-table -->"
+    before, _, rest = path.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    text = gpu_report.readme_table(documents)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     args = parser.parse_args(argv)
     files = sorted(args.results.glob("*.json"))
     if not files:
@@ -278,6 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "\n".join([INTRODUCTION, *(section(path, images) for path in files)])
     (args.docs / "benchmarks.md").write_text(text)
     print(args.docs / "benchmarks.md")
+    write_readme(args.readme, [json.loads(p.read_text()) for p in files if p.match("gpu-*.json")])
 
 
 if __name__ == "__main__":

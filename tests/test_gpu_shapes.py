@@ -27,6 +27,8 @@ def test_the_plan_has_every_class_first_and_every_row_once() -> None:
     assert {row.shape.kind for row in rows[: len(kinds) * per_shape]} == kinds
     quick = shapes.plan(quick=True)
     assert {str(row) for row in quick} < {str(row) for row in rows}
+    assert len(quick) == sum(len(m) for of in shapes.FIRST.values() for m in of.values()) == 40
+    assert {row.setting for row in quick} == set(SETTINGS)  # cuDNN's best, and exact float32
     assert {(row.setting, row.mode) for row in rows} == {
         (setting, mode) for setting in SETTINGS for mode in shapes.MODES
     }

@@ -1,99 +1,69 @@
-"""The benchmarks of `benchmarks.gpu.check`: a measuring process, watched row by row."""
+"""The rows of a visit: a measuring process, watched row by row."""
 
 from __future__ import annotations
 
 import json
-import tempfile
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu.parts import ROOT, Record, Run, machine_of
-from benchmarks.gpu.process import Child
-from benchmarks.gpu.shapes import plan
+from benchmarks.gpu.evidence import ROOT, Visit
+from benchmarks.gpu.process import Record, Worker, work_through
 
-FIRST_ROW_SECONDS, ROW_SECONDS = 60.0, 20.0  # after these a row counts as hung
+FIRST_ROW_SECONDS = 60.0  # imports, and the machine's own speed
 MOST_ENDS = 4  # of the measuring process, before nn.RNN is measured alone
-SAVE_SECONDS = 5.0
 
 
-def bench(this: Run, limit: float) -> Record:
-    """nn.RNN and fastrnn in interleaved rounds, eager and captured, row by row."""
-    end = time.monotonic() + limit
-    args, toy = this.args, this.args.device == "cpu"
-    commit = machine_of(this.document).get("commit")
-    known = {str(row) for row in plan(toy=toy)}
-    old = this.document["parts"].get("bench", {}).get("rows", {})
-    rows = {key: row for key, row in old.items() if key in known}
-    todo = [str(row) for row in plan(args.quick, args.rows, toy)]
-    if args.again:
-        done = {k for k, row in rows.items() if "failed" not in row and row["commit"] == commit}
-        todo = [key for key in todo if key not in done]
-    found: Record = {"status": "cut off", "device": args.device, "wanted": len(todo)}
-    found |= {"rows": rows, "ended": []}
-    this.document["parts"]["bench"] = found
+def bench(visit: Visit, wanted: Sequence[str], end: float) -> str:
+    """Measure the rows that this hash lacks, and nn.RNN alone where ours cannot be measured."""
+    rows: dict[str, Record] = visit.document["rows"]
+
+    def right(key: str) -> bool:
+        row = rows.get(key, {})
+        known = row.get("hash") == visit.hash and "failed" not in row and "forms" in row
+        return known and not (row["theirs_only"] and visit.loads)
+
+    todo = [key for key in wanted if not right(key)]
     measured: set[str] = set()
 
-    def keep(key: str, row: Record) -> None:
-        before = rows[key] if key in measured else {}
-        rows[key] = {**row, "commit": commit, **({"failed": before["failed"]} if before else {})}
-        measured.add(key)
-        found["measured"] = len(measured)
+    def keep(record: Record) -> None:
+        if "facts" in record:
+            visit.document["machine"] |= record["facts"]
+        elif "end" in record:
+            key = record.pop("end")
+            report = record.pop("report", "")
+            before = rows[key] if key in measured else {}
+            failed = {"failed": before["failed"]} if "failed" in before else {}
+            rows[key] = {**record, **failed, "hash": visit.hash}
+            measured.add(key)
+            if "failed" in record:
+                visit.fail(f"row {key}", f"{report}\n{record['failed']}")
+            elif record.get("error", {}).get("wrong"):
+                visit.fail(f"row {key}: wrong", json.dumps(record["error"]))
+        elif "stopped" in record:
+            visit.fail(f"rows: {record['failed']}", record["report"])
+        visit.save(now=False)
 
-    def measure(keys: list[str], theirs_only: bool) -> None:
-        how = measure_rows(this, keys, keep, end, theirs_only)
-        found["ended"] += [how] if how else []
+    def measure(keys: Sequence[str], theirs_only: bool) -> None:
+        def command(worker: Worker, out: Path) -> list[str]:
+            left = visit.scratch / "rows.json"
+            left.write_text(json.dumps([key for key in keys if key not in worker.done]))
+            words = ["-P", "-m", "benchmarks.gpu.compare", "--device", visit.args.device]
+            words += ["--rows", str(left), "--out", str(out), "--avoid", *sorted(visit.bad)]
+            words += ["--budget", str(visit.args.row_budget)]
+            if "copy_GB_per_s" not in visit.document["machine"] and not worker.bad_ends:
+                words.append("--facts")
+            if theirs_only or worker.bad_ends >= MOST_ENDS:
+                words.append("--theirs-only")
+            return [sys.executable, *words]
 
-    while time.monotonic() < end and (left := [key for key in todo if key not in measured]):
-        measure(left, len(found["ended"]) >= MOST_ENDS)
-        if len(found["ended"]) >= 2 * MOST_ENDS:
-            break
+        limits = FIRST_ROW_SECONDS, visit.args.row_limit
+        work_through([Worker("rows", command, ROOT, visit.env, limits)], end, keep)
+
+    if todo:
+        measure(todo, not visit.loads)
     lost = [key for key in measured if "forms" not in rows[key]]
-    if lost and time.monotonic() < end:
+    if lost:
         measure(lost, True)  # what there is to beat is known at least
-    failed = [key for key in measured if "failed" in rows[key]]
-    found["failed"] = len(failed)
-    if failed or found["ended"]:
-        found["status"] = "failed"
-    elif len(measured) == len(todo):
-        found["status"] = "ok"
-    return found
-
-
-def measure_rows(
-    this: Run, todo: list[str], keep: Callable[[str, Record], None], end: float, theirs_only: bool
-) -> Record | None:
-    """One measuring process: keep what it finds, and say how it ended, if badly."""
-    with tempfile.TemporaryDirectory() as folder:
-        keys, out = Path(folder) / "keys.json", Path(folder) / "rows.jsonl"
-        keys.write_text(json.dumps(todo))
-        out.touch()
-        arguments = ["--rows", str(keys), "--out", str(out), "--budget", str(this.args.budget)]
-        arguments += ["--theirs-only"] if theirs_only else []
-        child = Child(this.worker("compare", *arguments), ROOT)
-        begun, read, over = None, 0, False
-        hung = time.monotonic() + FIRST_ROW_SECONDS
-        save = time.monotonic() + SAVE_SECONDS
-        try:
-            while not over:
-                over = child.wait(0.1) or time.monotonic() > min(hung, end)
-                text = out.read_text()
-                whole = text[read : text.rfind("\n") + 1]
-                read += len(whole)
-                for line in map(json.loads, whole.splitlines()):
-                    hung = time.monotonic() + ROW_SECONDS
-                    begun = line.get("begun")
-                    if "row" in line:
-                        keep(line.pop("row"), line)
-                if time.monotonic() > save:
-                    save = time.monotonic() + SAVE_SECONDS
-                    this.save()
-        finally:
-            ended = child.stop()
-    out_of_time = ended.status is None and time.monotonic() >= end
-    if ended.status == 0 or out_of_time:
-        return None
-    why = "hung" if ended.status is None else f"the process ended with status {ended.status}"
-    if begun is not None:
-        keep(begun, {"failed": why})
-    return {"row": begun, "why": why, "theirs_only": theirs_only, "output": ended.tail}
+    failed = sum("failed" in rows[key] for key in measured)
+    return f"{len(measured)} of {len(todo)} rows, {failed} failed, {len(wanted) - len(todo)} before"

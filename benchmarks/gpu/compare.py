@@ -1,9 +1,10 @@
-"""Time nn.RNN and fastrnn on one GPU, row by row: a process that `benchmarks.gpu.check` starts.
+"""Time nn.RNN and fastrnn on one GPU, row by row: a process that `benchmarks.gpu.visit` starts.
 
     python -m benchmarks.gpu.compare --rows KEYS.json --out ROWS.jsonl
 
 Each row is written as soon as it is measured, after a line that says that it was begun: should a
-kernel hang or end the process, whoever started it knows in which row. Times are those of CUDA
+kernel hang or end the process, whoever started it knows in which row. fastrnn is imported only
+where it is measured. Times are those of CUDA
 events around repetitions of the same step on the same tensors, so the L2 cache is as warm as it is
 within a training loop.
 """
@@ -16,6 +17,7 @@ import itertools
 import json
 import math
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fastrnn
 from benchmarks import machine, timing
 from benchmarks.contestants import FLOOR, Contestant, Problem, error, grad_mode, make_contestant
 from benchmarks.gpu import model
@@ -64,6 +65,8 @@ def use(setting: Setting) -> None:
 
 def kernel_of(problem: DeviceProblem, training: bool) -> str | None:
     """The kernel that fastrnn would take, or None where this build has none for the device."""
+    import fastrnn
+
     rnn = problem.module(fastrnn.RNN, problem.dtype).train(training)
     input = problem.input if problem.lengths is None else problem.pack(problem.input)
     kernel: str = fastrnn.info(rnn, input)["kernel"]
@@ -171,15 +174,23 @@ def peak_bytes(step: Step) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def measure(row: Row, device: str, budget: float, theirs_only: bool = False) -> Record:
-    """Time one row. Without a kernel of ours, nn.RNN alone: what there is to beat."""
+def measure(
+    row: Row, device: str, budget: float, theirs_only: bool = False, avoid: Sequence[str] = ()
+) -> Record:
+    """Time one row. Without a kernel of ours, nn.RNN alone: what there is to beat.
+
+    `avoid` has kernels that are wrong, such as "cluster:512x8x8 float16" or "all".
+    """
     training = row.mode == "training"
     use(row.setting)
     problem = DeviceProblem(row, device)
     kernel = None if theirs_only else kernel_of(problem, training)
+    record: Record = {"kernel": kernel, "theirs_only": theirs_only, "forms": {}}
+    if kernel and any(is_taken(name, kernel, row.setting) for name in avoid):
+        record |= {"kernel": None, "avoided": kernel}
+        kernel = None
     names = ["nn.RNN", "fastrnn"] if kernel else ["nn.RNN"]
     contestants = [make_contestant(name, problem, training) for name in names]
-    record: Record = {"kernel": kernel, "forms": {}}
     if kernel:
         record["error"] = compare_errors(problem, contestants, training)
         if record["error"]["wrong"]:
@@ -206,6 +217,13 @@ def measure(row: Row, device: str, budget: float, theirs_only: bool = False) -> 
     return record
 
 
+def is_taken(name: str, kernel: str, setting: Setting) -> bool:
+    """Whether a kernel, named with its dtype, is among those of `fastrnn.info`."""
+    family, _, dtype = name.partition(" ")
+    words = re.split(r"[ ,()]+", kernel)
+    return name == "all" or (family in words and dtype in ("", setting.dtype))
+
+
 def first_line(e: BaseException) -> str:
     return f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"
 
@@ -221,10 +239,9 @@ def plain(x: Any) -> Any:
     return x
 
 
-def facts(device: str) -> Record:
+def facts(device: str, theirs_only: bool) -> Record:
     """The machine, and two ceilings: copying memory, and products of matrices."""
-    found = machine.facts()
-    found["cuda_kernels"] = fastrnn.info()["cuda_kernels"]
+    found = machine.facts(with_library=not theirs_only)
     if device != "cuda":
         return found
     p = torch.cuda.get_device_properties(0)
@@ -259,10 +276,13 @@ def facts(device: str) -> Record:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.compare")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--rows", type=Path, help="JSON list of the rows' keys; none: only facts")
+    parser.add_argument("--rows", type=Path, required=True, help="JSON list of the rows' keys")
     parser.add_argument("--out", type=Path, required=True, help="append a line of JSON for each")
     parser.add_argument("--budget", type=float, default=0.1, help="seconds of a row and form")
     parser.add_argument("--theirs-only", action="store_true", help="measure nn.RNN alone")
+    parser.add_argument("--facts", action="store_true", help="the machine's too, before the rows")
+    parser.add_argument("--avoid", nargs="*", default=[], metavar="KERNEL [DTYPE]",
+                        help="measure nn.RNN alone where fastrnn would take it")  # fmt: skip
     args = parser.parse_args(argv)
     with args.out.open("a") as out:
 
@@ -270,21 +290,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             out.write(json.dumps(plain(record)) + "\n")
             out.flush()
 
-        if args.rows is None:
-            write({"facts": facts(args.device)})
-            return
+        if args.facts:
+            write({"facts": facts(args.device, args.theirs_only)})
         rows = {str(row): row for row in plan(toy=args.device == "cpu")}
         for key in json.loads(args.rows.read_text()):
-            write({"begun": key})
+            write({"begin": key})
             try:
-                found = measure(rows[key], args.device, args.budget, args.theirs_only)
+                found = measure(rows[key], args.device, args.budget, args.theirs_only, args.avoid)
             except Exception as e:
                 found = {"failed": first_line(e)}
                 if args.device == "cuda":
-                    stop_if_poisoned(partial(write, {"row": key, **found}))
+                    stop_if_poisoned(partial(write, {"end": key, **found}))
                 if not args.theirs_only:
                     found |= measure(rows[key], args.device, args.budget, theirs_only=True)
-            write({"row": key, **found})
+            write({"end": key, **found})
+        write({"finished": True})
 
 
 def stop_if_poisoned(last_words: Step) -> None:

@@ -1,20 +1,28 @@
-"""Child processes with a time limit, and a file that is never half written."""
+"""Child processes that never make their parent wait, and files that survive its end."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TAIL = 3000  # characters of the output that are kept
+Record = dict[str, Any]
+Keep = Callable[[Record], None]
+
+AFTER_KILL = 2.0  # seconds; a process in the driver may not end at all
+MOST_OUTPUT = 400_000  # characters that are kept of a process: the first and the last half
+TURN = 0.02  # seconds between looks at the children
+MOST_FRUITLESS = 2  # ends of a worker that has finished nothing since its start
 
 
 @dataclass
@@ -26,8 +34,24 @@ class Ended:
     output: str
 
     @property
-    def tail(self) -> str:
-        return self.output[-TAIL:].strip()
+    def how(self) -> str:
+        if self.status is None:
+            return f"killed after {self.seconds:.0f} s"
+        return f"ended with status {self.status} after {self.seconds:.0f} s"
+
+
+class Lines:
+    """The whole lines that another process has written since the last look."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self.offset = descriptor, 0
+
+    def new(self) -> list[str]:
+        size = os.fstat(self.descriptor).st_size - self.offset
+        data = os.pread(self.descriptor, size, self.offset) if size > 0 else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        return whole.decode(errors="replace").splitlines()
 
 
 class Child:
@@ -37,6 +61,7 @@ class Child:
         self, command: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None
     ) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `stop`)
+        self.lines = Lines(self.log.fileno())
         self.start = time.monotonic()
         self.process = subprocess.Popen(
             command,
@@ -45,10 +70,11 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float = 0.0) -> bool:
         """Whether it has ended within so many seconds."""
         try:
             self.process.wait(max(seconds, 0))
@@ -58,14 +84,26 @@ class Child:
 
     def stop(self) -> Ended:
         """End it if it still runs; say how it ended."""
-        status = self.process.poll()
+        status, seconds = self.process.poll(), time.monotonic() - self.start
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        gone = self.wait(AFTER_KILL)
         self.log.seek(0)
-        output = self.log.read().decode(errors="replace")
+        output = shortened(self.log.read().decode(errors="replace"), MOST_OUTPUT)
         self.log.close()
-        return Ended(status, time.monotonic() - self.start, output)
+        return Ended(status, seconds, output + ("" if gone else "\n(it does not end)"))
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def shortened(text: str, most: int) -> str:
+    """The first and the last half of what is allowed."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
 
 
 def run(
@@ -80,9 +118,146 @@ def run(
     return ended
 
 
+@dataclass
+class Job:
+    """A command for `run_all`, which calls `line` with each line as it is printed."""
+
+    key: Any
+    command: Sequence[str]
+    limit: float
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_all(
+    jobs: Iterable[Job],
+    at_once: int,
+    end: float,
+    cwd: Path,
+    line: Callable[[Any, str], None] = lambda key, text: None,
+) -> Iterator[tuple[Any, Ended]]:
+    """Run commands until `end`, and say of each that was begun before how it ended."""
+    waiting = iter(jobs)
+    running: dict[Child, Job] = {}
+    try:
+        while True:
+            while len(running) < at_once and time.monotonic() < end:
+                job = next(waiting, None)
+                if job is None:
+                    break
+                running[Child(job.command, cwd, job.env)] = job
+            if not running:
+                return
+            time.sleep(TURN)
+            for child, job in list(running.items()):
+                over = child.wait()
+                for text in child.lines.new():
+                    line(job.key, text)
+                if over or time.monotonic() > min(child.start + job.limit, end):
+                    del running[child]
+                    yield job.key, child.stop()
+    finally:
+        for child in running:
+            child.stop()
+
+
+class Worker:
+    """A process that works through items, and is replaced where it hangs or ends early.
+
+    It writes lines of JSON: {"begin": key}, then {"end": key, ...}, and {"finished": true} when
+    none is left. Lines with other members are passed on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[Worker, Path], Sequence[str]],
+        cwd: Path,
+        env: Mapping[str, str],
+        limits: tuple[float, float],
+    ) -> None:
+        self.name, self.command, self.cwd, self.env = name, command, cwd, env
+        self.first_limit, self.limit = limits  # seconds until the first item, and of each
+        self.done: set[str] = set()
+        self.bad_ends = self.fruitless = 0
+        self.child: Child | None = None
+
+    def begin(self) -> None:
+        self.file = tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115
+        self.lines = Lines(self.file.fileno())
+        self.current: str | None = None
+        self.finished, self.before, self.since = False, len(self.done), time.monotonic()
+        self.child = Child(self.command(self, Path(self.file.name)), self.cwd, self.env)
+
+    def turn(self, keep: Keep, end: float) -> None:
+        """Pass on what is new; replace the process where it hangs or has ended early."""
+        assert self.child is not None
+        over = self.child.wait()  # before the lines are read, so that none is missed
+        for record in records(self.lines.new()):
+            self.current = record.get("begin", self.current)
+            if "end" in record:
+                self.current = None
+                self.done.add(record["end"])
+            self.finished |= "finished" in record
+            self.since = time.monotonic()
+            keep(record)
+        now = time.monotonic()
+        first = self.current is None and len(self.done) == self.before
+        late = now > self.since + (self.first_limit if first else self.limit)
+        if not over and not late and now < end:
+            return
+        ended = self.child.stop()
+        self.child = None
+        self.file.close()
+        if self.finished or (not over and not late):
+            if self.current and not self.finished:
+                keep({"cut": self.current})
+            return
+        how = "hung" if late and not over else f"the process ended with status {ended.status}"
+        self.bad_ends += 1
+        if self.current is not None:
+            self.done.add(self.current)
+            keep({"end": self.current, "failed": how, "report": ended.output})
+        elif len(self.done) == self.before:
+            self.fruitless += 1
+            keep({"stopped": self.name, "failed": how, "report": ended.output})
+        if self.fruitless < MOST_FRUITLESS and now < end:
+            self.begin()
+
+
+def work_through(workers: Sequence[Worker], end: float, keep: Keep) -> None:
+    """Run workers beside one another until they have finished or time is up."""
+    try:
+        for worker in workers:
+            worker.begin()
+        while any(worker.child for worker in workers):
+            time.sleep(TURN)
+            for worker in workers:
+                if worker.child:
+                    worker.turn(keep, end)
+    finally:
+        for worker in workers:
+            if worker.child:
+                worker.child.stop()
+
+
+def records(lines: Iterable[str]) -> Iterator[Record]:
+    """The lines that are objects of JSON; what else a program prints is left out."""
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                yield found
+
+
+def read_records(path: Path) -> list[Record]:
+    """Of a file of lines of JSON, whose last line may be torn."""
+    return list(records(path.read_text(errors="replace").splitlines())) if path.exists() else []
+
+
 def write_whole(path: Path, document: Any) -> None:
     """Replace the file in one step: a reader finds the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(json.dumps(document, indent=1) + "\n")
+    text = json.dumps(document, indent=1) + "\n"
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
     new.replace(path)

@@ -1,4 +1,4 @@
-"""The section of the report that a results file of `benchmarks.gpu.check` becomes."""
+"""The section of the report that results file of `benchmarks.gpu.visit` becomes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from matplotlib import pyplot as plt
 
 from benchmarks import plots
 from benchmarks.compare import geometric_mean
-from benchmarks.gpu.parts import count_tests
 from benchmarks.gpu.shapes import MODES, MUST_MEAN, SETTINGS, Row, plan
 from benchmarks.markdown import judged, number, table
 from benchmarks.shapes import NEVER_BELOW
@@ -35,8 +34,7 @@ EXPLANATION = """\
 
 def measured_rows(document: Record) -> list[tuple[Row, Record]]:
     """In the plan's order, class by class."""
-    bench = document["parts"].get("bench", {})
-    found, rows = bench.get("rows", {}), plan(toy=bench.get("device") == "cpu")
+    found, rows = document["rows"], plan(toy=document["device"] == "cpu")
     kinds = list(dict.fromkeys(row.shape.kind for row in rows))
     pairs = [(row, found[str(row)]) for row in rows if str(row) in found]
     return sorted(pairs, key=lambda pair: kinds.index(pair[0].shape.kind))
@@ -54,27 +52,17 @@ def ratio_of(record: Record, form: str) -> float | None:
 
 
 def facts(document: Record) -> str:
-    machine = document["parts"].get("facts", {}).get("machine", {})
-    bench = document["parts"].get("bench", {})
+    machine = document["machine"]
     cells = [(k.replace("_", " "), v) for k, v in machine.items() if k != "threads"]
-    cells += [("command", f"`{bench['command']}`")] if "command" in bench else []
+    cells.append(("command", f"`{document['command']}`"))
     shown = [(k, number(v) if isinstance(v, float) else v) for k, v in cells]
     return "\n".join(f"- {k}: {v}" for k, v in shown) + "\n"
 
 
-def parts_table(document: Record) -> str:
-    lines = []
-    for name, part in document["parts"].items():
-        items = part.get("files", []) + part.get("runs", [])
-        bad = [item for item in items if item["status"] not in ("ok", "skipped")]
-        notes = [part["reason"]] if "reason" in part else []
-        notes += [counts] if (counts := count_tests(part)) else []
-        if "wanted" in part:
-            notes.append(f"{part.get('measured', 0)} of {part['wanted']} rows, last run")
-        names = [i.get("file") or f"{i['kernel']}, {i['tool']}" for i in bad]
-        notes += [f"{name} {i['status']}" for name, i in zip(names, bad, strict=True)]
-        lines.append([name, part["status"], number(part.get("seconds")), "; ".join(notes)])
-    return table(["part", "status", "seconds", ""], lines)
+def steps_table(document: Record) -> str:
+    lines = [[name, number(step["seconds"]), step["note"].replace("|", "/")]
+             for name, step in document["steps"].items()]  # fmt: skip
+    return table(["step", "seconds", ""], lines)
 
 
 def summary(rows: Sequence[tuple[Row, Record]]) -> str:
@@ -107,6 +95,35 @@ def summary(rows: Sequence[tuple[Row, Record]]) -> str:
     )
 
 
+def readme_table(documents: Sequence[Record]) -> str:
+    """Of each card: geometric mean and least of the eager ratios, by class and mode."""
+    measured = [(document, measured_rows(document)) for document in documents]
+    measured = [(d, rows) for d, rows in measured if any(ratio_of(r, "eager") for _, r in rows)]
+    if not measured:
+        return "On a GPU nothing has been measured yet."
+    header, columns = ["class"], []
+    for document, rows in measured:
+        for mode in MODES:
+            header.append(f"{document['machine'].get('gpu', document['card'])}, {mode}")
+            found: dict[str, list[float]] = {}
+            for row, record in rows:
+                ratio = ratio_of(record, "eager")
+                if row.mode == mode and ratio is not None:
+                    found.setdefault(row.shape.kind, []).append(ratio)
+            columns.append(found)
+    kinds = list(dict.fromkeys(kind for column in columns for kind in column))
+    lines = [
+        [kind, *(f"{number(geometric_mean(c[kind]))} ({number(min(c[kind]))})" if kind in c else ""
+                 for c in columns)]
+        for kind in kinds
+    ]  # fmt: skip
+    title = (
+        "How many times as fast as `torch.nn.RNN` (cuDNN) on a GPU, eager, in float32 (TF32 and "
+        "exact),\nfloat16 and bfloat16: geometric mean of each class, and the least of it."
+    )
+    return f"{title}\n\n{table(header, lines).rstrip()}"
+
+
 def quotient(record: Record | None) -> str:
     """Of two numbers by name, ours by nn.RNN's."""
     if not record or not record.get("nn.RNN") or "fastrnn" not in record:
@@ -114,7 +131,7 @@ def quotient(record: Record | None) -> str:
     return number(record["fastrnn"] / record["nn.RNN"])
 
 
-def notes_of(row: Row, record: Record, commit: str | None) -> str:
+def notes_of(row: Row, record: Record, sources: str) -> str:
     notes = []
     ratio = ratio_of(record, "eager")
     if ratio is not None:
@@ -125,12 +142,12 @@ def notes_of(row: Row, record: Record, commit: str | None) -> str:
         notes.append(f"wrong: {record['error']['result']}")
     for name, why in (value_of(record, "graph", "refused") or {}).items():
         notes.append(f"{name} not captured: {why}")
-    if record.get("commit") != commit:
-        notes.append(f"measured at {record.get('commit')}")
+    if record["hash"] != sources:
+        notes.append(f"of other sources, {record['hash']}")
     return "; ".join(notes).replace("|", "/")
 
 
-def row_cells(row: Row, record: Record, ours: bool, commit: str | None) -> list[str]:
+def row_cells(row: Row, record: Record, ours: bool, sources: str) -> list[str]:
     cells = [str(row).split(" ", 1)[1].removesuffix(f" {row.mode}")]
     for form in FORMS:
         cells.append(number(value_of(record, form, "microseconds", "nn.RNN")))
@@ -151,11 +168,10 @@ def row_cells(row: Row, record: Record, ours: bool, commit: str | None) -> list[
         ]
         cells += [number(row.goal.at_once), number(row.goal.stretch)]
         cells.append((record.get("kernel") or "").removeprefix("cuda "))
-    return [*cells, notes_of(row, record, commit)]
+    return [*cells, notes_of(row, record, sources)]
 
 
 def row_tables(name: str, document: Record, rows: Sequence[tuple[Row, Record]]) -> Iterator[str]:
-    commit = document["parts"].get("facts", {}).get("machine", {}).get("commit")
     ours = any(record.get("kernel") for _, record in rows)
     header = ["shape"]
     for form in FORMS:
@@ -168,12 +184,16 @@ def row_tables(name: str, document: Record, rows: Sequence[tuple[Row, Record]]) 
             chosen = [p for p in rows if (p[0].mode, p[0].shape.kind) == (mode, kind)]
             if chosen:
                 yield f"### {name}: {kind}, {mode}\n"
-                yield table([*header, ""], [row_cells(*pair, ours, commit) for pair in chosen])
+                yield table(
+                    [*header, ""],
+                    [row_cells(*pair, ours, document["machine"]["hash"]) for pair in chosen],
+                )
 
 
 def plot_ratios(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> Path | None:
     """A point for each row: how many times faster than nn.RNN, by class and dtype."""
-    panels = [(m, f) for m in MODES for f in FORMS if any(ratio_of(r, f) for _, r in rows)]
+    panels = [(m, f) for m in MODES for f in FORMS
+              if any(ratio_of(r, f) for row, r in rows if row.mode == m)]  # fmt: skip
     if not panels:
         return None
     kinds = list(dict.fromkeys(row.shape.kind for row, _ in rows))
@@ -231,7 +251,7 @@ def plot_steps(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> P
 
 
 def limits_table(document: Record) -> str:
-    measured = document["parts"].get("limits", {}).get("measured", [])
+    measured = document.get("limits", [])
     units = {"clocks": "clocks", "microseconds": "µs", "clusters": "clusters"}
     units["multiply_adds_per_clock"] = "multiply-adds a clock"
     lines = []
@@ -250,7 +270,7 @@ def limits_table(document: Record) -> str:
 
 def section(name: str, document: Record, images: Path) -> str:
     rows = measured_rows(document)
-    sections = [f"## {name}\n", facts(document), parts_table(document)]
+    sections = [f"## {name}\n", facts(document), steps_table(document)]
     if rows:
         sections += [EXPLANATION, summary(rows)]
     for title, plot in [("ratio by class", plot_ratios), ("time per step", plot_steps)]:

@@ -41,6 +41,30 @@ SQUARE = {
 }
 
 
+# What a first visit measures: of each class what decides most, and cuDNN's best kernels.
+TRAIN, INFER = ("training",), ("inference",)
+FIRST: dict[str, dict[Setting, tuple[str, ...]]] = {
+    "tiny B32-T512-I64-H64": {TF32: MODES, FLOAT16: MODES},
+    "tiny B1-T512-I64-H64": {TF32: TRAIN},
+    "small B32-T512-I256-H256": {TF32: MODES},
+    "cliff B64-T512-I384-H384": {TF32: MODES, FLOAT16: MODES},
+    "medium B64-T512-I512-H512": {TF32: MODES, FLOAT32: TRAIN, FLOAT16: MODES, BFLOAT16: MODES},
+    "large B64-T512-I1024-H1024": {TF32: MODES, FLOAT16: MODES},
+    "large B128-T512-I1024-H1024": {BFLOAT16: MODES},
+    "packed B64-T512-I512-H512-packed": {TF32: MODES, BFLOAT16: TRAIN},
+    "DeepBench B32-T50-I2048-H2048-relu": {
+        TF32: MODES, FLOAT32: TRAIN, FLOAT16: INFER, BFLOAT16: TRAIN,
+    },
+    "wide B256-T512-I256-H256": {TF32: TRAIN, FLOAT16: INFER},
+    "stack B32-T512-I128-H128-L4": {TF32: TRAIN},
+    "stack B32-T512-I256-H256-bidirectional": {TF32: TRAIN},
+    "short B64-T28-I28-H128": {TF32: TRAIN},
+    "short B32-T1-I512-H512": {TF32: INFER},
+    "example char_lm-B32-T35-I65-H256": {TF32: TRAIN},
+    "example sin_to_cos-B1-T10-I1-H32": {TF32: TRAIN},
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Row:
     """What is timed at once: nn.RNN and fastrnn, eager and captured in a CUDA graph."""
@@ -60,18 +84,18 @@ class Row:
 
 def _shapes() -> Iterator[Shape]:
     for kind, sizes in SQUARE.items():
-        for i, (batch, hidden_size) in enumerate(sizes):
-            yield Shape(kind, batch, STEPS, hidden_size, hidden_size, quick=i == 0)
+        for batch, hidden_size in sizes:
+            yield Shape(kind, batch, STEPS, hidden_size, hidden_size)
     for batch, size in [(64, 512), (64, 128), (32, 256), (64, 1024)]:
-        yield Shape("packed", batch, STEPS, size, size, ragged="packed", quick=size == 512)
+        yield Shape("packed", batch, STEPS, size, size, ragged="packed")
     deepbench = [(b, 50, h) for b in (32, 16, 64, 128) for h in (2048, 1760, 2560)]
-    for i, (batch, steps, size) in enumerate([*deepbench, (1, 672, 32), (1, 96, 64)]):
-        yield Shape("DeepBench", batch, steps, size, size, nonlinearity="relu", quick=i == 0)
-    yield Shape("stack", 32, STEPS, 128, 128, 4, quick=True)
+    for batch, steps, size in [*deepbench, (1, 672, 32), (1, 96, 64)]:
+        yield Shape("DeepBench", batch, steps, size, size, nonlinearity="relu")
+    yield Shape("stack", 32, STEPS, 128, 128, 4)
     yield Shape("stack", 32, STEPS, 256, 256, bidirectional=True)
     yield Shape("stack", 64, STEPS, 512, 512, 4)
     yield Shape("stack", 32, STEPS, 128, 128, 2, bidirectional=True)
-    yield Shape("short", 64, 28, 28, 128, quick=True)
+    yield Shape("short", 64, 28, 28, 128)
     yield Shape("short", 32, 20, 1, 64)
     yield Shape("short", 1, 10, 1, 32)
     yield Shape("short", 64, 8, 512, 512)
@@ -79,7 +103,7 @@ def _shapes() -> Iterator[Shape]:
     yield Shape("short", 64, 32, 1024, 1024)
     # Packed where the program has rows of different lengths: that is what nn.RNN can do.
     for shape in (s for s in SHAPES if s.kind == "example"):
-        yield replace(shape, ragged="packed" if shape.ragged else "", quick=False)
+        yield replace(shape, ragged="packed" if shape.ragged else "")
 
 
 def has_static_kernel(shape: Shape, setting: Setting) -> bool:
@@ -139,22 +163,25 @@ def _toy(shape: Shape) -> Shape:
 def plan(quick: bool = False, only: Sequence[str] = (), toy: bool = False) -> list[Row]:
     """The rows, most telling first: whatever time cuts off at the end is least missed.
 
-    The first shape of each class comes first, then the second of each. `quick` keeps the first of
-    each, in two dtypes; `only` keeps classes, or ids that contain a text.
+    The first shape of each class comes first, then the second of each. `quick` keeps FIRST; `only`
+    keeps classes, or ids that contain a text.
     """
     kinds: dict[str, list[Shape]] = {}
     for shape in _shapes():
-        kinds.setdefault(shape.kind, []).append(_toy(shape) if toy else shape)
+        kinds.setdefault(shape.kind, []).append(shape)
     turns: list[Any] = [s for turn in zip_longest(*kinds.values()) for s in turn if s]
-    rows = [
-        Row(replace(shape, dtype=setting.dtype), setting, mode)
-        for shape in turns
-        for setting in ((TF32, BFLOAT16) if quick else SETTINGS)
-        for mode in MODES
-    ]
 
     def wanted(row: Row) -> bool:
         named = any(t == row.shape.kind if t in kinds else t in str(row) for t in only)
-        return (row.shape.quick or not quick) and (named or not only)
+        of_shape = FIRST.get(str(row).removesuffix(f" {row.setting} {row.mode}"), {})
+        first = row.mode in of_shape.get(row.setting, ())
+        return (first or not quick) and (named or not only)
 
-    return list({str(row): row for row in rows if wanted(row)}.values())
+    rows = [
+        Row(replace(shape, dtype=setting.dtype), setting, mode)
+        for shape in turns
+        for setting in SETTINGS
+        for mode in MODES
+    ]
+    chosen = [replace(r, shape=_toy(r.shape)) if toy else r for r in rows if wanted(r)]
+    return list({str(row): row for row in chosen}.values())

@@ -1,0 +1,247 @@
+"""One command for a short time with a GPU: what is wrong first, then how fast the rest is.
+
+    python -m benchmarks.gpu.prepare                                               (at home)
+    python -m benchmarks.gpu.visit --prebuilt build/gpu --out DIR --budget 300     (on the machine)
+    python -m benchmarks.gpu.visit --take DIR                                      (at home)
+
+The steps run in order within the budget, in processes with time limits. Evidence is appended to
+eight files at most as it comes, so whatever ends the visit, they are whole up to then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from benchmarks.gpu import kernels
+from benchmarks.gpu.bench import bench
+from benchmarks.gpu.evidence import RESERVE, ROOT, Visit, gist, now, take
+from benchmarks.gpu.process import Child, run
+from benchmarks.gpu.shapes import plan
+from benchmarks.gpu.tests import run_tests
+
+RESULTS = ROOT / "benchmarks/results"
+CHECKS_SECONDS, OWN_CHECK_SECONDS = 60.0, 30.0
+CPU_ROWS = [
+    "B64-T28-I28-H128", "B64-T50-I512-H512", "B32-T20-I1-H64", "B1-T512-I64-H64",
+    "B1-T10-I1024-H1024",
+]  # fmt: skip
+
+
+class Library:
+    """fastrnn as it was built before, or else built here, while other steps run."""
+
+    def __init__(self, visit: Visit) -> None:
+        self.visit = visit
+        self.doing: tuple[str, Child] | None = None  # "import" or "build"
+        self.may_build = True
+        there = visit.built / "HASH"
+        hashes = there.read_text().split() if there.exists() else None
+        if hashes == [visit.hash, visit.program_hash]:
+            self.try_import()
+        else:
+            if hashes:
+                visit.fail(f"{visit.built} was built of other sources: make gpu-prepare")
+            self.build()
+
+    def try_import(self) -> None:
+        """Import what is built, with the sources beside it, in a process of its own."""
+        package, built = self.visit.scratch / "package/fastrnn", self.visit.built / "fastrnn"
+        shutil.rmtree(package, ignore_errors=True)
+        package.mkdir(parents=True)
+        for path in [*(ROOT / "fastrnn").glob("*.py*"), *built.glob("*.so"), *built.glob("*.json")]:
+            shutil.copy(path, package)
+        words = "import torch, fastrnn; print(fastrnn.__path__, fastrnn.info())"
+        command = [sys.executable, "-P", "-c", words]
+        self.doing = "import", Child(command, self.visit.scratch, self.visit.env)
+
+    def build(self) -> None:
+        self.visit.built, self.may_build = self.visit.scratch / "built", False
+        arch = self.visit.document["machine"].get("capability", "").replace(".", "")
+        command = [sys.executable, "-m", "benchmarks.gpu.prepare", "--here"]
+        command += ["--out", str(self.visit.built), "--arch", "90a" if arch == "90" else arch]
+        self.doing = "build", Child(command, ROOT)
+
+    def program(self, name: str) -> Path | None:
+        """One that was built, waited for while it is being built."""
+        path = self.visit.built / name
+        while self.doing and self.doing[0] == "build" and not path.exists() and self.visit.left():
+            if self.doing[1].wait(0.2):
+                break
+        return path if path.exists() else None
+
+    def wait(self, end: float) -> str:
+        """Go on from the import to a build, and from the build to an import."""
+        visit = self.visit
+        while self.doing:
+            what, child = self.doing
+            if not child.wait(end - time.monotonic()):
+                visit.fail(f"{what} of fastrnn: not done in time")
+                break
+            ended, self.doing = child.stop(), None
+            if ended.status != 0:
+                visit.fail(f"{what} of fastrnn {ended.how}", ended.output)
+                if self.may_build:
+                    self.build()
+            elif what == "build":
+                self.try_import()
+            else:
+                visit.loads = True
+                visit.say(gist(ended.output), log_only=True)
+        if not visit.loads:
+            return "does not load: nn.RNN alone"
+        return "loads" if visit.args.device == "cpu" else f"loads; {self.own_check()}"
+
+    def own_check(self) -> str:
+        """The library's own guard, as a user meets it."""
+        words = [sys.executable, "-P", "-m", "fastrnn", "check", "--device", "cuda"]
+        env = {"PYTHONPATH": self.visit.env["PYTHONPATH"]}
+        ended = run(words, self.visit.left(OWN_CHECK_SECONDS), self.visit.scratch, env)
+        self.visit.append("log.txt", ended.output)
+        if ended.status != 0:
+            self.visit.fail(f"python -m fastrnn check {ended.how}", ended.output)
+        return gist(ended.output)
+
+
+def machine(visit: Visit) -> None:
+    """The card, which every record and the results are named after."""
+    found = {"date": now(), "hash": visit.hash}
+    if visit.args.device == "cuda":
+        names = ["gpu", "capability", "driver", "clock", "memory_clock"]
+        query = "name,compute_cap,driver_version,clocks.max.sm,clocks.max.mem"
+        ended = run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], 20, ROOT)
+        fields = [x.strip() for x in ended.output.strip().split("\n")[0].split(",")]
+        if ended.status != 0 or len(fields) != len(names):
+            sys.exit(f"gpu-visit: nvidia-smi names no GPU:\n{ended.output}")
+        found |= dict(zip(names, fields, strict=True))
+        visit.card = card_of(found["gpu"])
+    command = " ".join(["python -m benchmarks.gpu.visit", *visit.args.words])
+    visit.document = {"gpu_visit": 1, "card": visit.card, "device": visit.args.device}
+    visit.document |= {"command": command, "machine": found, "steps": {}}
+    visit.document["rows"] = visit.earlier_rows()
+    visit.say(f"{found.get('gpu', 'no GPU')}, hash {visit.hash}, {visit.args.budget:.0f} s")
+
+
+def card_of(name: str) -> str:
+    """Of "NVIDIA H100 80GB HBM3" h100."""
+    found = re.search(r"[A-Za-z]*\d+[A-Za-z]*", name)
+    return re.sub(r"[^a-z0-9]+", "-", found[0].lower() if found else name.lower())
+
+
+def step(visit: Visit, name: str, limit: float, body: Callable[[float], str]) -> None:
+    """A step until a time; one that fails does not keep the others from running."""
+    start, limit, note = time.monotonic(), visit.left(limit), "no time was left"
+    if limit > 1:
+        try:
+            note = body(start + limit)
+        except Exception:
+            note = "failed"
+            visit.fail(f"{name}: the step itself", traceback.format_exc())
+    seconds = round(time.monotonic() - start, 1)
+    visit.document["steps"][name] = {"note": note, "seconds": seconds, "date": now()}
+    visit.say(f"{name:10} {seconds:5.1f} s  {note}")
+    visit.save()
+
+
+def rows(visit: Visit, quick: bool, end: float) -> str:
+    toy = visit.args.device == "cpu"
+    return bench(visit, [str(row) for row in plan(quick, visit.args.rows, toy)], end)
+
+
+def cpu(visit: Visit, end: float) -> str:
+    """nn.RNN and fastrnn on the processor beside the GPU, on one to sixteen of its cores."""
+    command = [sys.executable, "-P", "-m", "benchmarks.compare", "--budget", "2"]
+    command += ["--only", *CPU_ROWS, "--threads", *visit.args.threads]
+    command += ["--json", str((visit.out / "cpu16.json").absolute())]
+    ended = run(command, end - time.monotonic(), ROOT, visit.env)
+    if ended.status not in (0, None):
+        visit.fail(f"the rows of the CPU {ended.how}", ended.output)
+    return ended.how
+
+
+def run_steps(visit: Visit, library: Library) -> None:
+    step(visit, "limits", 15, partial(kernels.limits, visit))
+    program = library.program("kernels")
+    step(visit, "checks", CHECKS_SECONDS, partial(kernels.checks, visit, program))
+    step(visit, "times", 60, partial(kernels.times, visit))
+    step(visit, "fastrnn", visit.args.build_limit, library.wait)
+    step(visit, "first rows", 90, partial(rows, visit, True))
+    step(visit, "sanitizers", 60, partial(kernels.sanitizers, visit))
+    step(visit, "tests", 120, partial(run_tests, visit))
+    if visit.bad or not visit.loads:
+        visit.say("the other rows wait until every kernel is right")
+        return
+    step(visit, "rows", visit.left(), partial(rows, visit, False))
+    step(visit, "cpu", 240, partial(cpu, visit))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.gpu.visit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--prebuilt", type=Path, default=ROOT / "build/gpu", metavar="DIR",
+        help="of benchmarks.gpu.prepare; without it, all is built here")  # fmt: skip
+    add("--out", type=Path, default=ROOT / "build/gpu-visit", metavar="DIR", help="the evidence")
+    add("--budget", type=float, default=480, help="seconds of the whole visit")
+    add("--skip", type=Path, metavar="DIR",
+        help="evidence of an earlier visit: what passed is left out")  # fmt: skip
+    add("--take", type=Path, metavar="DIR", help="only merge this evidence into --results")
+    add("--results", type=Path, default=RESULTS, metavar="DIR")
+    add("--rows", nargs="+", default=[], metavar="CLASS|ID", help="a class, or part of an id")
+    add("--characters", type=int, default=11_000, help="most that is printed")
+    add("--device", choices=["cuda", "cpu"], default="cuda",
+        help="cpu: toy sizes, to try this program itself")  # fmt: skip
+    add("--check-limit", type=float, default=10, help="seconds of a check")
+    add("--sanitizer-limit", type=float, default=30, help="seconds of a check under a tool")
+    add("--test-limit", type=float, default=20, help="seconds of a test")
+    add("--row-limit", type=float, default=20, help="seconds of a row")
+    add("--row-budget", type=float, default=0.1, help="seconds of a row and form")
+    add("--build-limit", type=float, default=200, help="seconds until fastrnn loads")
+    add("--tests", type=Path, default=ROOT / "tests", metavar="DIR")
+    add("--select", default="gpu and not slow", help="pytest's -m")
+    add("--shards", type=int, default=8, help="processes of tests")
+    add("--threads", nargs="+", default=["1", "16", "4", "8", "2"], help="of the CPU's rows")
+    args = parser.parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else list(argv)
+    if args.budget <= RESERVE:
+        parser.error(f"--budget: expected more than {RESERVE} seconds")
+    if args.rows and not plan(only=args.rows):
+        parser.error(f"--rows: no row has {' or '.join(args.rows)} in its class or id")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    if args.take:
+        print(*take(args.take, args.results), sep="\n")
+        return
+    if args.device == "cuda" and shutil.which("nvidia-smi") is None:
+        sys.exit("gpu-visit: no GPU here: nvidia-smi is not found; --device cpu tries the program")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        visit = Visit(args, Path(folder))
+        machine(visit)
+        library = Library(visit)
+        try:
+            run_steps(visit, library)
+        finally:
+            if library.doing:
+                library.doing[1].stop()
+            visit.save()
+            visit.last_words()
+    if visit.failures:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

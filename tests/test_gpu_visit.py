@@ -1,0 +1,624 @@
+"""A visit to a GPU without a GPU: its evidence whatever fails, its budget, its rows, its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the report needs matplotlib")
+
+import cuda_build
+from benchmarks import report as all_reports
+from benchmarks import timing
+from benchmarks.contestants import make_contestant
+from benchmarks.gpu import compare, evidence, prepare, process, report, shapes, visit
+from benchmarks.gpu.process import Child, Job, Worker, run, run_all, work_through, write_whole
+
+ROOT = Path(__file__).parent.parent
+Record = dict[str, Any]
+
+
+# --- Planted programs
+
+
+KERNELS = """
+    import json, os, sys, time
+    LISTED = ["tile:64x8x1 float16", "cluster:512x8x8 float16", "vector:64x1x1 float32"]
+    word, *names = sys.argv[1:]
+    if word == "list":
+        print(*LISTED, sep="\\n")
+    elif word == "check":
+        name, dtype, rows = names
+        fault = FAULTS.get(f"{name} {rows}")
+        if fault == "hang":
+            time.sleep(60)
+        if fault == "crash":
+            print("an illegal access", flush=True)
+            os.abort()
+        print(json.dumps({"name": name, "dtype": dtype, "rows": rows, "right": fault is None,
+                          "error": 0.5, "allowed": 0.1, "worst": "grad_hx[1], t 0, b 3, j 17"}))
+        sys.exit(fault is not None)
+    elif word == "time":
+        for listed in [" ".join(names)] if names else LISTED:
+            name, dtype = listed.split()
+            print(json.dumps({"name": name, "dtype": dtype, "pass": "forward", "ns": 500}))
+"""
+FAULTS = {
+    "cluster:512x8x8 whole": "wrong", "cluster:512x8x8 marks": "hang",
+    "vector:64x1x1 packed": "crash",
+}  # fmt: skip
+
+SANITIZER = """
+    import subprocess, sys
+    words = sys.argv[1:]
+    program = next(i for i, word in enumerate(words) if word.endswith("kernels"))
+    status = subprocess.run(words[program:]).returncode
+    bad = words[words.index("--tool") + 1] == "racecheck" and "tile:64x8x1" in words
+    print(f"========= RACECHECK SUMMARY: {int(bad)} hazards displayed")
+    sys.exit(86 if bad else status)
+"""
+
+TESTS = """
+    import time, warnings
+    import pytest
+    from benchmarks.gpu import plugin
+    pytestmark = pytest.mark.gpu
+
+    def synchronise():
+        if poisoned:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    poisoned = False
+    plugin.synchronise = synchronise
+
+    def test_hangs():
+        time.sleep(60)
+    def test_poisons():
+        global poisoned
+        poisoned = True
+        print("the last words of the test")
+        assert "ours" == "theirs"
+    def test_poisons_and_passes():
+        global poisoned
+        poisoned = True
+    def test_warns():
+        warnings.warn("Attempting to run cuBLAS, but there was no current CUDA context!")
+    def test_fails():
+        assert 1 == 2
+    def test_ends_the_process():
+        import os
+        os._exit(7)
+    def test_threads():
+        import os
+        assert os.environ["OMP_NUM_THREADS"] == "2"  # torch takes it
+    @pytest.mark.skip(reason="a reason")
+    def test_skipped():
+        pass
+    @pytest.mark.parametrize("i", range(20))
+    def test_good(i):
+        assert poisoned is False
+"""
+
+
+def script(path: Path, body: str, **values: Any) -> Path:
+    head = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    path.write_text(f"#!{sys.executable}\n{head}{textwrap.dedent(body)}")
+    path.chmod(0o755)
+    return path
+
+
+def plant(folder: Path, faults: dict[str, str]) -> Path:
+    """What `benchmarks.gpu.prepare` would have built: our library and a stand-in for `kernels`."""
+    (folder / "fastrnn").mkdir(parents=True)
+    for path in [*(ROOT / "fastrnn").glob("*.so"), ROOT / "fastrnn/_built_for.json"]:
+        shutil.copy(path, folder / "fastrnn")
+    script(folder / "kernels", KERNELS, FAULTS=faults)
+    (folder / "HASH").write_text(" ".join(prepare.hashes()))
+    return folder
+
+
+def plant_tests(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "test_planted.py").write_text(textwrap.dedent(TESTS))
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu\nfilterwarnings = error\n")
+    return folder
+
+
+def words(folder: Path, *more: object) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu.visit", "--device", "cpu", "--budget", 100]
+    command += ["--prebuilt", folder / "built", "--out", folder / "out", "--rows", "tiny B1-T512"]
+    command += ["--row-budget", 0.001, "--check-limit", 1, "--test-limit", 1.5, "--shards", 2]
+    command += ["--sanitizer-limit", 1]
+    return [str(word) for word in [*command, "--tests", folder / "tests", *more]]
+
+
+def go(folder: Path, *more: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = f"{folder}:{os.environ['PATH']}"
+    return subprocess.run(
+        words(folder, *more), cwd=ROOT, env={**os.environ, "PATH": path, **variables},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def records(folder: Path, name: str) -> list[Record]:
+    """Every line is whole."""
+    return [json.loads(line) for line in (folder / "out" / name).read_text().splitlines()]
+
+
+def assert_comes_home(folder: Path) -> None:
+    files = list((folder / "out").iterdir())
+    assert {path.name for path in files} <= {
+        "gpu-cpu.json", "failures.txt", "log.txt", "tests.jsonl", "checks.jsonl", "times.jsonl",
+        "sanitizer.txt", "cpu16.json",
+    }  # fmt: skip
+    assert all(path.stat().st_size < 16 << 20 for path in files)
+    for path in files:
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+
+
+# --- A visit in which much fails
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder: Path = tmp_path_factory.mktemp("faulty")
+    plant(folder / "built", FAULTS)
+    plant_tests(folder / "tests")
+    script(folder / "compute-sanitizer", SANITIZER)
+    ended = go(folder)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    return folder, ended.stdout
+
+
+def test_each_check_has_a_process_and_a_limit(faulty: tuple[Path, str]) -> None:
+    folder, _ = faulty
+    found = records(folder, "checks.jsonl")
+    last = {f"{r['name']} {r['rows']}": r for r in found}
+    assert len(last) == 12
+    assert {key for key, r in last.items() if not r.get("right")} == set(FAULTS)
+    assert len(found) == 15  # what failed ran once more, by itself
+    hung, crashed = last["cluster:512x8x8 marks"], last["vector:64x1x1 packed"]
+    assert hung["failed"].startswith("killed after 1 s")
+    assert crashed["failed"].startswith("ended with status -6")
+    assert "an illegal access" in crashed["output"]
+    failures = (folder / "out/failures.txt").read_text()
+    assert "grad_hx[1], t 0, b 3, j 17" in failures
+
+
+def test_every_test_but_the_bad_ones_passes(faulty: tuple[Path, str]) -> None:
+    folder, _ = faulty
+    ends = {r["end"].split("::")[1]: r for r in records(folder, "tests.jsonl") if "end" in r}
+    assert len(ends) == 28
+    passed = {name for name, r in ends.items() if r["outcome"] == "passed"}
+    assert passed == {"test_warns", "test_threads", *(f"test_good[{i}]" for i in range(20))}
+    assert ends["test_skipped"]["outcome"] == "skipped"
+    assert ends["test_hangs"]["failed"] == "hung"
+    assert "in test_hangs" in ends["test_hangs"]["report"]  # where it stood
+    assert ends["test_ends_the_process"]["failed"] == "the process ended with status 7"
+    assert "illegal memory access" in ends["test_poisons_and_passes"]["report"]
+    poisons = ends["test_poisons"]["report"]
+    assert "'ours' == 'theirs'" in poisons
+    assert "the last words of the test" in poisons
+    assert "no current CUDA context" in (folder / "out/log.txt").read_text()
+
+
+def first_failure(lines: list[str]) -> str:
+    return next(line for line in lines if line.startswith("check "))
+
+
+def test_what_is_printed_is_short_and_ends_with_the_failures(faulty: tuple[Path, str]) -> None:
+    folder, printed = faulty
+    assert len(printed) <= 11_000
+    lines = printed.splitlines()
+    assert f"{folder / 'out'}" in lines[-1]
+    tail = "\n".join(lines[lines.index(first_failure(lines)) :])
+    assert "test_planted.py::test_fails: E" in tail
+    assert "check cluster:512x8x8 float16 whole: error 0.5, allowed 0.1: grad_hx[1]" in tail
+    assert "the other rows wait" in printed
+    assert_comes_home(folder)
+
+
+def test_times_are_of_what_is_right(faulty: tuple[Path, str]) -> None:
+    folder, _ = faulty
+    assert {r["name"] for r in records(folder, "times.jsonl")} == {"tile:64x8x1"}
+
+
+def test_sanitizers_begin_with_what_failed(faulty: tuple[Path, str]) -> None:
+    folder, _ = faulty
+    text = (folder / "out/sanitizer.txt").read_text()
+    headings = [line for line in text.splitlines() if line.startswith("===") and ":" in line]
+    runs = [line.split(": ")[0].removeprefix("=== ") for line in headings if "=====" not in line]
+    assert {line.split(" ", 1)[1] for line in runs[:8]} <= {
+        f"{key.split()[0]} {dtype} {key.split()[1]}"
+        for key in FAULTS for dtype in ("float16", "float32")
+    }  # fmt: skip
+    assert "racecheck tile:64x8x1 float16 packed" in runs
+    failures = (folder / "out/failures.txt").read_text()
+    assert "RACECHECK SUMMARY: 1 hazards" in failures
+
+
+def test_nothing_that_passed_is_run_again(faulty: tuple[Path, str], tmp_path: Path) -> None:
+    """With the kernels mended and the earlier evidence, what is left runs, and the other rows."""
+    folder, _ = faulty
+    plant(tmp_path / "built", {})
+    shutil.copytree(folder / "tests", tmp_path / "tests")
+    budget = 20  # the last step, rows of the CPU, is cut off
+    start = time.monotonic()
+    ended = go(tmp_path, "--skip", folder / "out", "--budget", budget, "--threads", 1)
+    assert time.monotonic() - start < budget + 3
+    assert {f"{r['name']} {r['rows']}" for r in records(tmp_path, "checks.jsonl")} == set(FAULTS)
+    again = {r["end"].split("::")[1] for r in records(tmp_path, "tests.jsonl") if "end" in r}
+    assert again == {
+        "test_hangs", "test_poisons", "test_poisons_and_passes", "test_fails",
+        "test_ends_the_process",
+    }  # fmt: skip
+    assert "1 before" in next(x for x in ended.stdout.splitlines() if "first rows" in x)
+    assert "the other rows wait" not in ended.stdout
+    rows = json.loads((tmp_path / "out/gpu-cpu.json").read_text())["rows"]
+    assert len(rows) == 8
+    assert all(row["forms"] for row in rows.values())
+    assert_comes_home(tmp_path)
+
+
+def test_results_are_merged_and_reported(faulty: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = faulty
+    results, docs, readme = tmp_path / "results", tmp_path / "docs", tmp_path / "README.md"
+    home = results / "gpu-cpu.json"
+    write_whole(home, {"rows": {"another": {"hash": "0", "forms": {}}}, "limits": [{"what": "x"}]})
+    visit.main(["--take", str(folder / "out"), "--results", str(results)])
+    document = json.loads(home.read_text())
+    (key,) = set(document["rows"]) - {"another"}
+    assert document["rows"][key]["hash"] == prepare.hashes()[0]
+    assert document["limits"] == [{"what": "x"}]  # of an earlier visit
+    assert [t["name"] for t in document["times"]] == ["tile:64x8x1"]
+    readme.write_text("before\n<!-- gpu-table -->\nold\n<!-- /gpu-table -->\nafter\n")
+    all_reports.main(["--results", str(results), "--docs", str(docs), "--readme", str(readme)])
+    assert "fastrnn µs, eager" in (docs / "benchmarks.md").read_text()
+    text = readme.read_text()
+    assert "| tiny |" in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+
+
+# --- A library that does not load, and does not compile
+
+
+def test_without_fastrnn_nn_rnn_is_measured_and_the_compiler_is_heard(tmp_path: Path) -> None:
+    plant(tmp_path / "built", {})
+    (tmp_path / "built/fastrnn/libfastrnn.so").write_bytes(b"no library")
+    (tmp_path / "tests").mkdir()
+    noise = "\n".join(f"in instantiation {i} of a template" for i in range(2000))
+    compiler = script(
+        tmp_path / "g++",
+        f"import sys; print('x.cpp:3:1: error: the first of many\\n' + {noise!r}); sys.exit(1)",
+    )
+    ended = go(tmp_path, CXX=str(compiler), MAX_JOBS="1")
+    assert "nn.RNN alone" in ended.stdout
+    failures = (tmp_path / "out/failures.txt").read_text()
+    assert "no library" in failures or "invalid ELF header" in failures or "too short" in failures
+    assert "error: the first of many" in failures
+    assert "x.cpp:3:1: error: the first of many" in ended.stdout
+    (row,) = json.loads((tmp_path / "out/gpu-cpu.json").read_text())["rows"].values()
+    assert list(row["forms"]["eager"]["microseconds"]) == ["nn.RNN"]
+    assert "failed" not in row
+    assert_comes_home(tmp_path)
+
+
+def test_nn_rnn_is_measured_without_importing_fastrnn(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("[]")
+    code = f"""
+        import sys
+        from benchmarks.gpu import compare
+        compare.main("--device cpu --theirs-only --facts --rows {tmp_path}/rows.json "
+                     "--out {tmp_path}/out.jsonl".split())
+        assert "fastrnn" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
+    facts, finished = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert "torch" in facts["facts"]
+    assert finished == {"finished": True}
+
+
+# --- An end at any moment
+
+
+def test_evidence_is_whole_whenever_the_visit_is_killed(tmp_path: Path) -> None:
+    plant(tmp_path / "built", FAULTS)
+    plant_tests(tmp_path / "tests")
+    seconds = random.uniform(0.5, 10)
+    started = subprocess.Popen(words(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL)
+    time.sleep(seconds)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait(10)
+    assert_comes_home(tmp_path)
+    assert "no GPU, hash" in (tmp_path / "out/log.txt").read_text(), seconds
+    for path in (tmp_path / "out").glob("*.jsonl"):
+        assert process.read_records(path), seconds
+
+
+def test_a_torn_line_is_ignored_and_closed(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a": ')
+    args = visit.parse(["--out", str(tmp_path)])
+    evidence.Visit(args, tmp_path).keep("x.jsonl", {"a": 2})
+    assert [r["a"] for r in process.read_records(tmp_path / "x.jsonl")] == [1, 2]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "results.json"
+    write_whole(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_whole(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_would_not_come_home_grows_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "MOST_FILE", 100)
+    this = evidence.Visit(visit.parse(["--out", str(tmp_path)]), tmp_path)
+    for text in ("a" * 80 + "\n", "b" * 80 + "\n", "c\n"):
+        this.append("log.txt", text)
+    assert (tmp_path / "log.txt").read_text() == "a" * 80 + "\nc\n"
+
+
+# --- Processes
+
+
+def test_a_process_past_its_limit_ends_with_its_children(tmp_path: Path) -> None:
+    child = "import time; time.sleep(60)"
+    code = f"""
+        import subprocess, sys, time
+        print("begun", flush=True)
+        p = subprocess.Popen([sys.executable, "-c", "{child}"])
+        open("pid", "w").write(str(p.pid))
+        time.sleep(60)
+    """
+    started = Child([sys.executable, "-c", textwrap.dedent(code)], tmp_path)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert not started.wait(0.05)
+    ended = started.stop()
+    assert (ended.status, ended.output) == (None, "begun\n")
+    stat = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
+    for _ in range(100):  # gone, or dead and not yet collected by init
+        if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the child's child still runs")
+
+
+def test_a_process_that_no_signal_ends_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a fault of the GPU, in the driver."""
+    monkeypatch.setattr(process, "AFTER_KILL", 0.1)
+    started = Child(["sleep", "1"], tmp_path)
+    with monkeypatch.context() as context:
+        context.setattr(process.os, "killpg", lambda *_: None)
+        start = time.monotonic()
+        ended = started.stop()
+    assert time.monotonic() - start < 0.9
+    assert "it does not end" in ended.output
+    started.process.wait()
+
+
+def test_a_long_output_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
+    code = "print('first'); print('x' * 1_000_000); print('last'); exit(7)"
+    ended = run([sys.executable, "-c", code], 60, tmp_path)
+    assert ended.status == 7
+    assert ended.output.startswith("first")
+    assert ended.output.endswith("last\n")
+    assert len(ended.output) < 410_000
+
+
+def test_jobs_share_the_time(tmp_path: Path) -> None:
+    jobs = [Job(i, ["sleep", "30" if i == 1 else "0"], 0.5) for i in range(8)]
+    start = time.monotonic()
+    ended = dict(run_all(jobs, 3, start + 20, tmp_path))
+    assert [key for key, e in ended.items() if e.status is None] == [1]
+    assert len(ended) == 8
+    assert time.monotonic() - start < 5
+    late = [Job(i, ["sleep", "30"], 30) for i in range(8)]
+    assert len(dict(run_all(late, 3, time.monotonic() + 0.3, tmp_path))) == 3  # the rest not begun
+
+
+def test_a_worker_that_never_finishes_anything_is_given_up(tmp_path: Path) -> None:
+    found: list[Record] = []
+    worker = Worker("w", lambda w, out: ["false"], tmp_path, {}, (5, 5))
+    work_through([worker], time.monotonic() + 20, found.append)
+    assert [r["failed"] for r in found] == ["the process ended with status 1"] * 2
+
+
+# --- What is built
+
+
+def test_a_stale_build_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path / "built", {})
+    (tmp_path / "built/HASH").write_text("of something else")
+    built: list[object] = []
+    monkeypatch.setattr(visit.Library, "build", lambda self: built.append(self))
+    options = ["--prebuilt", str(tmp_path / "built"), "--out", str(tmp_path / "out")]
+    this = evidence.Visit(visit.parse(options), tmp_path)
+    visit.Library(this)
+    assert built
+    assert "built of other sources: make gpu-prepare" in this.failures[0]
+
+
+def test_symbols_that_the_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("objdump") is None:
+        pytest.skip("no objdump")
+    library = ROOT / "fastrnn/libfastrnn.so"
+    monkeypatch.setattr(prepare, "NEWEST", {"GLIBC": (99,), "GLIBCXX": (99,)})
+    assert not list(prepare.too_new(library))
+    monkeypatch.setattr(prepare, "NEWEST", {"GLIBC": (2, 1), "GLIBCXX": (3, 4, 0)})
+    assert any("of GLIBC 2." in symbol for symbol in prepare.too_new(library))
+
+
+def test_a_python_is_found_or_missed() -> None:
+    version = "{}.{}".format(*sys.version_info)
+    assert version in prepare.find_python(version)
+    with pytest.raises(SystemExit, match=r"no python9\.9 on the PATH"):
+        prepare.find_python("9.9")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cuda_build.find_nvcc() is None, reason="no nvcc")
+def test_the_limits_compile(tmp_path: Path) -> None:
+    nvcc = cuda_build.find_nvcc()
+    assert nvcc is not None
+    command = [nvcc, *cuda_build.FLAGS, "-arch=sm_90a", "-Icsrc", "-Xptxas=-v", "-cubin"]
+    command += ["benchmarks/gpu/limits.cu", "-o", str(tmp_path / "limits.cubin")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    stacks = [line for line in done.stderr.splitlines() if "bytes stack frame" in line]
+    assert stacks
+    assert all("0 bytes stack frame, 0 bytes spill stores" in line for line in stacks)
+
+
+# --- Rows
+
+
+def test_a_form_in_plain_values() -> None:
+    samples = {"nn.RNN": [4e-6, 8e-6, 6e-6], "fastrnn": [2e-6, 4e-6, 3e-6]}
+    timed = timing.Row(samples, {"nn.RNN": 1, "fastrnn": 1}, None, 1.0, 1, False)
+    found = compare.describe(timed, steps=2, bound=1.5e-6)
+    assert found["ratio"] == pytest.approx(2)
+    assert found["microseconds"] == pytest.approx({"nn.RNN": 6, "fastrnn": 3})
+    assert found["microseconds_per_step"] == pytest.approx({"nn.RNN": 3, "fastrnn": 1.5})
+    assert found["fraction_of_bound"] == pytest.approx({"nn.RNN": 0.25, "fastrnn": 0.5})
+    assert found["rounds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("kernel", "avoid", "measured"),
+    [
+        ("reference (no kernel)", [], False),
+        ("cpu tile:64x8x1, backward cluster:512x8x8 (relu)", ["cluster:512x8x8 float32"], False),
+        ("cpu tile:64x8x1, backward cluster:512x8x8 (relu)", ["cluster:512x8x8 float16"], True),
+        ("cpu tile:64x8x1, backward tile:64x8x1", ["all"], False),
+    ],
+)
+def test_kernels_that_are_not_measured(
+    kernel: str, avoid: list[str], measured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = shapes.plan(True, ["tiny"], toy=True)[1]
+    monkeypatch.setattr("fastrnn.info", lambda *_: {"kernel": kernel})
+    found = compare.measure(row, "cpu", 0.001, avoid=avoid)
+    times = found["forms"]["eager"]["microseconds"]
+    assert list(times) == (["nn.RNN", "fastrnn"] if measured else ["nn.RNN"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "factor", "wrong"),
+    [
+        (shapes.FLOAT32, 1.0001, True),
+        (shapes.TF32, 1.0001, False),  # within what TF32 may lose
+        (shapes.TF32, 1.01, True),
+    ],
+    ids=str,
+)
+def test_a_wrong_result_is_not_timed(
+    setting: shapes.Setting, factor: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(r for r in shapes.plan(only=["tiny"], toy=True) if r.setting == setting)
+
+    def spoiled(name: str, *arguments: Any) -> Any:
+        contestant = make_contestant(name, *arguments)
+        if name == "nn.RNN":
+            return contestant
+        good = contestant.results
+        return replace(contestant, results=lambda: {k: x * factor for k, x in good().items()})
+
+    monkeypatch.setattr(compare, "make_contestant", spoiled)
+    found = compare.measure(row, "cpu", 0.01)
+    assert found["error"]["wrong"] is wrong
+    timed = list(found["forms"]["eager"]["microseconds"])
+    assert timed == ["nn.RNN"] if wrong else ["nn.RNN", "fastrnn"]
+
+
+def test_a_row_that_failed_does_not_replace_a_good_one() -> None:
+    good, bad = {"hash": "a", "forms": {}}, {"hash": "a", "failed": "hung"}
+    assert evidence.better(good, bad) is good
+    assert evidence.better(None, bad) is bad
+    assert evidence.better({**good, "hash": "b"}, bad) is bad
+
+
+# --- The report
+
+
+def test_the_readme_before_anything_is_measured() -> None:
+    text = (ROOT / "README.md").read_text()
+    _, _, rest = text.partition("<!-- gpu-table -->\n")
+    documents = [json.loads(p.read_text()) for p in visit.RESULTS.glob("gpu-*.json")]
+    assert rest.partition("\n<!-- /gpu-table -->")[0] == report.readme_table(documents)
+
+
+def test_the_report_of_nn_rnn_alone(tmp_path: Path) -> None:
+    key = str(shapes.plan()[0])
+    row = {"hash": "a", "kernel": None, "failed": "hung", "forms": {"eager": {"microseconds": {
+        "nn.RNN": 5.0}}}}  # fmt: skip
+    document = {
+        "gpu_visit": 1, "device": "cuda", "card": "h100", "command": "visit", "steps": {},
+        "machine": {"gpu": "NVIDIA H100", "hash": "b"}, "rows": {key: row},
+    }  # fmt: skip
+    text = report.section("gpu-h100", document, tmp_path)
+    assert "what there is to beat" in text
+    assert "fastrnn µs" not in text
+    assert "failed: hung; of other sources, a" in text
+    assert not (tmp_path / "ratio-gpu-h100.png").exists()
+    assert "nothing has been measured" in report.readme_table([document])
+
+
+# --- What is asked for
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rows", "no-such-row"], "no row has no-such-row"),
+        (["--budget", "3"], "expected more than 4"),
+        (["--device", "tpu"], "invalid choice"),
+    ],
+    ids=" ".join,
+)
+def test_mistakes_in_the_arguments(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        visit.parse(options)
+    assert message in capsys.readouterr().err
+
+
+def test_no_gpu_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(visit.shutil, "which", lambda *_: None)
+    with pytest.raises(SystemExit, match="nvidia-smi is not found"):
+        visit.main(["--out", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "4090"),
+    ],
+)
+def test_cards(name: str, card: str) -> None:
+    assert visit.card_of(name) == card
