@@ -101,6 +101,7 @@ def build_programs(out: Path, arch: str, jobs: int) -> None:
 
 def build(python: str, out: Path, arch: str, jobs: int) -> None:
     """Everything into `out`; without an architecture, the extension for the CPU alone."""
+    built_of = hashes()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     half = max(jobs // 2, 1)
@@ -110,7 +111,7 @@ def build(python: str, out: Path, arch: str, jobs: int) -> None:
             work.append(pool.submit(build_programs, out, arch, half))
         for one in work:
             one.result()
-    (out / "HASH").write_text(" ".join(hashes()) + "\n")
+    (out / "HASH").write_text(" ".join(built_of) + "\n")
 
 
 def too_new(path: Path) -> Iterator[str]:
