@@ -179,7 +179,7 @@ def measure(
 ) -> Record:
     """Time one row. Without a kernel of ours, nn.RNN alone: what there is to beat.
 
-    `avoid` has kernels that are wrong, such as "cluster:512x8x8 float16" or "all".
+    `avoid` has kernels that are wrong, such as "cluster:512x8x8 float16".
     """
     training = row.mode == "training"
     use(row.setting)
@@ -219,9 +219,8 @@ def measure(
 
 def is_taken(name: str, kernel: str, setting: Setting) -> bool:
     """Whether a kernel, named with its dtype, is among those of `fastrnn.info`."""
-    family, _, dtype = name.partition(" ")
-    words = re.split(r"[ ,()]+", kernel)
-    return name == "all" or (family in words and dtype in ("", setting.dtype))
+    configuration, dtype = name.split()
+    return configuration in re.split(r"[ ,]+", kernel) and dtype == setting.dtype
 
 
 def first_line(e: BaseException) -> str:
@@ -242,6 +241,7 @@ def plain(x: Any) -> Any:
 def facts(device: str, theirs_only: bool) -> Record:
     """The machine, and two ceilings: copying memory, and products of matrices."""
     found = machine.facts(with_library=not theirs_only)
+    del found["commit"]  # the hash of the sources says more, and is known without git
     if device != "cuda":
         return found
     p = torch.cuda.get_device_properties(0)
@@ -281,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=0.1, help="seconds of a row and form")
     parser.add_argument("--theirs-only", action="store_true", help="measure nn.RNN alone")
     parser.add_argument("--facts", action="store_true", help="the machine's too, before the rows")
-    parser.add_argument("--avoid", nargs="*", default=[], metavar="KERNEL [DTYPE]",
+    parser.add_argument("--avoid", nargs="*", default=[], metavar="'KERNEL DTYPE'",
                         help="measure nn.RNN alone where fastrnn would take it")  # fmt: skip
     args = parser.parse_args(argv)
     with args.out.open("a") as out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import time
@@ -48,22 +49,21 @@ def checks(visit: Visit, program: Path | None, end: float) -> str:
     """Every configuration in processes of its own; what fails once more, by itself."""
     if program is None:
         visit.fail("the program `kernels` is not built")
-        visit.bad.add("all")
         return "not built"
     listed = run([str(program), "list"], min(LIST_SECONDS, end - time.monotonic()), ROOT)
     variants = [line for line in listed.output.splitlines() if len(line.split()) == 2]
     if listed.status != 0 or not variants:
         visit.fail(f"kernels list {listed.how}", listed.output)
-        visit.bad.add("all")
         return "no list"
     every = [f"{variant} {rows}" for variant in variants for rows in ROWS]
     for r in visit.earlier("checks.jsonl"):
         if r["hash"] == visit.program_hash and r.get("right"):
             visit.checked[f"{r['name']} {r['dtype']} {r['rows']}"] = True
     todo = [key for key in every if key not in visit.checked]
-    texts: dict[str, str] = {}
 
-    def check(keys: list[str], at_once: int) -> None:
+    def check(keys: list[str], at_once: int) -> dict[str, str]:
+        """Texts of those that are wrong."""
+        texts = {}
         limit = visit.args.check_limit
         jobs = [Job(key, [str(program), "check", *key.split()], limit) for key in keys]
         for key, ended in run_all(jobs, at_once, end, ROOT):
@@ -71,14 +71,17 @@ def checks(visit: Visit, program: Path | None, end: float) -> str:
             record |= {"hash": visit.program_hash, "at_once": at_once}
             visit.keep("checks.jsonl", record)
             visit.checked[key] = bool(record.get("right"))
-            texts[key] = f"{ended.output}\n{what_is_wrong(record)}"
+            if not visit.checked[key]:
+                texts[key] = f"{ended.output}\n{what_is_wrong(record)}"
+        return texts
 
-    check(todo, AT_ONCE)
-    check([key for key in todo if visit.checked.get(key) is False], 1)
-    wrong = [key for key in todo if visit.checked.get(key) is False]
-    for key in wrong:
-        visit.bad.add(key.rsplit(" ", 1)[0])
-        visit.fail(f"check {key}", texts[key])
+    texts = check(todo, AT_ONCE)
+    texts |= check(list(texts), 1)
+    wrong = [key for key in texts if not visit.checked[key]]
+    for key, text in texts.items():
+        alone = ", but by itself it is right" if visit.checked[key] else ""
+        visit.fail(f"check {key}{alone}", text)
+    visit.bad |= {key.rsplit(" ", 1)[0] for key in wrong}
     lost = [key for key in todo if key not in visit.checked]
     if lost:
         visit.fail(f"checks: {len(lost)} were not begun, the first {lost[0]}")
@@ -116,7 +119,7 @@ def times(visit: Visit, end: float) -> str:
     good = [v for v in variants_of(visit) if v not in visit.bad]
     jobs = [Job(v, [program, "time", *v.split()], TIME_SECONDS) for v in good]
     if good and not visit.bad:
-        jobs = [Job("all", [program, "time"], end - time.monotonic())]
+        jobs = [Job("all", [program, "time"], math.inf)]
     count = 0
 
     def line(_: str, text: str) -> None:

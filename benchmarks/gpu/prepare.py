@@ -104,11 +104,10 @@ def build(python: str, out: Path, arch: str, jobs: int) -> None:
     built_of = hashes()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    half = max(jobs // 2, 1)
     with ThreadPoolExecutor(2) as pool:
-        work = [pool.submit(build_library, python, out, arch, half)]
+        work = [pool.submit(build_library, python, out, arch, jobs)]
         if arch:
-            work.append(pool.submit(build_programs, out, arch, half))
+            work.append(pool.submit(build_programs, out, arch, max(jobs // 2, 1)))
         for one in work:
             one.result()
     (out / "HASH").write_text(" ".join(built_of) + "\n")

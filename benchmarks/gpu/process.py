@@ -12,14 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
 Keep = Callable[[Record], None]
 
-AFTER_KILL = 2.0  # seconds; a process in the driver may not end at all
+AFTER_KILL = 1.0  # seconds; a process in the driver may not end at all
 MOST_OUTPUT = 400_000  # characters that are kept of a process: the first and the last half
 TURN = 0.02  # seconds between looks at the children
 MOST_FRUITLESS = 2  # ends of a worker that has finished nothing since its start
@@ -82,16 +82,29 @@ class Child:
             return False
         return True
 
-    def stop(self) -> Ended:
-        """End it if it still runs; say how it ended."""
-        status, seconds = self.process.poll(), time.monotonic() - self.start
+    def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        gone = self.wait(AFTER_KILL)
+
+    def stop(self, patience: float = AFTER_KILL) -> Ended:
+        """End it if it still runs; say how it ended."""
+        status, seconds = self.process.poll(), time.monotonic() - self.start
+        self.kill()
+        gone = self.wait(patience)
         self.log.seek(0)
         output = shortened(self.log.read().decode(errors="replace"), MOST_OUTPUT)
         self.log.close()
         return Ended(status, seconds, output + ("" if gone else "\n(it does not end)"))
+
+
+def stop_all(children: Iterable[Child]) -> None:
+    """End them together: several that do not end take no longer than one."""
+    children = list(children)
+    for child in children:
+        child.kill()
+    until = time.monotonic() + AFTER_KILL
+    for child in children:
+        child.stop(until - time.monotonic())
 
 
 def _end_with_parent() -> None:
@@ -125,7 +138,6 @@ class Job:
     key: Any
     command: Sequence[str]
     limit: float
-    env: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_all(
@@ -135,7 +147,7 @@ def run_all(
     cwd: Path,
     line: Callable[[Any, str], None] = lambda key, text: None,
 ) -> Iterator[tuple[Any, Ended]]:
-    """Run commands until `end`, and say of each that was begun before how it ended."""
+    """Run commands, and say how each ended. What `end` cuts off is as if it had not begun."""
     waiting = iter(jobs)
     running: dict[Child, Job] = {}
     try:
@@ -144,7 +156,7 @@ def run_all(
                 job = next(waiting, None)
                 if job is None:
                     break
-                running[Child(job.command, cwd, job.env)] = job
+                running[Child(job.command, cwd)] = job
             if not running:
                 return
             time.sleep(TURN)
@@ -152,12 +164,13 @@ def run_all(
                 over = child.wait()
                 for text in child.lines.new():
                     line(job.key, text)
-                if over or time.monotonic() > min(child.start + job.limit, end):
+                if over or time.monotonic() > child.start + job.limit:
                     del running[child]
                     yield job.key, child.stop()
+            if time.monotonic() > end:
+                return
     finally:
-        for child in running:
-            child.stop()
+        stop_all(running)
 
 
 class Worker:
@@ -235,9 +248,7 @@ def work_through(workers: Sequence[Worker], end: float, keep: Keep) -> None:
                 if worker.child:
                     worker.turn(keep, end)
     finally:
-        for worker in workers:
-            if worker.child:
-                worker.child.stop()
+        stop_all(worker.child for worker in workers if worker.child)
 
 
 def records(lines: Iterable[str]) -> Iterator[Record]:

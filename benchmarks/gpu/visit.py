@@ -11,6 +11,7 @@ eight files at most as it comes, so whatever ends the visit, they are whole up t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shutil
 import sys
@@ -41,11 +42,15 @@ class Library:
 
     def __init__(self, visit: Visit) -> None:
         self.visit = visit
+        self.folder = visit.built  # in which it is, or is being built
         self.doing: tuple[str, Child] | None = None  # "import" or "build"
         self.may_build = True
         there = visit.built / "HASH"
         hashes = there.read_text().split() if there.exists() else None
         if hashes == [visit.hash, visit.program_hash]:
+            for name in ("kernels", "limits"):
+                with contextlib.suppress(OSError):  # not there, or read-only
+                    (visit.built / name).chmod(0o755)
             self.try_import()
         else:
             if hashes:
@@ -54,7 +59,7 @@ class Library:
 
     def try_import(self) -> None:
         """Import what is built, with the sources beside it, in a process of its own."""
-        package, built = self.visit.scratch / "package/fastrnn", self.visit.built / "fastrnn"
+        package, built = self.visit.scratch / "package/fastrnn", self.folder / "fastrnn"
         shutil.rmtree(package, ignore_errors=True)
         package.mkdir(parents=True)
         for path in [*(ROOT / "fastrnn").glob("*.py*"), *built.glob("*.so"), *built.glob("*.json")]:
@@ -64,10 +69,12 @@ class Library:
         self.doing = "import", Child(command, self.visit.scratch, self.visit.env)
 
     def build(self) -> None:
-        self.visit.built, self.may_build = self.visit.scratch / "built", False
-        arch = self.visit.document["machine"].get("capability", "").replace(".", "")
+        self.may_build = False
+        gpu = self.visit.args.device == "cuda"
+        known = self.visit.document["machine"].get("capability", "9.0" if gpu else "")
+        arch = known.replace(".", "")
         command = [sys.executable, "-m", "benchmarks.gpu.prepare", "--here"]
-        command += ["--out", str(self.visit.built), "--arch", "90a" if arch == "90" else arch]
+        command += ["--out", str(self.folder), "--arch", "90a" if arch == "90" else arch]
         self.doing = "build", Child(command, ROOT)
 
     def program(self, name: str) -> Path | None:
@@ -89,7 +96,8 @@ class Library:
             ended, self.doing = child.stop(), None
             if ended.status != 0:
                 visit.fail(f"{what} of fastrnn {ended.how}", ended.output)
-                if self.may_build:
+                if self.may_build:  # the programs that were built with it go on
+                    self.folder = self.visit.scratch / "built"
                     self.build()
             elif what == "build":
                 self.try_import()
@@ -119,10 +127,11 @@ def machine(visit: Visit) -> None:
         query = "name,compute_cap,driver_version,clocks.max.sm,clocks.max.mem"
         ended = run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], 20, ROOT)
         fields = [x.strip() for x in ended.output.strip().split("\n")[0].split(",")]
-        if ended.status != 0 or len(fields) != len(names):
-            sys.exit(f"gpu-visit: nvidia-smi names no GPU:\n{ended.output}")
-        found |= dict(zip(names, fields, strict=True))
-        visit.card = card_of(found["gpu"])
+        if ended.status == 0 and len(fields) == len(names):
+            found |= dict(zip(names, fields, strict=True))
+        else:
+            visit.fail(f"nvidia-smi {ended.how}", ended.output)
+        visit.card = card_of(found.get("gpu", "gpu"))
     command = " ".join(["python -m benchmarks.gpu.visit", *visit.args.words])
     visit.document = {"gpu_visit": 1, "card": visit.card, "device": visit.args.device}
     visit.document |= {"command": command, "machine": found, "steps": {}}
@@ -176,8 +185,8 @@ def run_steps(visit: Visit, library: Library) -> None:
     step(visit, "first rows", 90, partial(rows, visit, True))
     step(visit, "sanitizers", 60, partial(kernels.sanitizers, visit))
     step(visit, "tests", 120, partial(run_tests, visit))
-    if visit.bad or not visit.loads:
-        visit.say("the other rows wait until every kernel is right")
+    if visit.bad or not visit.checked or not visit.loads:
+        visit.say("the other rows wait until fastrnn loads and every kernel is right")
         return
     step(visit, "rows", visit.left(), partial(rows, visit, False))
     step(visit, "cpu", 240, partial(cpu, visit))
