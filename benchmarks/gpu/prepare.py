@@ -26,6 +26,13 @@ PROGRAMS = ROOT / "benchmarks/gpu"
 MOST_BYTES = 64 << 20  # what can be carried to the machine
 # The newest symbols that the machine's libraries may be asked for.
 NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 21)}
+# GCC's headers call it since version 11: libtorch has it, the programs would need GLIBCXX 3.4.29.
+MISSING = """\
+#include <new>
+namespace std {
+[[noreturn]] void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+}  // namespace std
+"""
 
 
 def hashes() -> tuple[str, str]:
@@ -91,11 +98,13 @@ def build_programs(out: Path, arch: str, jobs: int) -> None:
 
     with ThreadPoolExecutor(jobs) as pool:
         objects = dict(zip(sources, pool.map(compile_one, sources), strict=True))
+    missing = temp / "missing.cpp"
+    missing.write_text(MISSING)
     for program in (limits, kernel_program):
         mine = [objects[limits]] if program == limits else [
             o for source, o in objects.items() if source != limits
         ]  # fmt: skip
-        call([nvcc, *flags, *mine, "-o", temp / program.stem])
+        call([nvcc, *flags, *mine, missing, "-o", temp / program.stem])
         (temp / program.stem).replace(out / program.stem)
 
 
