@@ -374,6 +374,21 @@ def test_a_torn_line_is_ignored_and_closed(tmp_path: Path) -> None:
     assert [r["a"] for r in process.read_records(tmp_path / "x.jsonl")] == [1, 2]
 
 
+def test_failures_alike_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    this = evidence.Visit(visit.parse(["--out", str(tmp_path), "--characters", "400"]), tmp_path)
+    for i in range(9):
+        this.fail(f"row {i}", "Traceback\nRuntimeError: no driver")
+        this.fail("the same")
+        this.fail(f"test {i}", f"E   assert {i} == 'x' * 200")
+    this.last_words()
+    printed = capsys.readouterr().out
+    assert len(printed) <= 400
+    lines = printed.splitlines()
+    assert lines[:2] == ["row 0: RuntimeError: no driver (and 8 more)", "the same (and 8 more)"]
+    assert lines[2] == "test 0: E   assert 0 == 'x' * 200"
+    assert lines[-1] == f"27 failures; {tmp_path}"
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "results.json"
     write_whole(path, {"a": 1})
@@ -462,6 +477,18 @@ def test_a_worker_that_never_finishes_anything_is_given_up(tmp_path: Path) -> No
     assert [r["failed"] for r in found] == ["the process ended with status 1"] * 2
 
 
+def test_a_worker_that_always_ends_is_given_up(tmp_path: Path) -> None:
+    found: list[Record] = []
+
+    def command(worker: Worker, out: Path) -> list[str]:
+        key = len(worker.done)
+        return ["sh", "-c", f"""echo '{{"begin": "{key}"}}' >>{out}; exit 3"""]
+
+    worker = Worker("w", command, tmp_path, {}, (5, 5), most_ends=4)
+    work_through([worker], time.monotonic() + 20, found.append)
+    assert [r["end"] for r in found if "end" in r] == ["0", "1", "2", "3"]
+
+
 # --- What is built
 
 
@@ -477,7 +504,7 @@ def test_a_stale_build_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     options = ["--prebuilt", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
     this = evidence.Visit(visit.parse(options), tmp_path)
     library = visit.Library(this)
-    assert "built of other sources: make gpu-prepare" in this.failures[0]
+    assert "built of other sources: make gpu-prepare" in this.failures[0][0]
     assert library.program("kernels") == folder / "kernels"
     assert library.wait(time.monotonic() + 60) == "loads"
 

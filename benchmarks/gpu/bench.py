@@ -58,7 +58,8 @@ def bench(visit: Visit, wanted: Sequence[str], end: float) -> str:
             return [sys.executable, *words]
 
         limits = FIRST_ROW_SECONDS, visit.args.row_limit
-        work_through([Worker("rows", command, ROOT, visit.env, limits)], end, keep)
+        worker = Worker("rows", command, ROOT, visit.env, limits, 2 * MOST_ENDS)
+        work_through([worker], end, keep)
 
     if todo:
         measure(todo, not visit.loads)

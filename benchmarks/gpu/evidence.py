@@ -35,7 +35,7 @@ class Visit:
         self.loads = False  # fastrnn
         self.checked: dict[str, bool] = {}  # "NAME DTYPE ROWS": whether right
         self.bad: set[str] = set()  # "NAME DTYPE" of kernels that are wrong
-        self.failures: list[str] = []  # a line of each
+        self.failures: list[tuple[str, str]] = []  # what, and the gist of why
         self.room: int = args.characters  # what may still be printed
         self.saved = 0.0
         self.card = "cpu"
@@ -73,7 +73,7 @@ class Visit:
         self.append(name, json.dumps({**record, "card": self.card}) + "\n")
 
     def fail(self, what: str, text: str = "") -> None:
-        self.failures.append(f"{what}: {gist(text)}" if text else what)
+        self.failures.append((what, gist(text)))
         self.append("failures.txt", f"=== {what}\n{shortened(text, MOST_TEXT)}\n\n")
 
     def save(self, now: bool = True) -> None:
@@ -84,13 +84,17 @@ class Visit:
     def last_words(self) -> None:
         """Failures last: what is printed may be cut at its beginning."""
         total = f"{len(self.failures)} failures; {self.out}"
+        alike: dict[str, list[str]] = {}
+        for what, why in self.failures:
+            alike.setdefault(why or what, []).append(what)
         room, shown = self.room - len(total) - 1, []
-        for line in self.failures:
-            shown.append(line[:300])
-            room -= len(shown[-1]) + 1
+        for why, whats in alike.items():
+            line = whats[0] if why == whats[0] else f"{whats[0]}: {why}"
+            line = line[:300] + (f" (and {len(whats) - 1} more)" if whats[1:] else "")
+            room -= len(line) + 1
             if room < 0:
-                shown.pop()
                 break
+            shown.append(line)
         print(*shown, total, sep="\n", flush=True)
 
     def earlier(self, name: str) -> Iterator[Record]:

@@ -187,9 +187,11 @@ class Worker:
         cwd: Path,
         env: Mapping[str, str],
         limits: tuple[float, float],
+        most_ends: int = 1000,
     ) -> None:
         self.name, self.command, self.cwd, self.env = name, command, cwd, env
         self.first_limit, self.limit = limits  # seconds until the first item, and of each
+        self.most_ends = most_ends  # too early, before it is given up
         self.done: set[str] = set()
         self.bad_ends = self.fruitless = 0
         self.child: Child | None = None
@@ -233,7 +235,7 @@ class Worker:
         elif len(self.done) == self.before:
             self.fruitless += 1
             keep({"stopped": self.name, "failed": how, "report": ended.output})
-        if self.fruitless < MOST_FRUITLESS and now < end:
+        if self.fruitless < MOST_FRUITLESS and self.bad_ends < self.most_ends and now < end:
             self.begin()
 
 
