@@ -280,7 +280,7 @@ def test_nothing_that_passed_is_run_again(faulty: tuple[Path, str], tmp_path: Pa
     again = {r["end"].split("::")[1] for r in records(tmp_path, "tests.jsonl") if "end" in r}
     assert again == {
         "test_hangs", "test_poisons", "test_poisons_and_passes", "test_fails",
-        "test_ends_the_process",
+        "test_ends_the_process", "test_skipped",
     }  # fmt: skip
     assert "1 before" in next(x for x in ended.stdout.splitlines() if "first rows" in x)
     assert "the other rows wait" not in ended.stdout

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 RESERVE = 4.0  # seconds for the last words
 SAVE_SECONDS = 1.0
 MOST_FILE = 15 << 20  # bytes of a file of evidence
-MOST_TEXT = 40_000  # characters of a failure's text
+MOST_TEXT = 200_000  # characters of a failure's text: compilers say much
 
 
 class Visit:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.gpu.evidence import MOST_TEXT, ROOT, Visit
+from benchmarks.gpu.evidence import ROOT, Visit
 from benchmarks.gpu.process import Ended, Job, Record, records, run, run_all, shortened
 
 ROWS = ("whole", "packed", "lengths", "marks")  # of a check
@@ -23,6 +23,7 @@ SUSPECTS = [
     ("racecheck", "cluster:384x4x4", "lengths"),
     ("racecheck", "cluster:512x8x8", "lengths"),
 ]
+MOST_OUTPUT = 20_000  # characters of a tool's
 LIMITS_SECONDS, LIST_SECONDS, TIME_SECONDS = 12, 20, 15
 
 
@@ -158,7 +159,7 @@ def sanitizers(visit: Visit, end: float) -> str:
             clean += 1
             continue
         bad += 1
-        visit.append("sanitizer.txt", shortened(ended.output, MOST_TEXT) + "\n")
+        visit.append("sanitizer.txt", shortened(ended.output, MOST_OUTPUT) + "\n")
         summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", ended.output)
         visit.fail(f"{t} of {key} {ended.how}; {' '.join(summary)}")
     visit.document["sanitizers"] = {"clean": clean, "bad": bad, "of": len(jobs)}

@@ -177,7 +177,8 @@ class Worker:
     """A process that works through items, and is replaced where it hangs or ends early.
 
     It writes lines of JSON: {"begin": key}, then {"end": key, ...}, and {"finished": true} when
-    none is left. Lines with other members are passed on.
+    none is left. Lines with other members are passed on, and what the end of the time cuts off is
+    {"cut": key}, without a key where nothing has begun.
     """
 
     def __init__(
@@ -224,8 +225,8 @@ class Worker:
         self.child = None
         self.file.close()
         if self.finished or (not over and not late):
-            if self.current and not self.finished:
-                keep({"cut": self.current})
+            if not self.finished:
+                keep({"cut": self.current, "worker": self.name})
             return
         how = "hung" if late and not over else f"the process ended with status {ended.status}"
         self.bad_ends += 1

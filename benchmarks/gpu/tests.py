@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -38,7 +39,8 @@ def run_tests(visit: Visit, end: float) -> str:
     ]
     late = [path for path in files if path.name in LATE]
     first = [path for path in files if path not in late]
-    tests.run(first, visit.args.test_limit, end - (LATE_SECONDS if late else 0))
+    for_late = min(LATE_SECONDS, (end - time.monotonic()) / 3) if late else 0.0
+    tests.run(first, visit.args.test_limit, end - for_late)
     tests.run(late, 2 * visit.args.test_limit, end)
     return tests.summary()
 
@@ -54,7 +56,7 @@ class Tests:
         self.passed = [
             r["end"]
             for r in visit.earlier("tests.jsonl")
-            if r.get("outcome") in ("passed", "skipped")
+            if r.get("outcome") == "passed"  # what was skipped costs nothing
             and r["hash"] == self.hashes.get(file_of(r["end"]))
         ]
 
@@ -106,8 +108,10 @@ class Tests:
         elif "uncollected" in record and record["uncollected"] not in self.uncollected:
             self.uncollected.add(record["uncollected"])
             self.visit.fail(f"{record['uncollected']} is not collected", record["report"])
-        elif "begin" in record or "cut" in record:
+        elif "begin" in record or record.get("cut"):
             self.visit.keep("tests.jsonl", record)
+        elif "cut" in record:
+            self.visit.fail(f"tests, {record['worker']}: no time for its first test")
 
     def summary(self) -> str:
         for text, count in self.warnings.most_common():
@@ -116,6 +120,8 @@ class Tests:
         if lost:
             self.visit.fail(f"tests: {lost} were not run")
             self.outcomes["not run"] = lost
+        if not self.outcomes["passed"] and not self.passed:
+            self.visit.fail(f"tests: none of {self.outcomes.total()} passed")
         self.visit.document["tests"] = dict(self.outcomes)
         counts = [f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items())]
         before = [f"{len(self.passed)} before"] if self.passed else []
