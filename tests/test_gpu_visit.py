@@ -365,6 +365,19 @@ def test_evidence_is_whole_whenever_the_visit_is_killed(tmp_path: Path) -> None:
     assert "no GPU, hash" in (tmp_path / "out/log.txt").read_text(), seconds
     for path in (tmp_path / "out").glob("*.jsonl"):
         assert process.read_records(path), seconds
+    if Path("/proc/self/cmdline").exists():
+        time.sleep(0.5)
+        assert not [
+            path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in read(path)
+        ], seconds  # its children have ended with it
+
+
+def read(path: Path) -> str:
+    """Of a process, which may end at any moment."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def test_a_torn_line_is_ignored_and_closed(tmp_path: Path) -> None:
