@@ -87,6 +87,9 @@ TESTS = """
     poisoned = False
     plugin.synchronise = synchronise
 
+    @pytest.mark.parametrize("kernel", ["cluster", "tile"])
+    def test_kernel(kernel):
+        pass
     def test_hangs():
         time.sleep(60)
     def test_poisons():
@@ -208,9 +211,14 @@ def test_each_check_has_a_process_and_a_limit(faulty: tuple[Path, str]) -> None:
 def test_every_test_but_the_bad_ones_passes(faulty: tuple[Path, str]) -> None:
     folder, _ = faulty
     ends = {r["end"].split("::")[1]: r for r in records(folder, "tests.jsonl") if "end" in r}
-    assert len(ends) == 28
+    assert len(ends) == 30
     passed = {name for name, r in ends.items() if r["outcome"] == "passed"}
-    assert passed == {"test_warns", "test_threads", *(f"test_good[{i}]" for i in range(20))}
+    assert passed == {
+        "test_warns", "test_threads", *(f"test_good[{i}]" for i in range(20)),
+        "test_kernel[cluster]", "test_kernel[tile]",
+    }  # fmt: skip
+    order = [r["begin"].split("::")[1] for r in records(folder, "tests.jsonl") if "begin" in r]
+    assert order.index("test_kernel[cluster]") > order.index("test_hangs")  # wrong by the checks
     assert ends["test_skipped"]["outcome"] == "skipped"
     assert ends["test_hangs"]["failed"] == "hung"
     assert "in test_hangs" in ends["test_hangs"]["report"]  # where it stood

@@ -38,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--out-file", type=Path, help="append lines of JSON")
     parser.addoption("--done-file", type=Path, help="JSON list of tests to leave out")
     parser.addoption("--shard", default="0/1", help="which, of how many")
+    parser.addoption("--late", default="", help="words in the names of tests that come last")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,7 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     done = set(json.loads(config.getoption("--done-file").read_text()))
     shard, count = map(int, config.getoption("--shard").split("/"))
+    late = config.getoption("--late").split()
     items[:] = [item for item in items[shard::count] if item.nodeid not in done]
+    items.sort(key=lambda item: any(word in item.nodeid for word in late))
     write({"shard": shard, "tests": len(items)})
 
 

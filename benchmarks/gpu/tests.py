@@ -82,6 +82,9 @@ class Tests:
         words = ["-P", "-m", "pytest", "-q", "-p", "benchmarks.gpu.plugin", "--tb=long"]
         words += ["--continue-on-collection-errors"]
         # Each as one word: pytest would take a path by itself for a place of tests.
+        # Tests of kernels that are known to be wrong may cost a process each.
+        bad = {re.split("[: ]", name)[0] for name in self.visit.bad}
+        words += [f"--late={' '.join(sorted(bad))}"]
         words += [f"--shard={shard}/{self.visit.args.shards}"]
         words += [f"--out-file={out}", f"--done-file={done}"]
         # Where a test hangs, it prints every thread's traceback before it is killed.
