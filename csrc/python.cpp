@@ -66,23 +66,22 @@ bool take_weights(const py::list& py_weights, const Tensor& input, Weights& weig
   return weights.size() >= 2;
 }
 
+using Results = std::optional<std::tuple<Tensor, Tensor>>;
+
 // The operator, past its autograd key where nothing asks for gradients, and with Python's lock kept
 // where the call is shorter than a wait for the lock might be: never on CUDA, where a launch may
-// wait for what another thread of Python has yet to do. Nothing if it refuses the arguments,
-// whose sizes are checked there and not here.
-std::optional<std::tuple<Tensor, Tensor>> call(const Tensor& input, const OptionalTensor& hx,
-                                               TensorList weights, const OptionalTensor& lengths,
-                                               const OptionalTensor& reset, bool has_biases,
-                                               int64_t num_layers, std::string_view nonlinearity,
-                                               bool bidirectional, bool batch_first) {
+// wait for what another thread of Python has yet to do. Nothing if it refuses the arguments, whose
+// sizes are checked there and not here.
+Results call_quietly(const Tensor& input, const OptionalTensor& hx, TensorList weights,
+                     const OptionalTensor& lengths, const OptionalTensor& reset, bool has_biases,
+                     int64_t num_layers, std::string_view nonlinearity, bool bidirectional,
+                     bool batch_first) {
   std::optional<at::AutoDispatchBelowADInplaceOrView> below;
   if (!wants_grad(input, hx, weights)) below.emplace();
   constexpr int64_t kShortCall = 1 << 17;  // multiply-adds: microseconds
   const int64_t rows = input.numel() / input.size(-1),
                 count = weights.size() / (has_biases ? 4 : 2);
   const int64_t work = rows * (weights[0].numel() + weights[1].numel()) * count;
-  std::optional<torch::PyWarningHandler> warnings;
-  if (input.is_cuda()) warnings.emplace();
   std::optional<py::gil_scoped_release> no_gil;
   if (input.is_cuda() || work > kShortCall) no_gil.emplace();
   try {
@@ -93,6 +92,14 @@ std::optional<std::tuple<Tensor, Tensor>> call(const Tensor& input, const Option
   } catch (const c10::Error&) {  // Python finds the words for it, or gets it again
     return std::nullopt;
   }
+}
+
+// The same; on CUDA with the guard's warnings as Python's.
+template <typename... Arguments>
+Results call(const Tensor& input, const Arguments&... arguments) {
+  if (!input.is_cuda()) return call_quietly(input, arguments...);
+  const torch::PyWarningHandler warnings;
+  return call_quietly(input, arguments...);
 }
 
 // The calls in eager mode. Anything out of the ordinary, wrong arguments included, returns None and

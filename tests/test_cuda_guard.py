@@ -144,6 +144,12 @@ def test_a_dead_device_raises(plant: Callable[..., None], guard: Any) -> None:
         guard.why_not(TILE, FLOAT16)
 
 
+def test_a_kernel_without_an_end_raises(plant: Callable[..., None], guard: Any) -> None:
+    plant(endless=True)
+    with pytest.raises(RuntimeError, match=rf"{CLUSTER} .* it did not end within 1 seconds"):
+        guard.why_not(CLUSTER, FLOAT16)
+
+
 def test_no_check_while_a_stream_captures(plant: Callable[..., None], guard: Any) -> None:
     plant(capturing=True)
     assert guard.kernel(FLOAT16, 64, 64, torch_can_serve=True) == "torch"

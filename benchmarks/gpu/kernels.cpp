@@ -167,10 +167,10 @@ void time(const Variant& v) {
     const double ns[] = {step_time(forward, c, T), step_time(backward, c, T)};
     for (const int pass : {0, 1})
       std::printf(
-          "{%s, \"pass\": \"%s\", \"groups\": %d, \"at_once\": %d, \"steps\": %d, "
-          "\"ns\": %.1f}\n",
+          "{%s, \"pass\": \"%s\", \"groups\": %d, \"at_once\": %d, \"estimated_at_once\": %d, "
+          "\"steps\": %d, \"ns\": %.1f}\n",
           json_of(v).c_str(), pass ? "backward" : "forward", static_cast<int>(groups), at_once,
-          static_cast<int>(T), ns[pass]);
+          estimate_groups_at_once(c, current_device()), static_cast<int>(T), ns[pass]);
     std::fflush(stdout);
   }
 }

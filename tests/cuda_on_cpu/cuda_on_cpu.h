@@ -61,6 +61,7 @@ struct Planted {
   cudaError_t of_launches = cudaSuccess;  // of kernels in clusters, which then do not run
   cudaError_t of_device = cudaSuccess;    // of all that follows such a kernel, or of nothing
   bool hang = false;                      // a block of a cluster waits for bytes that nobody sends
+  bool endless = false;                   // what such a kernel begins never ends
   bool capturing = false;                 // every stream is
   const char* spoiled = "";               // what spoil() does below
   bool poisoned = false;                  // of_device has come
@@ -81,7 +82,9 @@ inline const char* cudaGetErrorString(cudaError_t e) {
 }
 inline cudaError_t device_state() { return planted.poisoned ? planted.of_device : cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return device_state(); }
-inline cudaError_t cudaStreamQuery(cudaStream_t) { return device_state(); }
+inline cudaError_t cudaStreamQuery(cudaStream_t) {
+  return planted.poisoned && planted.endless ? cudaErrorNotReady : device_state();
+}
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return device_state(); }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                                    cudaStream_t) {
