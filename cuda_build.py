@@ -208,9 +208,16 @@ def kernel_sources() -> list[Path]:
     return sorted(found)
 
 
-def source_hash(paths: Iterable[Path]) -> str:
+def version(nvcc: str) -> str:
+    """Such as "V13.0.88"."""
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\bV\d[\d.]*", text)
+    return found[0] if found else text
+
+
+def source_hash(paths: Iterable[Path], compiler: str = "") -> str:
     """Names what is compiled: the same where only comments, white space or documents differ."""
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    digest = hashlib.sha256(" ".join([*FLAGS, compiler]).encode())
     for path in sorted(paths):
         tokens = (match[1] for match in TOKEN.finditer(path.read_text()))
         digest.update("\n".join(filter(None, tokens)).encode())

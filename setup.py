@@ -96,7 +96,7 @@ GENERATED = Path("build/generated")
 
 def write_kernels_hash() -> None:
     """Write the header from which csrc/cuda/guard.cpp knows which kernels it guards."""
-    name = cuda_build.source_hash(cuda_build.kernel_sources())
+    name = cuda_build.source_hash(cuda_build.kernel_sources(), cuda_build.version(NVCC))
     header, text = GENERATED / "kernels_hash.h", f'#define FASTRNN_KERNELS_HASH "{name}"\n'
     if not header.exists() or header.read_text() != text:  # else nothing is compiled again
         GENERATED.mkdir(parents=True, exist_ok=True)

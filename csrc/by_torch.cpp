@@ -20,16 +20,18 @@ std::tuple<Tensor, Tensor> rnn_by_torch(FASTRNN_ARGUMENTS) {
   // cuDNN takes a contiguous state only.
   const Tensor state =
       hx ? hx->contiguous() : at::zeros({s.states(), s.batch, s.hidden_size}, input.options());
+  const bool train =
+      wants_grad(input, hx, weights);  // else cuDNN keeps nothing for a backward pass
   const bool is_relu = s.nonlinearity == Nonlinearity::kRelu;
   if (batch_sizes) {
     // It would take the rows beyond the last step for part of the sequence.
     const Tensor data = input.narrow(0, 0, s.rows);
     const auto op = is_relu ? at::_ops::rnn_relu_data::call : at::_ops::rnn_tanh_data::call;
-    return op(data, *batch_sizes, state, weights, has_biases, num_layers, 0.0, false,
+    return op(data, *batch_sizes, state, weights, has_biases, num_layers, 0.0, train,
               bidirectional);
   }
   const auto op = is_relu ? at::_ops::rnn_relu_input::call : at::_ops::rnn_tanh_input::call;
-  return op(input, state, weights, has_biases, num_layers, 0.0, false, bidirectional, batch_first);
+  return op(input, state, weights, has_biases, num_layers, 0.0, train, bidirectional, batch_first);
 }
 
 }  // namespace fastrnn

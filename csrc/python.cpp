@@ -4,6 +4,9 @@
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/extension.h>
 
+#include <array>
+#include <atomic>
+
 #include "cpu/rnn_cpu.h"
 #include "cuda/configurations.h"
 #include "ops.h"
@@ -36,9 +39,20 @@ bool call_is_watched() {
          torch::jit::tracer::isTracing();
 }
 
+#if defined(FASTRNN_WITH_CUDA)
+// Whether a device has kernels. The first question about each looks for them, which may wait for
+// the device, and so for what another thread of Python has yet to do.
+bool cuda_serves(int index) {
+  static std::array<std::atomic<bool>, 64> asked{};
+  std::optional<py::gil_scoped_release> no_gil;
+  if (index >= std::ssize(asked) || !asked[index].exchange(true)) no_gil.emplace();
+  return cuda::why_no_kernels(index).empty();
+}
+#endif
+
 bool on_device_with_kernels(const Tensor& x) {
 #if defined(FASTRNN_WITH_CUDA)
-  if (x.is_cuda()) return cuda::why_no_kernels(x.get_device()).empty();
+  if (x.is_cuda()) return cuda_serves(x.get_device());
 #endif
   return x.is_cpu();
 }
@@ -269,8 +283,8 @@ PYBIND11_MODULE(_C, m) {
 #if defined(FASTRNN_WITH_CUDA)
   m.def("cuda_kernels", cuda::architectures);
   m.def("cuda_kernels_hash", cuda::kernels_hash);
-  m.def("cuda_kernels_for", cuda::kernels_for);
-  m.def("cuda_why_no_kernels", cuda::why_no_kernels);
+  m.def("cuda_kernels_for", cuda::kernels_for, py::call_guard<py::gil_scoped_release>());
+  m.def("cuda_why_no_kernels", cuda::why_no_kernels, py::call_guard<py::gil_scoped_release>());
   m.def("set_cuda_kernel", cuda::set_kernel);
   m.def("cuda_check", cuda_check);
 #endif

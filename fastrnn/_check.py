@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from fastrnn.functional import rnn
 from fastrnn.rnn import RNN
 
 STEPS = 64  # of what is timed
-CPU_SIZES = [(1, 32), (1, 256), (8, 64), (64, 128), (16, 512)]  # B, H
-CPU_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+SIZES = [(1, 32), (1, 256), (8, 64), (64, 128), (16, 512)]  # B, H
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # What an implementation may err where plain torch happens to be exact.
 FLOOR = {torch.float32: 2e-6, torch.float64: 1e-14, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 ROWS = ("whole", "packed", "lengths", "marks")
@@ -57,11 +58,11 @@ def run(device: str) -> int:
         return 1
     print(f"{'kernel':<24} {'dtype':<9} {'error':>8} {'allowed':>8} {'us/step':>8} {'nn.RNN':>8}")
     faults, count = [], 0
-    if device == "cuda":
-        kernels = _cuda_kernels(_C.cuda_check(torch.empty(0, device="cuda")))
-    else:
-        kernels = _cpu_kernels()
-    for found in kernels:
+    on_cuda = (
+        _cuda_kernels(_C.cuda_check(torch.empty(0, device="cuda"))) if device == "cuda" else ()
+    )
+    stopped = False  # by a kernel: nothing that follows can be measured
+    for found in itertools.chain(on_cuda, _calls(device)):
         count += 1
         line = (
             f"{found.kernel:<24} {_short(found.dtype):<9} {found.error:8.1e} {found.allowed:8.1e}"
@@ -71,7 +72,13 @@ def run(device: str) -> int:
             faults.append(f"{found.kernel} {_short(found.dtype)}: {found.fault}")
             print(f"WRONG: {found.fault}")
             continue
-        ours, theirs = _microseconds(found, device)
+        try:
+            ours, theirs = (0.0, 0.0) if stopped else _microseconds(found, device)
+        except RuntimeError as e:
+            stopped = True
+            faults.append(f"{found.kernel} {_short(found.dtype)}: {str(e).splitlines()[0]}")
+            print(f"WRONG: {e}")
+            continue
         print(f"{ours:8.2f} {theirs:8.2f}")
     facts = _info.info()
     where = f"{facts['processor']} {facts['cpu_kernels']}, {facts['threads']} threads"
@@ -108,24 +115,27 @@ def _cuda_kernels(
         yield Found(name, dtype, error, allowed, "; ".join(faults), batch, units)
 
 
-# --- CPU: against the reference in double
+# --- Whole calls, against the reference in double
 
 
-def _cpu_kernels() -> Iterator[Found]:
-    for batch, hidden_size in CPU_SIZES:
-        for dtype in CPU_DTYPES:
-            worst, allowed, faults = 0.0, 0.0, []
+def _calls(device: str) -> Iterator[Found]:
+    kernels = _C.cpu_kernels() if device == "cpu" else "call"
+    for (batch, hidden_size), dtype in itertools.product(SIZES, DTYPES):
+        worst, allowed, faults = 0.0, 0.0, []
+        try:
             for rows in ROWS:
-                error, bound, where = _compare(batch, hidden_size, dtype, rows)
+                error, bound, where = _compare(batch, hidden_size, dtype, rows, device)
                 worst, allowed = max(worst, error), max(allowed, bound)
                 if not error <= bound:
                     faults.append(f"{rows}: {where} is off by {error:.2g}, allowed are {bound:.2g}")
-            name = f"{_C.cpu_kernels()}:B{batch}-H{hidden_size}"
-            yield Found(name, dtype, worst, allowed, "; ".join(faults), batch, hidden_size)
+        except RuntimeError as e:  # the device may be stopped
+            faults.append(str(e).splitlines()[0])
+        name = f"{kernels}:B{batch}-H{hidden_size}"
+        yield Found(name, dtype, worst, allowed, "; ".join(faults), batch, hidden_size)
 
 
 def _compare(
-    batch: int, hidden_size: int, dtype: torch.dtype, rows: str
+    batch: int, hidden_size: int, dtype: torch.dtype, rows: str, device: str
 ) -> tuple[float, float, str]:
     """Return the worst error, what is allowed, and in which result it is."""
     generator = torch.Generator().manual_seed(0)
@@ -141,7 +151,7 @@ def _compare(
     grad_output = numbers(steps, batch, features)
     lengths = torch.arange(batch) * 4 % (steps + 1)
     lengths[0] = steps
-    options: dict[str, Any] = {}
+    options: dict[str, Tensor] = {}
     if rows == "packed":
         lengths = lengths.clamp(min=1).sort(descending=True).values
         there = torch.arange(steps)[:, None] < lengths
@@ -152,11 +162,13 @@ def _compare(
     if rows == "marks":
         options["reset"] = torch.rand(steps, batch, generator=generator) < 0.3
 
-    def results(call: Callable[..., Any], to: torch.dtype) -> list[Tensor]:
-        leaves = [x.to(to).requires_grad_() for x in (input, hx, *weights)]
-        output, hn = call(leaves[0], leaves[1], leaves[2:], bidirectional=True, **options)
-        grads = torch.autograd.grad((output, hn), leaves, (grad_output.to(to), hx.to(to)))
-        return [x.detach().double() for x in (output, hn, *grads)]
+    def results(call: Callable[..., Any], to: torch.dtype, where: str = "cpu") -> list[Tensor]:
+        leaves = [x.to(where, to).requires_grad_() for x in (input, hx, *weights)]
+        marks = {k: x if k == "batch_sizes" else x.to(where) for k, x in options.items()}
+        output, hn = call(leaves[0], leaves[1], leaves[2:], bidirectional=True, **marks)
+        given = [x.to(where, to) for x in (grad_output, hx)]
+        grads = torch.autograd.grad((output, hn), leaves, given)
+        return [x.detach().cpu().double() for x in (output, hn, *grads)]
 
     def kernels(x: Tensor, *arguments: Any, **options: Any) -> Any:
         sizes = options.pop("batch_sizes", None)
@@ -164,7 +176,14 @@ def _compare(
         return (output if sizes is None else output.data), hn
 
     truth = results(reference.rnn, torch.float64)
-    theirs, ours = results(reference.rnn, dtype), results(kernels, dtype)
+    theirs = results(reference.rnn, dtype)
+    switch: Any = torch.backends.cudnn.rnn
+    before = switch.fp32_precision
+    switch.fp32_precision = "ieee"  # the reference rounds nothing to TF32
+    try:
+        ours = results(kernels, dtype, device)
+    finally:
+        switch.fp32_precision = before
     names = ["output", "hn", "grad_input", "grad_hx", *(f"grad_weights[{i}]" for i in range(8))]
     found = []
     for name, right, plain, own in zip(names, truth, theirs, ours, strict=True):
@@ -184,12 +203,13 @@ def _microseconds(found: Found, device: str) -> tuple[float, float]:
     input = torch.randn(STEPS, found.batch, size, device=device).to(found.dtype)
     ours = RNN(size, size, device=device, dtype=found.dtype)
     theirs = torch.nn.RNN(size, size, device=device, dtype=found.dtype)
-    before = _C.set_cuda_kernel(found.kernel) if device == "cuda" else ""
+    forces = device == "cuda" and not found.kernel.startswith("call:")
+    before = _C.set_cuda_kernel(found.kernel) if forces else ""
     try:
         with torch.inference_mode():
             return _time(lambda: ours(input), device), _time(lambda: theirs(input), device)
     finally:
-        if device == "cuda":
+        if forces:
             _C.set_cuda_kernel(before)
 
 

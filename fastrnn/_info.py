@@ -20,6 +20,8 @@ def info(
 ) -> dict[str, Any]:
     """Describe the build, the machine and, for a module and an input, the kernel of the call.
 
+    On CUDA the kernel is checked, as before its first call, where that has not been done.
+
     Args:
         module: An :class:`fastrnn.RNN` or :class:`fastrnn.RNNCell`.
         input: An input for it, of a call in eager mode without ``lengths`` or ``reset``. What the

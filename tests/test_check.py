@@ -19,7 +19,7 @@ def test_the_command() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     header, *rows, empty, last = done.stdout.splitlines()
     assert header.split() == ["kernel", "dtype", "error", "allowed", "us/step", "nn.RNN"]
-    assert len(rows) == len(_check.CPU_SIZES) * len(_check.CPU_DTYPES)
+    assert len(rows) == len(_check.SIZES) * len(_check.DTYPES)
     for row in rows:
         error, allowed, ours, theirs = map(float, row.split()[2:])
         assert error <= allowed
@@ -44,7 +44,7 @@ def test_a_wrong_number_is_named(
 
     rnn = _check.rnn
     monkeypatch.setattr(_check, "rnn", spoiled)
-    monkeypatch.setattr(_check, "CPU_SIZES", [(8, 64)])
+    monkeypatch.setattr(_check, "SIZES", [(8, 64)])
     assert _check.run("cpu") == 1
     wrong = [line for line in capsys.readouterr().out.splitlines() if "WRONG" in line]
     assert len(wrong) == 1

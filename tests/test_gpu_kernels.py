@@ -78,7 +78,14 @@ def test_list(program: Path) -> None:
 )
 def test_check(program: Path, variant: str) -> None:
     status, found = results(program, "check", *variant.split())
-    assert [line["rows"] for line in found] == ["whole", "packed", "lengths", "marks"]
+    assert [line["rows"] for line in found] == [
+        "whole",
+        "packed",
+        "lengths",
+        "marks",
+        "bare",
+        "full",
+    ]
     assert all(line["right"] for line in found), found
     assert status == 0
 
@@ -88,6 +95,11 @@ def test_time(program: Path) -> None:
     assert status == 0
     assert {line["pass"] for line in found} == {"forward", "backward"}
     assert len(found) == 8
+
+
+def test_steps_are_not_timed(program: Path) -> None:
+    """Their products are cuBLAS's, which the program does without."""
+    assert results(program, "time", "step", "float32") == (0, [])
 
 
 def test_unknown_words(program: Path) -> None:

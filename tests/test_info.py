@@ -247,6 +247,31 @@ def test_large_steps_without_long_vectors_are_left_to_torch() -> None:
     assert run.stdout == "compared\n", run.stderr
 
 
+TRAINED_BY_TORCH = """
+import torch, fastrnn
+
+library = torch.library.Library("aten", "IMPL")
+@torch.library.impl(library, "rnn_tanh.input", "AutogradCPU")
+def record(input, hx, weights, has_biases, num_layers, dropout, train, *rest):
+    print(dropout, train)
+    raise SystemExit
+
+fastrnn.RNN(8, 2048)(torch.randn(3, 40, 8))
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ATEN_CPU_CAPABILITY is of x86-64")
+def test_torchs_operator_is_told_that_it_trains() -> None:
+    """Else cuDNN would keep nothing for the backward pass, and refuse it."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", TRAINED_BY_TORCH],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == "0.0 True\n", run.stderr
+
+
 def test_python_m_fastrnn() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "fastrnn"], capture_output=True, text=True, check=True

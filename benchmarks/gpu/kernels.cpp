@@ -1,7 +1,7 @@
 // Every configuration of the CUDA kernels without torch: lists, checks and times them.
 //
 //   kernels list                      lines such as "cluster:512x8x8 float16"
-//   kernels check [NAME DTYPE ROWS]   whole | packed | lengths | marks (lengths and resets)
+//   kernels check [NAME DTYPE ROWS]   of check.h: whole, packed, lengths, marks, bare, full
 //   kernels time [NAME DTYPE]
 //
 // check and time print a line of JSON for each result and end with status 1 where one is wrong.
@@ -95,11 +95,12 @@ std::string json_of(const Variant& v) {
   return "\"name\": \"" + name_of(v.choice) + "\", \"dtype\": \"" + dtype_name(v.dtype) + "\"";
 }
 
-bool check_and_print(const Variant& v, Lengths lengths) {
+bool check_and_print(const Variant& v, const Trial& trial) {
   const Buffer workspace(check_bytes(v));
-  const Verdict found = check_variant(v, lengths, workspace.get(), {});
-  std::printf("{%s, \"rows\": \"%s\", ", json_of(v).c_str(), name_of(lengths));
-  if (found.error != cudaSuccess || found.timed_out || found.gave_up.yes) {
+  const Verdict found = check_variant(v, trial, workspace.get(), {});
+  std::printf("{%s, \"rows\": \"%s\", ", json_of(v).c_str(), trial.name);
+  if (found.error != cudaSuccess || found.timed_out || found.gave_up.yes ||
+      found.compared != found.to_compare) {
     std::printf("\"failed\": \"%s\"}\n", found.fault().c_str());
   } else {
     std::printf("\"right\": %s, \"error\": %.2g, \"allowed\": %.2g, \"worst\": \"%s\"}\n",
@@ -148,8 +149,9 @@ void time(const Variant& v) {
   constexpr int64_t kFewestSteps = 6;
   const Choice& c = v.choice;
   const int64_t H = c.units, bytes = bytes_of(v.dtype);
+  if (!forward_launcher(c.kernel)) return;
   const int at_once = groups_that_run(c, current_device());
-  if (at_once < 1 || !forward_launcher(c.kernel)) return;
+  if (at_once < 1) return;
   // Weights of zero, and numbers that do not matter.
   const Buffer w(H * H * bytes), x(kTimedBytes), y(kTimedBytes), hn(kTimedBytes / kFewestSteps);
   check_cuda(cudaMemsetAsync(w.get(), 0, H * H * bytes, {}), "cudaMemset");
@@ -193,9 +195,9 @@ int main(int count, char** words) {
         time(v);
         found = true;
       } else if (word(1) == "check") {
-        for (const Lengths lengths : kAllLengths) {
-          if (!asked(4, name_of(lengths))) continue;
-          right = check_and_print(v, lengths) && right;
+        for (const Trial& trial : kTrials) {
+          if (!asked(4, trial.name)) continue;
+          right = check_and_print(v, trial) && right;
           found = true;
         }
       }
@@ -207,7 +209,7 @@ int main(int count, char** words) {
   if (!found)
     std::fputs(
         "usage: kernels list | check [NAME DTYPE ROWS] | time [NAME DTYPE]\n"
-        "       a NAME and DTYPE of the list; ROWS whole, packed, lengths or marks\n",
+        "       a NAME and DTYPE of the list; ROWS whole, packed, lengths, marks, bare or full\n",
         stderr);
   return found && right ? 0 : 1;
 }

@@ -10,7 +10,9 @@
 //   product(state, c)        c[e] = sum over k of w[unit(e), k] * state[row(e), k]
 //   put(state, e, x)         writes an element of the state in shared memory, of kStateBytes
 //   send(state, copy)        after all of the thread's puts, before anything that need not be soon
-//   receive(copy, gave_up)   waits for the whole state in this copy; in vain, it becomes NaN
+//   receive(copy, gave_up)   waits for the whole state in this copy; in vain, and what this thread
+//                            makes of it becomes NaN
+//   leave(), left()          after the last step, and at the end
 //
 // Tile plan: a block has kRows rows of one direction for all steps, and ends with the longest. The
 //   weights stay in registers; the state is in shared memory, twice; what a step reads of the
@@ -227,6 +229,7 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
       group.receive((u + 1) % 2, r.gave_up);
     }
   }
+  group.leave();
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
     if (!own.has(group, e)) continue;
@@ -236,6 +239,7 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
     put_zeros<S>(r.rows, d.output, b, unit, own.length[s]);
     put_zeros<S>(r.rows, d.copy, b, unit, own.length[s]);
   }
+  group.left();
 }
 
 // Here the state is grad_pre of the step walked before, and its product with w_hh the gradient that
@@ -331,6 +335,7 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
       group.receive((u + 1) % 2, r.gave_up);
     }
   }
+  group.leave();
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
     if (!own.has(group, e)) continue;
@@ -339,6 +344,7 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
     if (d.grad_hx) narrow(static_cast<S*>(d.grad_hx) + b * H + unit, grad_hx[e]);
     put_zeros<S>(r.rows, d.grad_pre, b, unit, own.length[s]);
   }
+  group.left();
 }
 
 }  // namespace fastrnn::cuda

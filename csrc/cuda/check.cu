@@ -15,7 +15,7 @@ namespace fastrnn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kSteps = 5, kDirections = 2;
+constexpr int kDirections = 2;  // at most
 
 // --- On the device: numbers, plain products, and the comparison. Simple and slow on purpose.
 
@@ -87,11 +87,17 @@ void product_kernel(Dtype dtype, const void* x, int64_t row_stride, const void* 
 }
 
 // What is compared, in the order of kNames below.
-enum Result : int { kOutput, kCopy, kHn, kGradPre, kGradHx };
-const char* const kNames[] = {"output", "copy", "hn", "grad_pre", "grad_hx"};
+enum Result : int { kOutput, kCopy, kHn, kPrevious, kMasked, kGradPre, kGradHx };
+const char* const kNames[] = {"output", "copy", "hn", "h_prev", "masked_x", "grad_pre", "grad_hx"};
+
+// Numbers that are compared, and the worst: the bits of its error, and in the lower half its place.
+struct Findings {
+  uint64_t worst;
+  uint32_t compared;
+};
 
 // The place of an element among all that a check compares; t = T for those without a step.
-struct Place32 {
+struct Places {
   int64_t steps, batch, hidden_size;
 
   FASTRNN_DEVICE uint32_t of(Result result, int d, int64_t t, int64_t b, int64_t j) const {
@@ -109,105 +115,118 @@ struct Place32 {
   }
 };
 
-// *worst: the bits of the largest error, and in the lower half its place. NaN counts as infinite.
-FASTRNN_DEVICE void compare(uint64_t* worst, uint32_t place, double got, double want) {
-  const double size = fabs(want);
-  float error = static_cast<float>(fabs(got - want) / (size > 1 ? size : 1.0));
-  if (!(error >= 0)) error = INFINITY;
-  atomic_max(worst, uint64_t{bits_of(error)} << 32 | place);
-}
-
 // A thread has an element of a step or, where t = T, of the final state.
+template <typename Direction>
 struct Element {
+  const Recurrence<Direction>& r;
+  Findings* found;
   int64_t t, b, j, length;
-  bool inside;
 
-  template <typename Direction>
-  FASTRNN_DEVICE Element(const Recurrence<Direction>& r, int64_t i) {
-    const int64_t B = r.rows.batch, H = r.hidden_size;
+  FASTRNN_DEVICE Element(const Recurrence<Direction>& r, Findings* found) : r(r), found(found) {
+    const int64_t i = thread_number(), B = r.rows.batch, H = r.hidden_size;
     t = i / (B * H);
     b = i / H % B;
     j = i % H;
-    inside = t <= r.rows.seq_len;
-    length = inside ? row_length(r.rows, b) : 0;
+    length = t <= r.rows.seq_len ? row_length(r.rows, b) : -1;  // -1: nothing
   }
+  FASTRNN_DEVICE double at(const Sequence& x, int64_t step) const {
+    return load(r.dtype, x.data, place(r.rows, x, step, b) + j);
+  }
+  FASTRNN_DEVICE double at_unit(const void* x) const { return x ? load(r.dtype, x, j) : 0; }
+  // NaN counts as infinite.
+  FASTRNN_DEVICE void compare(Result result, double got, double want) const {
+    const double size = fabs(want);
+    float error = static_cast<float>(fabs(got - want) / (size > 1 ? size : 1.0));
+    if (!(error >= 0)) error = INFINITY;
+    const uint32_t where =
+        Places{r.rows.seq_len, r.rows.batch, r.hidden_size}.of(result, blockIdx.y, t, b, j);
+    atomic_max(&found->worst, uint64_t{bits_of(error)} << 32 | where);
+    add_release(&found->compared, 1);
+  }
+};
+
+// What serves whole calls, beside the recurrence: data null where it was not run.
+struct Others {
+  Sequence previous[kDirections];  // h_prev of every step
+  Sequence masked[kDirections];    // igates, with zeros beyond a row's length
 };
 
 // igates are those before output was written over them.
 FASTRNN_KERNEL(kThreads, 1)
-void compare_forward_kernel(const __grid_constant__ ForwardRecurrence r, uint64_t* worst) {
+void compare_forward_kernel(const __grid_constant__ ForwardRecurrence r,
+                            const __grid_constant__ Others others, Findings* found) {
   const int n = blockIdx.y;
   const ForwardDirection& d = r.direction[n];
   const Rows& rows = r.rows;
   const int64_t H = r.hidden_size, T = rows.seq_len;
-  const auto [t, b, j, length, inside] = Element(r, thread_number());
-  const Place32 place_of{T, rows.batch, H};
-  const auto output = [&](int64_t s) {
-    return load(r.dtype, d.output.data, place(rows, d.output, s, b) + j);
-  };
-  if (!inside) return;
-  const double hx = d.hx ? load(r.dtype, d.hx, b * d.hx_row_stride + j) : 0;
+  const Element e(r, found);
+  const int64_t t = e.t, length = e.length, hx = e.b * d.hx_row_stride;
+  if (length < 0) return;
   if (t == T) {
-    const double want = length > 0 ? output(d.reverse ? 0 : length - 1) : hx;
-    return compare(worst, place_of.of(kHn, n, t, b, j), load(r.dtype, d.hn, b * H + j), want);
+    double want = d.hx ? load(r.dtype, d.hx, hx + e.j) : 0;
+    if (length > 0) want = e.at(d.output, d.reverse ? 0 : length - 1);
+    return e.compare(kHn, load(r.dtype, d.hn, e.b * H + e.j), want);
   }
   if (t >= length && rows.start) return;
-  const double got = output(t), copy = load(r.dtype, d.copy.data, place(rows, d.copy, t, b) + j);
-  double want = 0;
+  const double got = e.at(d.output, t);
+  double want = 0, previous = 0;
   if (t < length) {
     const int64_t before = d.reverse ? t + 1 : t - 1;
-    const bool first = before < 0 || before >= length;
-    want = load(r.dtype, d.igates.data, place(rows, d.igates, t, b) + j);
-    want += load(r.dtype, d.b_ih, j) + load(r.dtype, d.b_hh, j);
-    if (first) {
-      want += product(r.dtype, r.tf32, d.w_hh, false, H, j, d.hx, b * d.hx_row_stride);
-    } else if (!is_cut(rows, t, before, b)) {
-      const int64_t from = place(rows, d.output, before, b);
-      want += product(r.dtype, r.tf32, d.w_hh, false, H, j, d.output.data, from);
+    want = e.at(d.igates, t) + e.at_unit(d.b_ih) + e.at_unit(d.b_hh);
+    if (before < 0 || before >= length) {
+      if (d.hx) {
+        want += product(r.dtype, r.tf32, d.w_hh, false, H, e.j, d.hx, hx);
+        previous = load(r.dtype, d.hx, hx + e.j);
+      }
+    } else if (!is_cut(rows, t, before, e.b)) {
+      const int64_t from = place(rows, d.output, before, e.b);
+      want += product(r.dtype, r.tf32, d.w_hh, false, H, e.j, d.output.data, from);
+      previous = e.at(d.output, before);
     }
     want = r.nonlinearity == Nonlinearity::kRelu ? (want > 0 ? want : 0) : tanh(want);
   }
-  compare(worst, place_of.of(kOutput, n, t, b, j), got, want);
-  compare(worst, place_of.of(kCopy, n, t, b, j), copy, got);
+  e.compare(kOutput, got, want);
+  if (d.copy.data) e.compare(kCopy, e.at(d.copy, t), got);
+  if (others.previous[n].data) e.compare(kPrevious, e.at(others.previous[n], t), previous);
+  if (others.masked[n].data)
+    e.compare(kMasked, e.at(others.masked[n], t), t < length ? e.at(d.igates, t) : 0);
 }
 
+// grad_hx comes in its own type.
 FASTRNN_KERNEL(kThreads, 1)
 void compare_backward_kernel(const __grid_constant__ BackwardRecurrence r, Dtype grad_hx,
-                             uint64_t* worst) {
-  const int n = blockIdx.y;
-  const BackwardDirection& d = r.direction[n];
+                             Findings* found) {
+  const BackwardDirection& d = r.direction[blockIdx.y];
   const Rows& rows = r.rows;
   const int64_t H = r.hidden_size, T = rows.seq_len;
-  const auto [t, b, j, length, inside] = Element(r, thread_number());
-  const Place32 place_of{T, rows.batch, H};
-  if (!inside) return;
+  const Element e(r, found);
+  const int64_t t = e.t, length = e.length;
+  if (length < 0) return;
   // What comes to h from the step after it.
   const auto carry = [&](int64_t after) {
-    return product(r.dtype, r.tf32, d.w_hh, true, H, j, d.grad_pre.data,
-                   place(rows, d.grad_pre, after, b));
+    return product(r.dtype, r.tf32, d.w_hh, true, H, e.j, d.grad_pre.data,
+                   place(rows, d.grad_pre, after, e.b));
   };
-  const double grad_hn = load(r.dtype, d.grad_hn, b * H + j);
+  const double grad_hn = d.grad_hn ? load(r.dtype, d.grad_hn, e.b * H + e.j) : 0;
   if (t == T) {
+    if (!d.grad_hx) return;
     const double want = length > 0 ? carry(d.reverse ? length - 1 : 0) : grad_hn;
-    return compare(worst, place_of.of(kGradHx, n, t, b, j), load(grad_hx, d.grad_hx, b * H + j),
-                   want);
+    return e.compare(kGradHx, load(grad_hx, d.grad_hx, e.b * H + e.j), want);
   }
   if (t >= length && rows.start) return;
   double want = 0;
   if (t < length) {
     const int64_t after = d.reverse ? t - 1 : t + 1;
-    const bool last = after < 0 || after >= length;
-    if (last) {
+    if (after < 0 || after >= length) {
       want = grad_hn;
-    } else if (!is_cut(rows, t, after, b)) {
+    } else if (!is_cut(rows, t, after, e.b)) {
       want = carry(after);
     }
-    want += load(r.dtype, d.grad_output.data, place(rows, d.grad_output, t, b) + j);
-    const double h = load(r.dtype, d.output.data, place(rows, d.output, t, b) + j);
-    want *= r.nonlinearity == Nonlinearity::kRelu ? (h > 0 ? 1.0 : 0.0) : 1 - h * h;
+    const double h = e.at(d.output, t);
+    want = (want + e.at(d.grad_output, t)) *
+           (r.nonlinearity == Nonlinearity::kRelu ? (h > 0 ? 1.0 : 0.0) : 1 - h * h);
   }
-  const double got = load(r.dtype, d.grad_pre.data, place(rows, d.grad_pre, t, b) + j);
-  compare(worst, place_of.of(kGradPre, n, t, b, j), got, want);
+  e.compare(kGradPre, e.at(d.grad_pre, t), want);
 }
 
 // --- On the host
@@ -217,14 +236,19 @@ int64_t bytes_of(Dtype dtype) {
 }
 
 struct Sizes {
-  int64_t batch, hidden_size;
+  int64_t seq_len, batch, hidden_size, directions;
 
-  // Two groups of rows, the second not full, with units missing.
-  explicit Sizes(const Choice& c)
-      : batch(c.units ? c.rows + 1 : 5), hidden_size(c.units ? c.units - 3 : 67) {}
-  int64_t features() const { return kDirections * hidden_size; }
-  int64_t elements() const { return kSteps * batch * features(); }
-  int64_t states() const { return kDirections * batch * hidden_size; }
+  // Else two groups of rows, the second not full, with units missing.
+  Sizes(const Choice& c, const Trial& trial) {
+    const int64_t rows = c.units ? c.rows : 4, units = c.units ? c.units : 64;
+    seq_len = trial.bare ? 2 : trial.full ? 3 : 5;
+    batch = trial.bare ? 1 : trial.full ? 2 * rows + 1 : rows + 1;
+    hidden_size = trial.bare ? units / 4 + 1 : trial.full ? units : units - 3;
+    directions = trial.bare ? 1 : 2;
+  }
+  int64_t features() const { return directions * hidden_size; }
+  int64_t elements() const { return seq_len * batch * features(); }
+  int64_t states() const { return directions * batch * hidden_size; }
 };
 
 // Takes parts of the workspace, or counts them where that is null.
@@ -242,20 +266,19 @@ struct Parts {
 
 // The tensors of a check.
 struct Tensors {
-  Sizes s;
   int64_t used;
-  void *w_hh, *b_ih, *b_hh, *hx, *igates, *grad_output, *grad_hn;  // filled
-  void *output, *copy, *hn, *grad_pre, *grad_hx, *product;         // NaN at first
+  void *w_hh, *b_ih, *b_hh, *hx, *igates, *grad_output, *grad_hn;     // filled
+  void *output, *copy, *hn, *grad_pre, *grad_hx, *previous, *masked;  // NaN at first
+  void* product;
   int64_t *given_lengths, *lengths, *start, *order;
   bool* reset;
-  uint64_t* worst;
+  Findings* found;
   GaveUp* gave_up;
 
-  Tensors(const Variant& v, char* base) : s(v.choice) {
+  Tensors(const Sizes& s, Dtype dtype, char* base) {
     Parts parts{base};
-    const int64_t size = bytes_of(v.dtype);
-    const auto take = [&](int64_t count) { return parts.take(count * size); };
-    w_hh = take(kDirections * s.hidden_size * s.hidden_size);
+    const auto take = [&](int64_t count) { return parts.take(count * bytes_of(dtype)); };
+    w_hh = take(s.directions * s.hidden_size * s.hidden_size);
     b_ih = take(s.features());
     b_hh = take(s.features());
     hx = take(s.states());
@@ -267,21 +290,23 @@ struct Tensors {
     hn = take(s.states());
     grad_pre = take(s.elements());
     grad_hx = parts.take(s.states() * 8);  // in any type
+    previous = take(s.elements());
+    masked = take(s.elements());
     product = parts.take(s.states() * 8);
     given_lengths = parts.take<int64_t>(s.batch * 8);
     lengths = parts.take<int64_t>(s.batch * 8);
-    start = parts.take<int64_t>(kSteps * 8);
+    start = parts.take<int64_t>(s.seq_len * 8);
     order = parts.take<int64_t>(s.batch * 8);
-    reset = parts.take<bool>(kSteps * s.batch);
-    worst = parts.take<uint64_t>(8);
+    reset = parts.take<bool>(s.seq_len * s.batch);
+    found = parts.take<Findings>(sizeof(Findings));
     gave_up = parts.take<GaveUp>(sizeof(GaveUp));
     used = parts.used;
   }
 };
 
-// One direction's part of a tensor.
+// One direction's part of a tensor; of none, none.
 void* part(void* data, int64_t d, int64_t count, Dtype dtype) {
-  return static_cast<char*>(data) + d * count * bytes_of(dtype);
+  return data ? static_cast<char*>(data) + d * count * bytes_of(dtype) : nullptr;
 }
 
 // Rows of many lengths, the first of which has every step.
@@ -289,19 +314,19 @@ struct Layout {
   std::vector<int64_t> lengths, start, order;
   std::vector<char> reset;
 
-  Layout(Lengths kind, int64_t batch) : order(batch) {
+  Layout(Lengths kind, const Sizes& s) : order(s.batch) {
     const bool packed = kind == Lengths::kPacked;
-    for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t b = 0; b < s.batch; ++b) {
       const int64_t some =
-          packed ? std::max<int64_t>(kSteps - (b + 1) / 2, 1) : b * 4 % (kSteps + 1);
-      lengths.push_back(kind == Lengths::kWhole || b == 0 ? kSteps : some);
+          packed ? std::max<int64_t>(s.seq_len - (b + 1) / 2, 1) : b * 4 % (s.seq_len + 1);
+      lengths.push_back(kind == Lengths::kWhole || b == 0 ? s.seq_len : some);
     }
     start.push_back(0);
-    for (int64_t t = 0; t < kSteps; ++t) {
+    for (int64_t t = 0; t < s.seq_len; ++t) {
       const auto there = std::count_if(lengths.begin(), lengths.end(),
                                        [&](int64_t length) { return !packed || length > t; });
       start.push_back(start.back() + there);
-      for (int64_t b = 0; b < batch; ++b) reset.push_back((t + 2 * b) % 3 == 0);
+      for (int64_t b = 0; b < s.batch; ++b) reset.push_back((t + 2 * b) % 3 == 0);
     }
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),
@@ -320,36 +345,43 @@ struct Until {
   }
 };
 
-dim3 grid_for(int64_t threads, int directions) {
-  return dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads), directions);
-}
-
 template <typename... Parameters, typename... Arguments>
 cudaError_t run(void (*kernel)(Parameters...), int64_t threads, int directions, cudaStream_t stream,
                 const Arguments&... arguments) {
-  return launch(kernel, {grid_for(threads, directions), kThreads, 0, stream},
-                static_cast<Parameters>(arguments)...);
+  const dim3 grid(static_cast<unsigned>((threads + kThreads - 1) / kThreads), directions);
+  return launch(kernel, {grid, kThreads, 0, stream}, static_cast<Parameters>(arguments)...);
 }
 
-// The step kernels, with plain products between them.
+// The step kernels, with plain products between them, as stack.cpp has them with cuBLAS's.
 cudaError_t forward_by_steps(const ForwardRecurrence& r, const Tensors& t, cudaStream_t stream) {
-  const int64_t B = r.rows.batch, H = r.hidden_size;
+  const int64_t B = r.rows.batch, H = r.hidden_size, T = r.rows.seq_len;
+  const bool uniform = !r.rows.lengths && !r.rows.reset;
   Until until;
   ForwardStep step{r, 0, B, {}, {}};
-  for (int d = 0; d < kDirections; ++d) {
-    step.product[d] = part(t.product, d, B * H, Dtype::kFloat64);
-    step.state[d] = r.direction[d].hn;
+  for (int d = 0; d < r.num_directions && !uniform; ++d) {
     until.call([&] {
       return cudaMemcpyAsync(r.direction[d].hn, r.direction[d].hx, B * H * bytes_of(r.dtype),
                              cudaMemcpyDeviceToDevice, stream);
     });
   }
-  for (; step.step < kSteps; ++step.step) {
-    for (int d = 0; d < kDirections; ++d)
+  for (int64_t& i = step.step; i < T; ++i) {
+    for (int d = 0; d < r.num_directions; ++d) {
+      const ForwardDirection& own = r.direction[d];
+      const void* from = uniform ? own.hx : own.hn;
+      int64_t stride = uniform ? own.hx_row_stride : H;
+      if (uniform && i > 0) {
+        const int64_t before = own.reverse ? T - i : i - 1;
+        from = part(own.output.data, before, own.output.step_stride, r.dtype);
+        stride = own.output.row_stride;
+      }
+      step.state[d] = uniform && i < T - 1 ? nullptr : own.hn;
+      step.product[d] = from ? part(t.product, d, B * H, Dtype::kFloat64) : nullptr;
+      if (!from) continue;
       until.call([&] {
-        return run(product_kernel, B * H, 1, stream, r.dtype, r.direction[d].hn, H,
-                   r.direction[d].w_hh, false, B, H, const_cast<void*>(step.product[d]));
+        return run(product_kernel, B * H, 1, stream, r.dtype, from, stride, own.w_hh, false, B, H,
+                   const_cast<void*>(step.product[d]));
       });
+    }
     until.call([&] { return launch_forward_step(step, stream); });
   }
   return until.error;
@@ -358,18 +390,18 @@ cudaError_t forward_by_steps(const ForwardRecurrence& r, const Tensors& t, cudaS
 // grad_hx comes in the accumulation type.
 cudaError_t backward_by_steps(const BackwardRecurrence& r, const Tensors& t, const Layout& layout,
                               cudaStream_t stream) {
-  const int64_t B = r.rows.batch, H = r.hidden_size;
+  const int64_t B = r.rows.batch, H = r.hidden_size, T = r.rows.seq_len;
   Until until;
   BackwardStep step{r, 0, B, {}, {}};
-  for (int d = 0; d < kDirections; ++d) {
+  for (int d = 0; d < r.num_directions; ++d) {
     step.product[d] = part(t.product, d, B * H, Dtype::kFloat64);
     step.grad_hx[d] = r.direction[d].grad_hx;
   }
-  for (; step.step <= kSteps; ++step.step) {
-    for (int d = 0; d < kDirections; ++d) {
+  for (; step.step <= T; ++step.step) {
+    for (int d = 0; d < r.num_directions; ++d) {
       const BackwardDirection& own = r.direction[d];
-      const int64_t after = own.reverse ? step.step - 1 : kSteps - step.step;
-      if (after < 0 || after >= kSteps) continue;
+      const int64_t after = own.reverse ? step.step - 1 : T - step.step;
+      if (after < 0 || after >= T) continue;
       const void* from =
           part(own.grad_pre.data, layout.start[after], own.grad_pre.row_stride, r.dtype);
       until.call([&] {
@@ -423,16 +455,11 @@ std::vector<Variant> variants(const Device& device) {
     if (c.kernel == Kernel::kTorch) continue;
     for (const Dtype dtype :
          {Dtype::kFloat32, Dtype::kFloat16, Dtype::kBFloat16, Dtype::kFloat64}) {
-      const Problem small{dtype, false, true, kSteps, 1, 1, 1};
+      const Problem small{dtype, false, true, 1, 1, 1, 1};
       if (const auto choice = choice_of(c, small, device)) found.push_back({*choice, dtype});
     }
   }
   return found;
-}
-
-const char* name_of(Lengths lengths) {
-  const char* const names[] = {"whole", "packed", "lengths", "marks"};
-  return names[static_cast<int>(lengths)];
 }
 
 std::string Verdict::fault() const {
@@ -442,9 +469,12 @@ std::string Verdict::fault() const {
                   "block %u, thread %u waited in vain for exchange %u with another block",
                   gave_up.block, gave_up.thread, gave_up.exchange);
   } else if (timed_out) {
-    std::snprintf(text, sizeof text, "it did not end within %d seconds", kCheckSeconds);
+    std::snprintf(text, sizeof text, "it did not end within %d s", kCheckSeconds);
   } else if (error != cudaSuccess) {
     return cudaGetErrorString(error);
+  } else if (compared != to_compare) {
+    std::snprintf(text, sizeof text, "%lld numbers were compared, not %lld",
+                  static_cast<long long>(compared), static_cast<long long>(to_compare));
   } else if (!is_right()) {
     std::snprintf(text, sizeof text, "%s is off by %.2g, allowed are %.2g", where.c_str(), worst,
                   allowed);
@@ -454,14 +484,22 @@ std::string Verdict::fault() const {
   return text;
 }
 
-int64_t check_bytes(const Variant& variant) { return Tensors(variant, nullptr).used; }
+int64_t check_bytes(const Variant& v) {
+  int64_t most = 0;
+  for (const Trial& trial : kTrials)
+    most = std::max(most, Tensors(Sizes(v.choice, trial), v.dtype, nullptr).used);
+  return most;
+}
 
-Verdict check_variant(const Variant& v, Lengths lengths, void* workspace, cudaStream_t stream) {
-  const Tensors t(v, static_cast<char*>(workspace));
-  const int64_t B = t.s.batch, H = t.s.hidden_size, features = t.s.features();
-  const Layout layout(lengths, B);
-  const bool packed = lengths == Lengths::kPacked, marks = lengths == Lengths::kMarks;
-  const bool by_steps = v.choice.kernel == Kernel::kStep;
+Verdict check_variant(const Variant& v, const Trial& trial, void* workspace, cudaStream_t stream) {
+  const Sizes s(v.choice, trial);
+  const Tensors t(s, v.dtype, static_cast<char*>(workspace));
+  const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, features = s.features();
+  const int D = static_cast<int>(s.directions);
+  const Lengths lengths = trial.lengths;
+  const Layout layout(lengths, s);
+  const bool packed = lengths == Lengths::kPacked, by_steps = v.choice.kernel == Kernel::kStep;
+  const auto unless_bare = [&](void* x) { return trial.bare ? nullptr : x; };
   Until until;
 
   // Inputs, and NaN where results are to come.
@@ -472,59 +510,76 @@ Verdict check_variant(const Variant& v, Lengths lengths, void* workspace, cudaSt
       return run(fill_kernel, count, 1, stream, v.dtype, data, count, kUnit * scale, seed);
     });
   };
-  until.call([&] { return cudaMemsetAsync(workspace, 0xff, t.used, stream); });
-  until.call([&] { return cudaMemsetAsync(t.worst, 0, 8, stream); });
-  until.call([&] { return cudaMemsetAsync(t.gave_up, 0, sizeof(GaveUp), stream); });
-  fill(t.w_hh, kDirections * H * H, 1 / std::sqrt(static_cast<double>(H)));
-  for (void* bias : {t.b_ih, t.b_hh}) fill(bias, features, 0.3);
-  for (void* state : {t.hx, t.grad_hn}) fill(state, t.s.states(), 1);
-  for (void* sequence : {t.igates, t.grad_output}) fill(sequence, t.s.elements(), 1);
-  // As the operators have it: over the input's part of the pre-activations.
-  const auto upload = [&](void* to, const void* from, int64_t bytes) {
+  const auto copy = [&](void* to, const void* from, int64_t bytes) {
     until.call([&] { return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream); });
   };
-  upload(t.output, t.igates, t.s.elements() * bytes_of(v.dtype));
+  until.call([&] { return cudaMemsetAsync(workspace, 0xff, t.used, stream); });
+  until.call([&] { return cudaMemsetAsync(t.found, 0, sizeof(Findings), stream); });
+  until.call([&] { return cudaMemsetAsync(t.gave_up, 0, sizeof(GaveUp), stream); });
+  fill(t.w_hh, D * H * H, 1 / std::sqrt(static_cast<double>(H)));
+  for (void* bias : {t.b_ih, t.b_hh}) fill(bias, features, 0.3);
+  for (void* state : {t.hx, t.grad_hn}) fill(state, s.states(), 1);
+  for (void* sequence : {t.igates, t.grad_output}) fill(sequence, s.elements(), 1);
+  // As the operators have it: h over the input's part of its pre-activation and, between layers,
+  // grad_pre over the gradient of h.
+  const int64_t bytes = s.elements() * bytes_of(v.dtype);
+  copy(t.output, t.igates, bytes);
+  if (trial.full) copy(t.grad_pre, t.grad_output, bytes);
 
-  Rows rows{kSteps, B, nullptr, nullptr, nullptr, nullptr, B, 1};
+  Rows rows{T, B, nullptr, nullptr, nullptr, nullptr, B, 1};
   if (packed) {
     until.call([&] {
-      return launch_packed_rows(layout.lengths.data(), B, kSteps, t.lengths, t.start, stream);
+      return launch_packed_rows(layout.lengths.data(), B, T, t.lengths, t.start, stream);
     });
     rows.start = t.start;
   } else if (lengths != Lengths::kWhole) {
-    upload(t.given_lengths, layout.lengths.data(), B * 8);
-    until.call([&] { return launch_check_lengths(t.given_lengths, B, kSteps, t.lengths, stream); });
+    copy(t.given_lengths, layout.lengths.data(), B * 8);
+    until.call([&] { return launch_check_lengths(t.given_lengths, B, T, t.lengths, stream); });
   }
   if (lengths != Lengths::kWhole) rows.lengths = t.lengths;
-  if (marks) {
-    upload(t.order, layout.order.data(), B * 8);
-    upload(t.reset, layout.reset.data(), kSteps * B);
+  if (lengths == Lengths::kMarks) {
+    copy(t.order, layout.order.data(), B * 8);
+    copy(t.reset, layout.reset.data(), T * B);
     rows.order = t.order;
     rows.reset = t.reset;
   }
 
-  // tanh with rows of one length and with resets, relu with the others.
-  const auto f = packed || lengths == Lengths::kPadded ? Nonlinearity::kRelu : Nonlinearity::kTanh;
-  ForwardRecurrence forward{v.dtype, f, v.tf32(), H, rows, kDirections, {}, t.gave_up};
-  BackwardRecurrence backward{v.dtype, f, v.tf32(), H, rows, kDirections, {}, t.gave_up};
+  ForwardRecurrence forward{v.dtype, trial.nonlinearity, v.tf32(), H, rows, D, {}, t.gave_up};
+  BackwardRecurrence backward{v.dtype, trial.nonlinearity, v.tf32(), H, rows, D, {}, t.gave_up};
+  Others others{};
   const Dtype wide = v.dtype == Dtype::kFloat64 ? v.dtype : Dtype::kFloat32;
-  for (int d = 0; d < kDirections; ++d) {
+  for (int d = 0; d < D; ++d) {
     const auto sequence = [&](void* x) {
       return Sequence{part(x, d, H, v.dtype), packed ? 0 : B * features, features};
     };
-    const auto state = [&](void* x) { return part(x, d, B * H, v.dtype); };
+    const auto state = [&](void* x) { return part(unless_bare(x), d, B * H, v.dtype); };
+    const auto bias = [&](void* x) { return part(unless_bare(x), d, H, v.dtype); };
     const void* w_hh = part(t.w_hh, d, H * H, v.dtype);
-    forward.direction[d] = {
-        d == 1,           w_hh,       part(t.b_ih, d, H, v.dtype), part(t.b_hh, d, H, v.dtype),
-        state(t.hx),      H,          sequence(t.output),          sequence(t.output),
-        sequence(t.copy), state(t.hn)};
+    void* const hn = part(t.hn, d, B * H, v.dtype);
+    // The user's own, of rows one behind the other.
+    const Sequence grad_output = trial.bare ? Sequence{t.grad_output, features, T * features}
+                                            : sequence(trial.full ? t.grad_pre : t.grad_output);
+    const Sequence output = sequence(t.output);
+    forward.direction[d] = {d == 1,
+                            w_hh,
+                            bias(t.b_ih),
+                            bias(t.b_hh),
+                            state(t.hx),
+                            H,
+                            output,
+                            output,
+                            sequence(unless_bare(t.copy)),
+                            hn};
     backward.direction[d] = {d == 1,
                              w_hh,
-                             sequence(t.output),
-                             sequence(t.grad_output),
+                             output,
+                             grad_output,
                              state(t.grad_hn),
                              sequence(t.grad_pre),
-                             by_steps ? part(t.grad_hx, d, B * H, wide) : state(t.grad_hx)};
+                             part(unless_bare(t.grad_hx), d, B * H, by_steps ? wide : v.dtype)};
+    if (!by_steps) continue;
+    others.previous[d] = sequence(t.previous);
+    if (!packed) others.masked[d] = sequence(t.masked);
   }
   until.call([&] {
     return by_steps ? forward_by_steps(forward, t, stream)
@@ -534,32 +589,49 @@ Verdict check_variant(const Variant& v, Lengths lengths, void* workspace, cudaSt
     return by_steps ? backward_by_steps(backward, t, layout, stream)
                     : backward_launcher(v.choice.kernel)(backward, v.choice, stream);
   });
+  for (int d = 0; d < D; ++d) {
+    ForwardDirection& own = forward.direction[d];
+    own.igates.data = part(t.igates, d, H, v.dtype);
+    if (trial.full) backward.direction[d].grad_output.data = part(t.grad_output, d, H, v.dtype);
+    if (!by_steps) continue;
+    until.call([&] {
+      return launch_previous_states({v.dtype, rows, H, own.reverse, own.output, own.hx,
+                                     own.hx_row_stride, others.previous[d]},
+                                    stream);
+    });
+    if (packed) continue;  // whose rows have no steps beyond their lengths
+    until.call([&] {
+      return launch_masked_copy({v.dtype, rows, H, own.igates, others.masked[d]}, stream);
+    });
+  }
 
-  for (int d = 0; d < kDirections; ++d)
-    forward.direction[d].igates.data = part(t.igates, d, H, v.dtype);
-  const int64_t elements = (kSteps + 1) * B * H;
+  const int64_t elements = (T + 1) * B * H;
   until.call(
-      [&] { return run(compare_forward_kernel, elements, kDirections, stream, forward, t.worst); });
+      [&] { return run(compare_forward_kernel, elements, D, stream, forward, others, t.found); });
   until.call([&] {
-    return run(compare_backward_kernel, elements, kDirections, stream, backward,
-               by_steps ? wide : v.dtype, t.worst);
+    return run(compare_backward_kernel, elements, D, stream, backward, by_steps ? wide : v.dtype,
+               t.found);
   });
   Verdict verdict;
   verdict.allowed = allowed(v);
-  cudaError_t found = cudaSuccess;
-  verdict.timed_out = !ends_in_time(stream, &found);
-  verdict.error = until.error != cudaSuccess ? until.error : found;
+  const int64_t of_steps = layout.start.back() * features;
+  verdict.to_compare = of_steps * (2 + (trial.bare ? 0 : 1) + (by_steps ? (packed ? 1 : 2) : 0)) +
+                       s.states() * (trial.bare ? 1 : 2);
+  cudaError_t ended = cudaSuccess;
+  verdict.timed_out = !ends_in_time(stream, &ended);
+  verdict.error = until.error != cudaSuccess ? until.error : ended;
   if (verdict.timed_out || verdict.error != cudaSuccess) {
     cudaGetLastError();  // so that nobody else finds it
     return verdict;
   }
-  uint64_t worst = 0;
-  upload(&worst, t.worst, 8);
-  upload(&verdict.gave_up, t.gave_up, sizeof(GaveUp));
+  Findings found{};
+  copy(&found, t.found, sizeof found);
+  copy(&verdict.gave_up, t.gave_up, sizeof(GaveUp));
   until.call([&] { return cudaStreamSynchronize(stream); });
   verdict.error = until.error;
-  verdict.worst = std::bit_cast<float>(static_cast<uint32_t>(worst >> 32));
-  verdict.where = Place32{kSteps, B, H}.name(static_cast<uint32_t>(worst));
+  verdict.worst = std::bit_cast<float>(static_cast<uint32_t>(found.worst >> 32));
+  verdict.where = Places{T, B, H}.name(static_cast<uint32_t>(found.worst));
+  verdict.compared = found.compared;
   return verdict;
 }
 

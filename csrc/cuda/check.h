@@ -23,16 +23,29 @@ struct Variant {
 // What can run on the device, the step kernels included.
 std::vector<Variant> variants(const Device& device);
 
-// How the rows of a check differ.
+// Which rows a trial has.
 enum class Lengths : int {
-  kWhole,   // they do not
+  kWhole,   // all have every step
   kPacked,  // packed data, the longest first
   kPadded,  // of any length, 0 too
   kMarks    // likewise, sorted, and with resets
 };
-inline constexpr std::array kAllLengths{Lengths::kWhole, Lengths::kPacked, Lengths::kPadded,
-                                        Lengths::kMarks};
-const char* name_of(Lengths lengths);  // "whole", "packed", "lengths", "marks"
+
+struct Trial {
+  const char* name;
+  Lengths lengths;
+  Nonlinearity nonlinearity;
+  bool bare = false;  // one row and direction, few units, and nothing that may be left out
+  bool full = false;  // three groups, every unit, grad_pre in the place of grad_output
+};
+inline constexpr std::array<Trial, 6> kTrials{{
+    {"whole", Lengths::kWhole, Nonlinearity::kTanh},
+    {"packed", Lengths::kPacked, Nonlinearity::kTanh},
+    {"lengths", Lengths::kPadded, Nonlinearity::kRelu},
+    {"marks", Lengths::kMarks, Nonlinearity::kTanh},
+    {"bare", Lengths::kWhole, Nonlinearity::kRelu, true, false},
+    {"full", Lengths::kWhole, Nonlinearity::kTanh, false, true},
+}};
 
 struct Verdict {
   cudaError_t error = cudaSuccess;  // of a launch, or of the device
@@ -40,10 +53,12 @@ struct Verdict {
   GaveUp gave_up{};                 // where a wait between blocks did
   double worst = 0;                 // error, relative to the right value or one
   double allowed = 0;
-  std::string where;  // of the worst: "grad_hx[1], t 0, b 3, j 17"
+  std::string where;                     // of the worst: "grad_hx[1], t 0, b 3, j 17"
+  int64_t compared = 0, to_compare = 0;  // numbers
 
   bool is_right() const {
-    return error == cudaSuccess && !timed_out && !gave_up.yes && worst <= allowed;
+    return error == cudaSuccess && !timed_out && !gave_up.yes && worst <= allowed &&
+           compared == to_compare;
   }
   std::string fault() const;  // what is wrong, in words
 };
@@ -57,10 +72,11 @@ constexpr int kCheckSeconds = 10;
 // Bytes of device memory that a check needs.
 int64_t check_bytes(const Variant& variant);
 
-// Runs forward and backward, two directions of two groups of rows, on random numbers, and compares
-// each step with what follows from the step before as the kernel has stored it, by plain products
-// in double; so errors do not add up, and every element counts. Waits for the stream.
-Verdict check_variant(const Variant& variant, Lengths lengths, void* workspace,
+// Runs forward and backward on random numbers, and compares each step with what follows from the
+// step before as the kernel has stored it, by plain products in double; so errors do not add up,
+// and every element counts. With the step kernels it checks those that serve all calls. Waits for
+// the stream.
+Verdict check_variant(const Variant& variant, const Trial& trial, void* workspace,
                       cudaStream_t stream);
 
 }  // namespace fastrnn::cuda

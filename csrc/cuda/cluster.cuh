@@ -5,6 +5,33 @@
 
 namespace fastrnn::cuda {
 
+// Waits, but not for ever: after about a second, soon where another wait of the kernel did, and at
+// once for an exchange below 0, it gives up, tells where, and calls in_vain. Only
+// who has to try again looks at the clock, and counts those of its periods that it sees: the device
+// may have been put aside meanwhile.
+template <typename F>
+FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange,
+                         const F& in_vain) {
+  if (!try_wait(barrier, parity)) {
+    constexpr int kPeriod = 20;        // 2^20 clocks are about 0.6 ms
+    constexpr uint32_t kSeen = 0xfff,  // the last period, in the low bits; above, their count
+        kOne = kSeen + 1, kPatience = 1700 * kOne;
+    uint32_t periods = clocks() >> kPeriod;
+    while (!try_wait(barrier, parity)) {
+      const uint32_t now = clocks() >> kPeriod;
+      if (now != (periods & kSeen)) periods = (periods & ~kSeen) + kOne + now;
+      const bool others =
+          exchange < 0 || (periods >= kOne && gave_up && load_volatile(&gave_up->yes));
+      if (periods < kPatience && !others) continue;
+      if (gave_up && !others)
+        store_volatile(gave_up, {1, blockIdx.x, threadIdx.x, static_cast<uint32_t>(exchange)});
+      in_vain();
+      break;
+    }
+  }
+  acquire_shared();
+}
+
 // Slice is a Group of which each block has kHidden / kBlocks units, and each warp kWarpUnits of
 // them from warp_unit() on. Every block keeps all of the state, twice.
 //
@@ -28,7 +55,8 @@ namespace fastrnn::cuda {
 //   - Barriers are initialised before anybody sends: cluster_arrive in the constructor,
 //     cluster_wait in load.
 //   - No block ends before all that is sent to it has come: all of it belongs to exchanges that it
-//     receives, the last included.
+//     receives, the last included, and after a wait in vain a barrier of the cluster stands
+//     between.
 //   store_async's count of bytes is a release in the cluster, and wait acquires in the cluster, of
 //   shared memory: nothing else is exchanged.
 // Limits: clusters of at most 8 blocks, on devices with them; choose.cpp checks.
@@ -44,7 +72,8 @@ struct ClusterGroup : Slice {
                        kToSend = (kBlocks - 1) * kPieces, kSends = (kToSend + 31) / 32;
   static_assert(32 % kPieces == 0, "a lane sends one piece, to one block or several");
 
-  int received = 0;
+  int received = 0;             // exchanges; fewer than none after a wait in vain
+  bool lost = false;            // the same, which spares registers: this thread sends no more
   SharedAddress peers[kSends];  // where the shared memory begins to which this lane sends
 
   FASTRNN_DEVICE ClusterGroup() {
@@ -78,6 +107,7 @@ struct ClusterGroup : Slice {
   FASTRNN_DEVICE void send(unsigned char* state, int copy) const {
     const int lane = threadIdx.x % 32, piece = lane % kPieces;
     warp_sync();  // the warp's puts are there
+    if (lost) return;
     const unsigned char* from = state + this->warp_unit() * int(sizeof(typename Slice::Storage)) +
                                 piece / kPerRow * kRowBytes + piece % kPerRow * 16;
     const uint4 x = *reinterpret_cast<const uint4*>(from);
@@ -92,14 +122,17 @@ struct ClusterGroup : Slice {
   }
 
   FASTRNN_DEVICE void receive(int copy, GaveUp* gave_up) {
-    wait(barrier(copy), received / 2 % 2, gave_up, received, [&] {
-      // NaN in every row, and so in all that follows of it: nobody takes that for a result.
-      constexpr int kWords = kStateBytes / 4;
-      static_assert(kThreads >= 2 * kRows);
-      shared_memory<uint32_t>()[copy * kWords + threadIdx.x * kWords / kThreads] = ~0u;
+    wait(barrier(copy), received >> 1 & 1, gave_up, received, [&] {
+      lost = true;
+      received = INT32_MIN;
+      this->spoil();
     });
     ++received;
   }
+
+  // Nobody's shared memory goes while others may write to it.
+  FASTRNN_DEVICE void leave() const { cluster_arrive(); }
+  FASTRNN_DEVICE void left() const { cluster_wait(); }
 };
 
 }  // namespace fastrnn::cuda

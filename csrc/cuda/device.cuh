@@ -321,26 +321,6 @@ FASTRNN_DEVICE void acquire_shared() {
   asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
 #endif
 }
-// Waits, but not for ever: after about a second, or soon where another wait of the kernel did, it
-// gives up, tells where, and calls in_vain. Only who has to try again looks at the clock.
-template <typename F>
-FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange,
-                         const F& in_vain) {
-  if (!try_wait(barrier, parity)) {
-    constexpr uint32_t kPatience = 1'800'000'000, kSoon = 1 << 14;  // clocks
-    const uint32_t start = clocks();
-    while (!try_wait(barrier, parity)) {
-      const uint32_t waited = clocks() - start;
-      const bool others = waited > kSoon && gave_up && load_volatile(&gave_up->yes);
-      if (waited <= kPatience && !others) continue;
-      if (gave_up && !others)
-        store_volatile(gave_up, {1, blockIdx.x, threadIdx.x, static_cast<uint32_t>(exchange)});
-      in_vain();
-      break;
-    }
-  }
-  acquire_shared();
-}
 
 // --- Clusters (sm_90)
 

@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "cuda/context.h"
 #include "cuda/occupancy.h"
 #include "cuda/rnn_cuda.h"
 #include "cuda/runtime.h"
@@ -60,6 +61,7 @@ struct Known {
 };
 
 void Known::read(int index) {
+  const OutsideCaptures outside;
   int devices = 0;
   cudaError_t error = cudaGetDeviceCount(&devices);
   if (error == cudaSuccess) {
@@ -73,7 +75,8 @@ void Known::read(int index) {
                     attribute(index, cudaDevAttrMaxSharedMemoryPerBlockOptin),
                     attribute(index, cudaDevAttrMaxSharedMemoryPerMultiprocessor),
                     attribute(index, cudaDevAttrMaxRegistersPerMultiprocessor)};
-      device.compiled_for = std::min(by_driver, compiled_for(device.capability, architectures()));
+      device.compiled_for = compiled_for(device.capability, architectures());
+      if (by_driver > 0) device.compiled_for = std::min(device.compiled_for, by_driver);
       groups_at_once.resize(kConfigurations.size());
       for (const Choice& c : configurations())
         groups_at_once[c.configuration] = cuda::groups_at_once(c, device);
@@ -94,7 +97,7 @@ const char* architectures() { return FASTRNN_CUDA_ARCHS; }
 
 Guard& guard_at(int index) {
   constexpr int kMost = 64;
-  static std::array<Known, kMost> all;
+  static auto& all = *new std::array<Known, kMost>;  // threads may outlive what is destroyed
   TORCH_CHECK(index >= 0 && index < kMost, "rnn: expected a device below ", kMost, ", got ", index);
   Known& known = all[index];
   std::call_once(known.once, [&] { known.read(index); });

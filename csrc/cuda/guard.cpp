@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 
 #include "cuda/context.h"
@@ -25,21 +26,14 @@ const char* name_of(Dtype dtype) {
   return names[static_cast<int>(dtype)];
 }
 
-// While there is one, what this thread does cannot break a capture in another.
-class OutsideCaptures {
- public:
-  OutsideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~OutsideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  OutsideCaptures(const OutsideCaptures&) = delete;
-  OutsideCaptures& operator=(const OutsideCaptures&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
+Variant steps_in(Dtype dtype) {
+  const Problem any{dtype, false, false, 1, 1, 1, 1};
+  return {choose(any, Device{}, cuda::name_of(Kernel::kStep)), dtype};
+}
 
 double seconds_of(const std::function<void()>& run, cudaStream_t stream) {
   double least = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 3; ++i) {
     cudaStreamSynchronize(stream);
     const auto begin = std::chrono::steady_clock::now();
     run();
@@ -66,7 +60,7 @@ Checks checks_from_environment() {
   if (text.empty() || text == "1") return Checks::kUnproven;
   if (text == "0") return Checks::kNone;
   if (text == "always") return Checks::kAll;
-  TORCH_CHECK_VALUE(false, "rnn: expected FASTRNN_CHECK to be 0, 1 or always, got ", text);
+  throw std::invalid_argument("rnn: expected FASTRNN_CHECK to be 0, 1 or always, got " + text);
 }
 
 const std::string& Guard::Entry::text() const {
@@ -82,8 +76,9 @@ void Guard::Entry::refuse(const std::string& why) {
 
 Guard::Guard(const std::string& name, at::Device torchs, const Device& device, Checks checks)
     : name_(name), torchs_(torchs), device_(device), entries_(kConfigurations.size() * kDtypes) {
-  if (checks == Checks::kNone ||
-      (checks == Checks::kUnproven && is_proven(device.capability, FASTRNN_KERNELS_HASH)))
+  const bool proven = device.compiled_for == device.capability &&
+                      is_proven(device.capability, FASTRNN_KERNELS_HASH);
+  if (checks == Checks::kNone || (checks == Checks::kUnproven && proven))
     for (Entry& entry : entries_) entry.serve();
   const OutsideCaptures outside;
   void* told = nullptr;
@@ -106,50 +101,71 @@ GaveUp* Guard::told(const Variant& v, bool backward) const {
   return told_ ? told_ + 2 * index_of(v) + (backward ? 1 : 0) : nullptr;
 }
 
-std::string Guard::why_not(const Variant& v, cudaStream_t stream) {
-  Entry& entry = entries_[index_of(v)];
-  if (entry.state() == Entry::State::kUnknown) {
-    if (is_capturing(stream))
-      return described(v) +
-             " has not been checked yet, and no check can run while a stream captures: call it "
-             "once before, or set FASTRNN_CHECK=0";
+std::string Guard::take_told(const Variant& v) const {
+  for (const bool backward : {false, true}) {
+    GaveUp* const where = told(v, backward);
+    if (!where || !*static_cast<const volatile uint32_t*>(&where->yes)) continue;
+    Verdict verdict;
+    verdict.gave_up = *where;
+    *where = {};
+    return verdict.fault() + ", in an earlier call, whose results are NaN";
+  }
+  return "";
+}
+
+bool Guard::is_known(const Variant& v) const {
+  return entries_[index_of(v)].state() != Entry::State::kUnknown;
+}
+
+bool Guard::serves(const Variant& v, cudaStream_t stream) {
+  if (!stopped_.text().empty()) throw DeviceStopped(stopped_.text());
+  const Variant steps = steps_in(v.dtype);
+  if (!is_known(v) || !is_known(steps)) {
+    if (is_capturing(stream)) return false;
+    run_checks(steps, stream);
     run_checks(v, stream);
   }
-  for (const bool backward : {false, true}) {
-    const GaveUp* const where = told(v, backward);
-    if (!where || !*static_cast<const volatile uint32_t*>(&where->yes)) continue;
-    if (entry.state() != Entry::State::kRefused) {
-      Verdict verdict;
-      verdict.gave_up = *where;
-      refuse(v, verdict.fault() + ", in an earlier call, whose results are NaN");
-    }
-  }
-  return entry.text();
+  if (const std::string why = take_told(v); !why.empty()) refuse(v, why);
+  return whole_.text().empty() && entries_[index_of(v)].state() == Entry::State::kServes;
+}
+
+std::string Guard::why_not(const Variant& v, cudaStream_t stream) {
+  if (serves(v, stream)) return "";
+  if (!is_known(v) || !is_known(steps_in(v.dtype)))
+    return described(v) +
+           " has not been checked yet, and no check can run while a stream captures: call it once "
+           "before, or set FASTRNN_CHECK=0";
+  const std::string& own = entries_[index_of(v)].text();
+  return own.empty() ? why_not() : own;
 }
 
 void Guard::run_checks(const Variant& v, cudaStream_t stream) {
-  const std::lock_guard lock(mutex_);
-  Entry& entry = entries_[index_of(v)];
-  if (entry.state() != Entry::State::kUnknown) return;  // another thread was first
+  if (is_known(v)) return;
   const OutsideCaptures outside;
   const cudaError_t before = cudaStreamSynchronize(stream);
   TORCH_CHECK(before == cudaSuccess,
               "rnn: the device had failed before this call: ", cudaGetErrorString(before));
   const Tensor workspace =
       at::empty({check_bytes(v)}, at::TensorOptions(at::kByte).device(torchs_));
-  for (const Lengths lengths : kAllLengths) {
-    const Verdict verdict = check_variant(v, lengths, workspace.mutable_data_ptr(), stream);
+  const std::lock_guard lock(mutex_);
+  if (is_known(v)) return;  // another thread was first
+  for (const Trial& trial : kTrials) {
+    const Verdict verdict = check_variant(v, trial, workspace.mutable_data_ptr(), stream);
     if (verdict.is_right()) continue;
-    if (verdict.timed_out || cudaStreamQuery(stream) != cudaSuccess) {
-      entry.refuse(verdict.fault());
-      TORCH_CHECK(false, "rnn: the check of ", described(v),
-                  " stopped the device: ", verdict.fault(),
-                  ". This process can use it no more. FASTRNN_CUDA_KERNEL=torch avoids the "
-                  "kernel. Please report it: https://github.com/fastrnn/fastrnn/issues");
+    TORCH_CHECK_WITH(OutOfMemoryError, verdict.error != cudaErrorMemoryAllocation,
+                     "rnn: no memory on the device to check ", described(v));
+    TORCH_CHECK(!verdict.timed_out, "rnn: the check of ", described(v), ": ", verdict.fault(),
+                ". The GPU is busy, or the kernel has no end; FASTRNN_CUDA_KERNEL=torch avoids it");
+    if (cudaStreamQuery(stream) != cudaSuccess) {
+      stopped_.refuse("rnn: the check of " + described(v) +
+                      " stopped the device: " + verdict.fault() +
+                      ". This process can use it no more. FASTRNN_CUDA_KERNEL=torch avoids the "
+                      "kernel. Please report it: https://github.com/fastrnn/fastrnn/issues");
+      throw DeviceStopped(stopped_.text());
     }
     return refuse_locked(v, verdict.fault());
   }
-  entry.serve();
+  entries_[index_of(v)].serve();
 }
 
 void Guard::refuse(const Variant& variant, const std::string& why) {
@@ -182,23 +198,36 @@ std::string Guard::described(const Variant& v) const {
 bool Guard::is_faster(const std::vector<int64_t>& key, cudaStream_t stream,
                       const std::function<void()>& theirs, const std::function<void()>& ours) {
   {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(faster_mutex_);
     if (const auto known = faster_.find(key); known != faster_.end()) return known->second;
   }
   if (is_capturing(stream)) return false;
-  const double seconds = seconds_of(theirs, stream);
-  const bool faster = seconds < seconds_of(ours, stream);
-  const std::lock_guard lock(mutex_);
+  const OutsideCaptures outside;
+  bool faster = false;
+  try {
+    faster = seconds_of(theirs, stream) < seconds_of(ours, stream);
+  } catch (const c10::Error&) {  // ours serves, or says why not
+  }
+  const std::lock_guard lock(faster_mutex_);
   return faster_.emplace(key, faster).first->second;
 }
 
 Choice allowed_choice(const Problem& problem, const Context& context, bool torch_can_serve) {
   const Choice choice = choose(problem, context.device, context.forced);
-  if (!context.guard || !context.forced.empty() || choice.kernel == Kernel::kTorch) return choice;
-  if (context.guard->why_not({choice, problem.dtype}, context.stream).empty()) return choice;
+  if (!context.guard || choice.kernel == Kernel::kTorch) return choice;
+  const Variant variant{choice, problem.dtype};
+  // A kernel that is forced is taken unchecked; not so the steps in the place of torch's operator.
+  const bool forced = !context.forced.empty() && context.forced != cuda::name_of(Kernel::kTorch);
+  if (forced) {
+    const std::string why = context.guard->take_told(variant);
+    TORCH_CHECK(why.empty(), "rnn: ", name_of(choice), ": ", why);
+    return choice;
+  }
+  if (context.guard->serves(variant, context.stream)) return choice;
   Problem otherwise = problem;
   otherwise.torch_can_serve = torch_can_serve;
-  const Choice other = choose(otherwise, context.device, torch_can_serve ? "torch" : "step");
+  const Kernel next = torch_can_serve ? Kernel::kTorch : Kernel::kStep;
+  const Choice other = choose(otherwise, context.device, cuda::name_of(next));
   if (other.kernel == Kernel::kTorch) return other;
   const std::string why = context.guard->why_not({other, problem.dtype}, context.stream);
   TORCH_CHECK(why.empty(), "rnn: ", why);

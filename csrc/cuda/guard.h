@@ -1,13 +1,14 @@
 // What may run on a device, and why not: one place that knows, and why_not() to ask it. A
 // configuration that nobody has proved on such a GPU (proven.h) is checked before its first use
-// (check.h). One that is wrong or refused serves no more calls: they go to torch's operator or,
-// where that cannot serve them, take the step kernels.
+// (check.h). One that is wrong or refused serves no more calls: inference goes to torch's operator,
+// all else takes the step kernels, which are checked likewise.
 #pragma once
 
 #include <atomic>
 #include <functional>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,12 @@ namespace fastrnn::cuda {
 enum class Checks { kNone, kUnproven, kAll };
 Checks checks_from_environment();  // throws for any other value
 
+// A kernel has stopped the device for this process. No c10::Error, after which Python would try
+// another way.
+struct DeviceStopped : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 class Guard {
  public:
   // On a device of this name; the checks' memory comes from torch's.
@@ -31,17 +38,24 @@ class Guard {
 
   // Why no kernel serves; empty: some do.
   const std::string& why_not() const { return whole_.text(); }
-  // Why this one does not. The first question about each runs its check, and waits for it; while
-  // the stream captures it does not run, and the kernel does not serve as yet.
+  // Whether this one serves. The first question about each runs its check, and waits for it; while
+  // the stream captures none is run, and it does not serve as yet. The step kernels come first:
+  // every call may need them and what is checked with them.
+  bool serves(const Variant& variant, cudaStream_t stream);
+  // Whether it has been checked, or needs no check.
+  bool is_known(const Variant& variant) const;
+  // Why it does not serve; empty: it does.
   std::string why_not(const Variant& variant, cudaStream_t stream);
 
   // From now on it does not serve; a warning says so.
   void refuse(const Variant& variant, const std::string& why);
 
-  // Where a variant's kernels tell that a wait gave up.
+  // Where a variant's kernels tell that a wait gave up, and what one has told, which is forgotten.
   GaveUp* told(const Variant& variant, bool backward) const;
+  std::string take_told(const Variant& variant) const;
 
-  // Whether `theirs` serves a call faster than `ours`, timed at the first question of each key.
+  // Whether `theirs` serves a call faster than `ours`, timed at the first question of each key. No
+  // where `theirs` fails.
   bool is_faster(const std::vector<int64_t>& key, cudaStream_t stream,
                  const std::function<void()>& theirs, const std::function<void()>& ours);
 
@@ -61,6 +75,7 @@ class Guard {
   };
 
   static size_t index_of(const Variant& variant);
+  // Throws where it cannot be run now, or stops the device; then so does every later question.
   void run_checks(const Variant& variant, cudaStream_t stream);
   void refuse_locked(const Variant& variant, const std::string& why);
   std::string described(const Variant& variant) const;
@@ -68,10 +83,12 @@ class Guard {
   std::string name_;
   at::Device torchs_ = at::kCPU;
   Device device_{};
-  std::mutex mutex_;  // of checks, and of all that is written
+  std::mutex mutex_;  // of checks, and of entries that are written
   Entry whole_;       // the device
+  Entry stopped_;     // by a check
   std::vector<Entry> entries_;
   GaveUp* told_ = nullptr;  // [configuration, dtype, pass], never freed: kernels may be running
+  std::mutex faster_mutex_;
   std::map<std::vector<int64_t>, bool> faster_;
 };
 

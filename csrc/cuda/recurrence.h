@@ -68,7 +68,7 @@ struct Recurrence {
   Rows rows;
   int num_directions;
   Direction direction[2];
-  GaveUp* gave_up;  // null: nobody is told. All results of the rows concerned are NaN then
+  GaveUp* gave_up;  // null: nobody is told. What was still to be computed is NaN then
 };
 
 using ForwardRecurrence = Recurrence<ForwardDirection>;

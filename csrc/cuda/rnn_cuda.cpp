@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstdlib>
 
 #include "arguments.h"
@@ -89,9 +90,11 @@ bool goes_to_torch(FASTRNN_ARGUMENTS) {
   problem.torch_can_serve = at::globalContext().userEnabledCuDNN() && are_flat(weights);
   if (allowed_choice(problem, context, true).kernel == Kernel::kTorch) return true;
   if (!at::globalContext().benchmarkCuDNN() || !context.forced.empty()) return false;
-  const std::vector<int64_t> key{s.seq_len,
-                                 s.batch,
-                                 s.rows,
+  // Of sizes that vary, those within a power of two share what is timed.
+  const auto rounded = [](int64_t x) { return static_cast<int64_t>(std::bit_ceil<uint64_t>(x)); };
+  const std::vector<int64_t> key{rounded(s.seq_len),
+                                 rounded(s.batch),
+                                 rounded(s.rows),
                                  s.input_size,
                                  s.hidden_size,
                                  s.num_layers,
@@ -105,18 +108,24 @@ bool goes_to_torch(FASTRNN_ARGUMENTS) {
       [&] { forward(context, FASTRNN_PASS, false); });
 }
 
-// Whether a call in training does: where ours would be wrong, or cannot be checked now. Else it
-// stays with ours, as cuDNN has no gradients of gradients and no batches of gradients.
+// Whether a call in training goes there: only where no kernel of ours serves, or can be checked
+// while the stream captures. Else it stays with ours, by steps if need be: cuDNN has no gradients
+// of gradients and no batches of gradients.
 bool goes_to_torch_in_training(FASTRNN_ARGUMENTS) {
-  if (!torch_can_serve(input, lengths, reset, dropout_mask)) return false;
-  const Shape s = check(FASTRNN_PASS);
+  if (!torch_can_serve(input, lengths, reset, dropout_mask) ||
+      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Python))
+    return false;
   if (!why_no_kernels(input.get_device()).empty()) return true;
+  if (*forced_kernel.load() == name_of(Kernel::kTorch)) return true;
   const OnDevice on_device(input);
   const Context context = on_device.context();
-  const auto allowed = [&](bool backward) {
-    return allowed_choice(problem_of(input, s, context, backward), context, true).kernel;
+  if (!context.forced.empty() || !is_capturing(context.stream)) return false;
+  const Shape s = check(FASTRNN_PASS);
+  const auto serves = [&](bool backward) {
+    const Problem problem = problem_of(input, s, context, backward);
+    return context.guard->serves({choose(problem, context.device), problem.dtype}, context.stream);
   };
-  return allowed(false) == Kernel::kTorch || allowed(true) == Kernel::kTorch;
+  return !serves(false) || !serves(true);
 }
 
 std::tuple<Tensor, Tensor> rnn_cuda(FASTRNN_ARGUMENTS) {
@@ -149,22 +158,18 @@ std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int6
                         bool bidirectional, bool trains, bool drops) {
   const OnDevice on_device(like);
   const Context context = on_device.context();
+  const bool torch_can_serve = !trains && !drops;
   Problem problem{dtype_of(like), false,       context.tf32,          seq_len,
-                  batch,          hidden_size, bidirectional ? 2 : 1, !trains && !drops};
-  const Choice wanted = choose(problem, context.device, context.forced);
-  const Choice forward = allowed_choice(problem, context, !drops);
-  const auto why_torch = [&](const Choice& instead) {
-    return instead.kernel == Kernel::kTorch
-               ? "torch (cuDNN is chosen for steps of this size)"
-               : "torch (" + context.guard->why_not({instead, problem.dtype}, context.stream) + ")";
-  };
-  if (forward.kernel == Kernel::kTorch) return why_torch(wanted);
+                  batch,          hidden_size, bidirectional ? 2 : 1, torch_can_serve};
+  const Choice chosen = choose(problem, context.device, context.forced),
+               taken = allowed_choice(problem, context, torch_can_serve);
+  if (taken.kernel == Kernel::kTorch) {
+    if (chosen.kernel == Kernel::kTorch) return "torch (cuDNN is chosen for steps of this size)";
+    return "torch (" + context.guard->why_not({chosen, problem.dtype}, context.stream) + ")";
+  }
   problem.backward = true;
   problem.torch_can_serve = false;
-  const Choice backward = allowed_choice(problem, context, !drops && trains);
-  if (backward.kernel == Kernel::kTorch)
-    return why_torch(choose(problem, context.device, context.forced));
-  return name_of(forward) + ", backward " + name_of(backward);
+  return name_of(taken) + ", backward " + name_of(allowed_choice(problem, context, false));
 }
 
 std::vector<Checked> check_kernels(const Tensor& like) {
@@ -174,10 +179,10 @@ std::vector<Checked> check_kernels(const Tensor& like) {
   std::vector<Checked> all;
   for (const Variant& v : variants(context.device)) {
     const Tensor workspace = at::empty({check_bytes(v)}, like.options().dtype(at::kByte));
-    for (const Lengths lengths : kAllLengths) {
-      const Verdict found = check_variant(v, lengths, workspace.mutable_data_ptr(), context.stream);
-      all.push_back({name_of(v.choice), kTypes[static_cast<int>(v.dtype)], name_of(lengths),
-                     found.worst, found.allowed, found.fault()});
+    for (const Trial& trial : kTrials) {
+      const Verdict found = check_variant(v, trial, workspace.mutable_data_ptr(), context.stream);
+      all.push_back({name_of(v.choice), kTypes[static_cast<int>(v.dtype)], trial.name, found.worst,
+                     found.allowed, found.fault()});
       if (found.timed_out || cudaStreamQuery(context.stream) != cudaSuccess) return all;
     }
   }

@@ -78,6 +78,10 @@ struct VectorGroup {
 
   FASTRNN_DEVICE void send(unsigned char*, int) const {}
   FASTRNN_DEVICE void receive(int, GaveUp*) const { block_sync(); }
+  FASTRNN_DEVICE void leave() const {}
+  FASTRNN_DEVICE void left() const {}
+  // All that this thread gives from now on is NaN.
+  FASTRNN_DEVICE void spoil() { weights[0].x = float_of(~0u); }
 };
 
 }  // namespace fastrnn::cuda

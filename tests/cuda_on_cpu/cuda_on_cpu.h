@@ -44,6 +44,7 @@ using cudaStream_t = void*;
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorNotReady = 600,
   cudaErrorLaunchOutOfResources = 701,
@@ -60,7 +61,8 @@ constexpr unsigned cudaHostAllocPortable = 1, cudaHostAllocMapped = 2;
 struct Planted {
   cudaError_t of_launches = cudaSuccess;  // of kernels in clusters, which then do not run
   cudaError_t of_device = cudaSuccess;    // of all that follows such a kernel, or of nothing
-  bool hang = false;                      // a block of a cluster waits for bytes that nobody sends
+  int hang = 0;                           // at this exchange, from 1, the blocks of a cluster wait
+                                          // for bytes that nobody sends
   bool endless = false;                   // what such a kernel begins never ends
   bool capturing = false;                 // every stream is
   const char* spoiled = "";               // what spoil() does below
@@ -74,6 +76,8 @@ inline const char* cudaGetErrorString(cudaError_t e) {
       return "no error";
     case cudaErrorLaunchFailure:
       return "unspecified launch failure";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
     case cudaErrorInvalidClusterSize:
       return "invalid cluster size";
     default:
@@ -149,7 +153,6 @@ void collective(void* data, int bytes, void (*compute)(unsigned char (*slots)[kS
 void init_barrier(void* barrier, int count);
 void expect(void* barrier, int bytes);
 void arrive(void* barrier);
-bool phase_over(void* barrier, int parity);
 bool wait_phase(void* barrier, int parity);  // false: the kernel gives up
 void store_async(void* to, const void* from, int bytes, void* barrier);
 void copy_async(void* to, const void* from, int bytes, bool valid);
@@ -370,20 +373,23 @@ inline void arrive_expecting(SharedBarrier* barrier, int bytes) {
   fibers::expect(barrier, bytes);
   fibers::arrive(barrier);
 }
+// Sleeps until the phase is over; false, at once from then on, where every thread waits.
 inline bool try_wait(SharedBarrier* barrier, int parity) {
-  if (fibers::phase_over(barrier, parity)) return true;
-  fibers::give_way();
-  return false;
-}
-// Gives up where every thread waits.
-template <typename GaveUp, typename F>
-void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange, const F& in_vain) {
-#if !defined(FASTRNN_WITHOUT_BARRIERS)
-  if (fibers::wait_phase(barrier, parity)) return;
-  if (gave_up && !gave_up->yes)
-    *gave_up = {1, blockIdx.x, threadIdx.x, static_cast<uint32_t>(exchange)};
-  in_vain();
+#if defined(FASTRNN_WITHOUT_BARRIERS)
+  return true;
+#else
+  return fibers::wait_phase(barrier, parity);
 #endif
+}
+inline void acquire_shared() {}
+inline uint32_t clocks() {
+  static uint32_t now = 0;
+  return now += 1 << 20;
+}
+inline uint32_t load_volatile(const uint32_t* p) { return *p; }
+template <typename T>
+void store_volatile(T* p, const T& x) {
+  *p = x;
 }
 
 // --- Clusters

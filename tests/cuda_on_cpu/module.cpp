@@ -62,7 +62,7 @@ Variant variant_of(const std::string& name, int dtype) {
   throw std::invalid_argument("no " + name);
 }
 
-void plant(const char* spoiled, int of_launches, int of_device, bool hang, bool endless,
+void plant(const char* spoiled, int of_launches, int of_device, int hang, bool endless,
            bool capturing) {
   static std::string kept;
   kept = spoiled;
@@ -86,7 +86,7 @@ auto guarded(Guard& guard, const F& f) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("plant", plant, py::arg("spoiled") = "", py::arg("of_launches") = 0,
-        py::arg("of_device") = 0, py::arg("hang") = false, py::arg("endless") = false,
+        py::arg("of_device") = 0, py::arg("hang") = 0, py::arg("endless") = false,
         py::arg("capturing") = false);
   m.def("compiled_for", compiled_for);
   m.def("checked_lengths", [](const Tensor& lengths, int64_t seq_len) {
