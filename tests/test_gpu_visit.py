@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib", reason="the report needs matplotlib")
 
@@ -23,7 +24,7 @@ import cuda_build
 from benchmarks import report as all_reports
 from benchmarks import timing
 from benchmarks.contestants import make_contestant
-from benchmarks.gpu import compare, evidence, prepare, process, report, shapes, visit
+from benchmarks.gpu import compare, evidence, kernels, prepare, process, report, shapes, visit
 from benchmarks.gpu.process import Child, Job, Worker, run, run_all, work_through, write_whole
 
 ROOT = Path(__file__).parent.parent
@@ -35,42 +36,54 @@ Record = dict[str, Any]
 
 KERNELS = """
     import json, os, sys, time
-    LISTED = ["tile:64x8x1 float16", "cluster:512x8x8 float16", "vector:64x1x1 float32"]
+    LISTED = ["step float32", "tile:64x8x1 float16", "cluster:512x8x8 float16",
+              "vector:64x1x1 float32"]
     word, *names = sys.argv[1:]
     if word == "list":
         print(*LISTED, sep="\\n")
     elif word == "check":
-        name, dtype, rows = names
-        fault = FAULTS.get(f"{name} {rows}")
-        if fault == "beside others" and not os.path.exists(flag := sys.argv[0] + ".alone"):
-            open(flag, "w").close()
-            sys.exit("an illegal access of another process")
-        if fault == "beside others":
-            fault = None
-        if fault == "hang":
-            time.sleep(60)
-        if fault == "crash":
-            print("an illegal access", flush=True)
-            os.abort()
-        print(json.dumps({"name": name, "dtype": dtype, "rows": rows, "right": fault is None,
-                          "error": 0.5, "allowed": 0.1, "worst": "grad_hx[1], t 0, b 3, j 17"}))
-        sys.exit(fault is not None)
+        name, dtype, *one = names
+        wrong = False
+        for rows in one or ROWS:
+            fault = FAULTS.get(f"{name} {rows}")
+            fault = None if fault == "beside others" and one else fault
+            if fault == "hang":
+                time.sleep(60)
+            if fault == "crash":
+                print("an illegal access", flush=True)
+                os.abort()
+            wrong |= fault is not None
+            print(json.dumps({"name": name, "dtype": dtype, "rows": rows, "right": fault is None,
+                              "error": 0.7 if fault == "beside others" else 0.5, "allowed": 0.1,
+                              "worst": "grad_hx[1], t 0, b 3, j 17"}), flush=True)
+        sys.exit(wrong)
     elif word == "time":
         for listed in [" ".join(names)] if names else LISTED:
             name, dtype = listed.split()
-            print(json.dumps({"name": name, "dtype": dtype, "pass": "forward", "ns": 500}))
+            if name == "step":
+                continue
+            if FAULTS.get(f"{name} time") == "hang":
+                time.sleep(60)
+            print(json.dumps({"name": name, "dtype": dtype, "pass": "forward", "ns": 500}),
+                  flush=True)
 """
 FAULTS = {
     "cluster:512x8x8 whole": "wrong", "cluster:512x8x8 marks": "hang",
     "vector:64x1x1 packed": "crash", "tile:64x8x1 packed": "beside others",
 }  # fmt: skip
 
+LIMITS = """
+    print('{"what": "hop", "clocks": 200}', '{"what": "complete"}', sep="\\n")
+"""
+
 SANITIZER = """
-    import subprocess, sys
+    import subprocess, sys, time
     words = sys.argv[1:]
     program = next(i for i, word in enumerate(words) if word.endswith("kernels"))
     status = subprocess.run(words[program:]).returncode
     bad = words[words.index("--tool") + 1] == "racecheck" and "tile:64x8x1" in words
+    if "vector:64x1x1" in words and "initcheck" in words:
+        time.sleep(60)
     print(f"========= RACECHECK SUMMARY: {int(bad)} hazards displayed")
     sys.exit(86 if bad else status)
 """
@@ -131,7 +144,8 @@ def plant(folder: Path, faults: dict[str, str]) -> Path:
     (folder / "fastrnn").mkdir(parents=True)
     for path in [*(ROOT / "fastrnn").glob("*.so"), ROOT / "fastrnn/_built_for.json"]:
         shutil.copy(path, folder / "fastrnn")
-    script(folder / "kernels", KERNELS, FAULTS=faults)
+    script(folder / "kernels", KERNELS, FAULTS=faults, ROWS=kernels.ROWS)
+    script(folder / "limits", LIMITS)
     (folder / "HASH").write_text(" ".join(prepare.hashes()))
     return folder
 
@@ -169,7 +183,7 @@ def assert_comes_home(folder: Path) -> None:
     files = list((folder / "out").iterdir())
     assert {path.name for path in files} <= {
         "gpu-cpu.json", "failures.txt", "log.txt", "tests.jsonl", "checks.jsonl", "times.jsonl",
-        "sanitizer.txt", "cpu16.json",
+        ".gpu-cpu.json.new",
     }  # fmt: skip
     assert all(path.stat().st_size < 16 << 20 for path in files)
     for path in files:
@@ -191,14 +205,24 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, ended.stdout
 
 
-def test_each_check_has_a_process_and_a_limit(faulty: tuple[Path, str]) -> None:
+def checked(folder: Path) -> dict[str, Record]:
+    """The last record of each row of a kernel."""
+    found = [r for r in records(folder, "checks.jsonl") if "tool" not in r]
+    return {f"{r['name']} {r['rows']}": r for r in found}
+
+
+def test_what_is_not_right_is_checked_by_itself(faulty: tuple[Path, str]) -> None:
     folder, _ = faulty
-    found = records(folder, "checks.jsonl")
-    last = {f"{r['name']} {r['rows']}": r for r in found}
-    assert len(last) == 12
+    last = checked(folder)
+    assert len(last) == 4 * len(kernels.ROWS)
     wrong = {key for key, r in last.items() if not r.get("right")}
     assert wrong == {key for key, fault in FAULTS.items() if fault != "beside others"}
-    assert len(found) == 16  # what failed ran once more, by itself
+    alone = {key for key, r in last.items() if r["at_once"] == 1}
+    assert alone == {  # wrong, or behind what ended the process
+        "cluster:512x8x8 whole", "cluster:512x8x8 marks", "cluster:512x8x8 bare",
+        "cluster:512x8x8 full", "tile:64x8x1 packed",
+        *(f"vector:64x1x1 {rows}" for rows in kernels.ROWS[1:]),
+    }  # fmt: skip
     hung, crashed = last["cluster:512x8x8 marks"], last["vector:64x1x1 packed"]
     assert hung["failed"].startswith("killed after 1 s")
     assert crashed["failed"].startswith("ended with status -6")
@@ -206,6 +230,7 @@ def test_each_check_has_a_process_and_a_limit(faulty: tuple[Path, str]) -> None:
     failures = (folder / "out/failures.txt").read_text()
     assert "grad_hx[1], t 0, b 3, j 17" in failures
     assert "check tile:64x8x1 float16 packed, but by itself it is right" in failures
+    assert failures.count("=== check ") == len(FAULTS)
 
 
 def test_every_test_but_the_bad_ones_passes(faulty: tuple[Path, str]) -> None:
@@ -257,21 +282,29 @@ def test_what_is_prebuilt_is_imported_beside_the_sources(faulty: tuple[Path, str
 
 def test_times_are_of_what_is_right(faulty: tuple[Path, str]) -> None:
     folder, _ = faulty
-    assert {r["name"] for r in records(folder, "times.jsonl")} == {"tile:64x8x1"}
+    assert {r["name"] for r in records(folder, "times.jsonl") if "ns" in r} == {"tile:64x8x1"}
 
 
 def test_sanitizers_begin_with_what_failed(faulty: tuple[Path, str]) -> None:
     folder, _ = faulty
-    text = (folder / "out/sanitizer.txt").read_text()
-    headings = [line for line in text.splitlines() if line.startswith("===") and ":" in line]
-    runs = [line.split(": ")[0].removeprefix("=== ") for line in headings if "=====" not in line]
-    assert {line.split(" ", 1)[1] for line in runs[:8]} <= {
-        f"{key.split()[0]} {dtype} {key.split()[1]}"
-        for key in FAULTS for dtype in ("float16", "float32")
-    }  # fmt: skip
-    assert "racecheck tile:64x8x1 float16 packed" in runs
+    runs = {(r["tool"], f"{r['name']} {r['rows']}"): r["found"]
+            for r in records(folder, "checks.jsonl") if "tool" in r}  # fmt: skip
+    wrong = {key for key, fault in FAULTS.items() if fault != "beside others"}
+    of_wrong = {(tool, key) for key in wrong for tool in kernels.TOOLS}
+    assert of_wrong <= set(runs)
+    expected = dict.fromkeys(runs, "clean")
+    for (tool, key), _ in runs.items():
+        if key in wrong:
+            expected[tool, key] = "failed as without the tool"
+        if FAULTS.get(key) == "hang" or (tool, key.split()[0]) == ("initcheck", "vector:64x1x1"):
+            expected[tool, key] = "without an answer in time"
+    expected["racecheck", "tile:64x8x1 packed"] = "with findings"
+    assert runs == expected
     failures = (folder / "out/failures.txt").read_text()
+    assert failures.count("=== racecheck of tile:64x8x1 float16 packed\n") == 1
     assert "RACECHECK SUMMARY: 1 hazards" in failures
+    for tool in ("memcheck", "synccheck", "initcheck"):
+        assert f"=== {tool} of" not in failures
 
 
 def test_nothing_that_passed_is_run_again(faulty: tuple[Path, str], tmp_path: Path) -> None:
@@ -279,12 +312,22 @@ def test_nothing_that_passed_is_run_again(faulty: tuple[Path, str], tmp_path: Pa
     folder, _ = faulty
     plant(tmp_path / "built", {})
     shutil.copytree(folder / "tests", tmp_path / "tests")
-    budget = 20  # the last step, rows of the CPU, is cut off
-    start = time.monotonic()
-    ended = go(tmp_path, "--skip", folder / "out", "--budget", budget, "--threads", 1)
-    assert time.monotonic() - start < budget + 3
-    checked = {f"{r['name']} {r['rows']}" for r in records(tmp_path, "checks.jsonl")}
-    assert checked == {key for key, fault in FAULTS.items() if fault != "beside others"}
+    script(tmp_path / "compute-sanitizer", SANITIZER)
+    empty = tmp_path / "empty"
+    ended = go(tmp_path, "--skip", empty, folder / "out")
+    # A process answers for all rows of a kernel of which one was wrong.
+    assert {key for key, r in checked(tmp_path).items() if r["at_once"] > 1} == {
+        f"{name} {rows}" for name in ("cluster:512x8x8", "vector:64x1x1") for rows in kernels.ROWS
+    }  # fmt: skip
+    times = {r["name"] for r in records(tmp_path, "times.jsonl")}
+    assert times == {"cluster:512x8x8", "vector:64x1x1"}  # nor the limits again
+    runs = [
+        {(r["tool"], r["name"], r["rows"]) for r in records(f, "checks.jsonl") if r.get("clean")}
+        for f in (folder, tmp_path)
+    ]
+    assert runs[0]
+    assert runs[1]
+    assert not runs[0] & runs[1]
     again = {r["end"].split("::")[1] for r in records(tmp_path, "tests.jsonl") if "end" in r}
     assert again == {
         "test_hangs", "test_poisons", "test_poisons_and_passes", "test_fails",
@@ -302,13 +345,19 @@ def test_results_are_merged_and_reported(faulty: tuple[Path, str], tmp_path: Pat
     folder, _ = faulty
     results, docs, readme = tmp_path / "results", tmp_path / "docs", tmp_path / "README.md"
     home = results / "gpu-cpu.json"
-    write_whole(home, {"rows": {"another": {"hash": "0", "forms": {}}}, "limits": [{"what": "x"}]})
+    earlier = {"name": "tile:8x8x1", "hash": prepare.hashes()[1], "ns": 1}
+    write_whole(home, {
+        "rows": {"another": {"hash": "0", "forms": {}}}, "machine": {"copy_GB_per_s": 3000},
+        "times": [earlier, {**earlier, "hash": "old"}],
+    })  # fmt: skip
     visit.main(["--take", str(folder / "out"), "--results", str(results)])
     document = json.loads(home.read_text())
     (key,) = set(document["rows"]) - {"another"}
     assert document["rows"][key]["hash"] == prepare.hashes()[0]
-    assert document["limits"] == [{"what": "x"}]  # of an earlier visit
-    assert [t["name"] for t in document["times"]] == ["tile:64x8x1"]
+    assert document["machine"]["copy_GB_per_s"] == 3000  # of an earlier visit
+    assert [x["what"] for x in document["limits"]] == ["hop", "complete"]
+    assert {t["name"] for t in document["times"]} == {"tile:64x8x1", "tile:8x8x1"}
+    assert len(document["times"]) == 2
     readme.write_text("before\n<!-- gpu-table -->\nold\n<!-- /gpu-table -->\nafter\n")
     all_reports.main(["--results", str(results), "--docs", str(docs), "--readme", str(readme)])
     assert "fastrnn µs, eager" in (docs / "benchmarks.md").read_text()
@@ -364,13 +413,18 @@ def test_nn_rnn_is_measured_without_importing_fastrnn(tmp_path: Path) -> None:
 def test_evidence_is_whole_whenever_the_visit_is_killed(tmp_path: Path) -> None:
     plant(tmp_path / "built", FAULTS)
     plant_tests(tmp_path / "tests")
-    seconds = random.uniform(0.5, 10)
-    started = subprocess.Popen(words(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL)
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # its children's files, too, have this in a name
+    started = subprocess.Popen(words(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, env=env)
+    log = tmp_path / "out/log.txt"
+    while not log.exists():
+        assert started.poll() is None
+        time.sleep(0.01)
+    seconds = random.uniform(0, 7)
     time.sleep(seconds)
     os.kill(started.pid, signal.SIGKILL)
     started.wait(10)
     assert_comes_home(tmp_path)
-    assert "no GPU, hash" in (tmp_path / "out/log.txt").read_text(), seconds
+    assert "no GPU, hash" in log.read_text(), seconds
     for path in (tmp_path / "out").glob("*.jsonl"):
         assert process.read_records(path), seconds
     if Path("/proc/self/cmdline").exists():
@@ -395,8 +449,11 @@ def test_a_torn_line_is_ignored_and_closed(tmp_path: Path) -> None:
     assert [r["a"] for r in process.read_records(tmp_path / "x.jsonl")] == [1, 2]
 
 
-def test_failures_alike_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    this = evidence.Visit(visit.parse(["--out", str(tmp_path), "--characters", "400"]), tmp_path)
+def test_failures_alike_are_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "MOST_PRINTED", 400)
+    this = evidence.Visit(visit.parse(["--out", str(tmp_path)]), tmp_path)
     for i in range(9):
         this.fail(f"row {i}", "Traceback\nRuntimeError: no driver")
         this.fail("the same")
@@ -498,36 +555,161 @@ def test_a_worker_that_never_finishes_anything_is_given_up(tmp_path: Path) -> No
     assert [r["failed"] for r in found] == ["the process ended with status 1"] * 2
 
 
-def test_a_worker_that_always_ends_is_given_up(tmp_path: Path) -> None:
+def test_a_hang_while_synchronising_is_known(tmp_path: Path) -> None:
     found: list[Record] = []
 
     def command(worker: Worker, out: Path) -> list[str]:
-        key = len(worker.done)
-        return ["sh", "-c", f"""echo '{{"begin": "{key}"}}' >>{out}; exit 3"""]
+        if worker.done:
+            return ["sh", "-c", f"""echo '{{"finished": true}}' >>{out}"""]
+        lines = """{"begin": "a"}\n{"synchronising": "a"}\n"""
+        return ["sh", "-c", f"printf '{lines}' >>{out}; sleep 60"]
 
-    worker = Worker("w", command, tmp_path, {}, (5, 5), most_ends=4)
+    worker = Worker("w", command, tmp_path, {}, (5, 0.3))
     work_through([worker], time.monotonic() + 20, found.append)
-    assert [r["end"] for r in found if "end" in r] == ["0", "1", "2", "3"]
+    assert [r["failed"] for r in found if "end" in r] == ["hung while synchronising"]
+
+
+def test_a_process_that_falls_silent_ends(tmp_path: Path) -> None:
+    words = ["sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.3; done; sleep 60"]
+    heard: list[str] = []
+    jobs = [Job("", words, 60, 1)]
+    ((_, ended),) = run_all(jobs, 1, time.monotonic() + 20, tmp_path, lambda _, x: heard.append(x))
+    assert ended.status is None
+    assert heard == ["1", "2", "3"]
+
+
+# --- Steps
+
+
+def a_visit(folder: Path, *options: object) -> evidence.Visit:
+    words = ["--prebuilt", folder / "built", "--out", folder / "out", *options]
+    this = evidence.Visit(visit.parse(list(map(str, words))), folder)
+    this.document = {"machine": {}}
+    return this
+
+
+def test_a_time_that_hangs_does_not_lose_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(tmp_path / "built", {"cluster:512x8x8 time": "hang"})
+    monkeypatch.setattr(kernels, "TIME_SECONDS", 0.5)
+    this = a_visit(tmp_path)
+    kernels.checks(this, time.monotonic() + 20)
+    note = kernels.times(this, time.monotonic() + 20)
+    assert note == "2 lines, 3 of 3 kernels"
+    found = records(tmp_path, "times.jsonl")
+    assert [r["name"] for r in found] == ["tile:64x8x1", "cluster:512x8x8", "vector:64x1x1"]
+    assert "failed" in found[1]
+    assert [what.split(" killed")[0] for what, _ in this.failures] == [
+        "times:", "time of cluster:512x8x8 float16"
+    ]  # fmt: skip
+    assert "before cluster:512x8x8 float16" in this.failures[0][0]
+    assert kernels.times(a_visit(tmp_path), time.monotonic()) == "0 lines, 0 of 0 kernels"
+
+
+def test_times_cut_off_are_a_failure(tmp_path: Path) -> None:
+    plant(tmp_path / "built", {"cluster:512x8x8 time": "hang"})
+    this = a_visit(tmp_path)
+    kernels.checks(this, time.monotonic() + 20)
+    kernels.times(this, time.monotonic() + 1)
+    assert [what for what, _ in this.failures] == [
+        "times: no time for 2 kernels, the first cluster:512x8x8 float16"
+    ]  # fmt: skip
+
+
+def test_a_sanitizer_that_cannot_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path / "built", {})
+    script(tmp_path / "compute-sanitizer", "import sys; sys.exit('Error: Device not supported.')")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    this = a_visit(tmp_path)
+    kernels.checks(this, time.monotonic() + 20)
+    assert kernels.sanitizers(this, time.monotonic() + 20) == "does not work here"
+    assert this.failures == [
+        ("compute-sanitizer does not work here", "Error: Device not supported.")
+    ]  # fmt: skip
+
+
+def test_rows_of_the_processor_come_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    this = a_visit(tmp_path)
+
+    def run(words: list[str], *_: object) -> process.Ended:
+        write_whole(Path(words[words.index("--json") + 1]), {"rows": [1]})
+        return process.Ended(None, 9, "")
+
+    monkeypatch.setattr(visit, "run", run)
+    visit.cpu(this, time.monotonic() + 9)
+    this.document |= {"card": "h100", "rows": {}, "steps": {}}
+    this.save()
+    visit.main(["--take", str(this.out), "--results", str(tmp_path / "results")])
+    assert json.loads((tmp_path / "results/cpu16.json").read_text()) == {"rows": [1]}
+    assert "cpu" not in json.loads((tmp_path / "results/gpu-cpu.json").read_text())
+
+
+def test_the_machine_and_the_library_s_own_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "NVIDIA H200, 9.0, 580.1, 1980 MHz, 3201 MHz"
+    script(tmp_path / "nvidia-smi", f"print({line!r})")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    this = a_visit(tmp_path)
+    visit.machine(this)
+    assert (this.card, this.document["machine"]["capability"]) == ("h200", "9.0")
+    assert not this.failures
+    library = visit.Library(this)
+    if not torch.cuda.is_available():
+        assert "torch finds none" in library.own_check()
+        assert len(this.failures) == 1
+    slow = script(tmp_path / "slow", "while True: pass")
+    monkeypatch.setattr(visit.sys, "executable", "true")  # it succeeds
+    library.own_check()
+    assert library.own_check() == "checked before"
+    this.end = time.monotonic()
+    this.args.out = this.out = tmp_path / "another"
+    this.out.mkdir()
+    monkeypatch.setattr(visit.sys, "executable", str(slow))
+    before = len(this.failures)
+    assert library.own_check() == "no time for its own check"
+    assert len(this.failures) == before
 
 
 # --- What is built
 
 
-def test_a_stale_build_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stale", ["library", "programs"])
+def test_what_was_built_of_other_sources_is_built_again(
+    stale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else."""
     folder = plant(tmp_path / "built", {})
-    (folder / "HASH").write_text("of something else")
+    of, _ = prepare.hashes()
+    (folder / "HASH").write_text("other other" if stale == "library" else f"{of} other")
+    built: list[tuple[str, ...]] = []
 
-    def build(library: visit.Library) -> None:
+    def build(library: visit.Library, *parts: str) -> Child:
         assert library.folder == folder
-        library.doing = "build", Child(["true"], tmp_path)
+        assert not (folder / "kernels").exists()
+        built.append(parts)
+        return Child(["touch", "kernels", "limits"], folder)
 
-    monkeypatch.setattr(visit.Library, "build", build)
-    options = ["--prebuilt", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    this = evidence.Visit(visit.parse(options), tmp_path)
+    monkeypatch.setattr(visit.Library, "prepare", build)
+    this = a_visit(tmp_path, "--device", "cpu")
     library = visit.Library(this)
+    library.begin()
     assert "built of other sources: make gpu-prepare" in this.failures[0][0]
-    assert library.program("kernels") == folder / "kernels"
-    assert library.wait(time.monotonic() + 60) == "loads"
+    assert library.wait_for_programs(time.monotonic() + 10) == "there"
+    if stale == "library":
+        assert library.wait(time.monotonic() + 60) == "loads"
+    assert built == [("library", "programs") if stale == "library" else ("programs",)]
+    library.stop()
+
+
+def test_a_build_removes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "build_library", lambda *_: None)
+    (tmp_path / "fastrnn").mkdir()
+    (tmp_path / "mine").write_text("of the user")
+    prepare.build(sys.executable, tmp_path, "", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["HASH", "mine"]
 
 
 def test_symbols_that_the_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -675,11 +857,13 @@ def test_mistakes_in_the_arguments(
     assert message in capsys.readouterr().err
 
 
-def test_no_gpu_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(visit.shutil, "which", lambda *_: None)
-    with pytest.raises(SystemExit, match="nvidia-smi is not found"):
-        visit.main(["--out", str(tmp_path / "out")])
-    assert not list(tmp_path.iterdir())
+def test_no_gpu_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(visit, "run", lambda *_: process.Ended(127, 0, "nvidia-smi: not found"))
+    this = a_visit(tmp_path)
+    visit.machine(this)
+    assert this.failures == [
+        ("nvidia-smi ended with status 127 after 0 s", "nvidia-smi: not found")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,10 @@
 
     python -m benchmarks.gpu.compare --rows KEYS.json --out ROWS.jsonl
 
-Each row is written as soon as it is measured, after a line that says that it was begun: should a
-kernel hang or end the process, whoever started it knows in which row. fastrnn is imported only
-where it is measured. Times are those of CUDA
-events around repetitions of the same step on the same tensors, so the L2 cache is as warm as it is
-within a training loop.
+A line says that a row has begun, another what was measured: should a kernel hang or end the
+process, whoever started it knows in which row. fastrnn is imported only where it is measured.
+Times are those of CUDA events around repetitions of the same step on the same tensors, so the L2
+cache is as warm as within a training loop.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import json
 import math
 import random
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,7 +37,6 @@ Step = Callable[[], object]
 
 TF32_FLOOR = 1e-3  # as FLOOR, where products of float32 may round their factors to 11 bits
 LEAST_ROUNDS, MOST_ROUNDS = 5, 40
-POISONED = 3  # exit status
 
 
 class DeviceProblem(Problem):
@@ -299,21 +296,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = measure(rows[key], args.device, args.budget, args.theirs_only, args.avoid)
             except Exception as e:
                 found = {"failed": first_line(e)}
-                if args.device == "cuda":
-                    stop_if_poisoned(partial(write, {"end": key, **found}))
-                if not args.theirs_only:
+                if not args.theirs_only:  # ends the process where the device serves no more
                     found |= measure(rows[key], args.device, args.budget, theirs_only=True)
             write({"end": key, **found})
         write({"finished": True})
-
-
-def stop_if_poisoned(last_words: Step) -> None:
-    """After some errors the device refuses all that follows in the same process."""
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        last_words()
-        sys.exit(POISONED)
 
 
 if __name__ == "__main__":

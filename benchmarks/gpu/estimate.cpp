@@ -39,7 +39,6 @@ constexpr Constant kConstants[] = {
 static_assert(sizeof(StepTimes) == std::size(kConstants) * sizeof(double));
 
 constexpr const char* kDtypes[] = {"float32", "float64", "bfloat16", "float16"};
-constexpr const char* kArithmetics[] = {"kFloat32", "kTF32", "kNarrow", "kAny"};
 constexpr int64_t kLong = 1 << 30;  // steps: loading w_hh is nothing beside them
 
 Dtype dtype_of(const std::string& name) {
@@ -56,15 +55,10 @@ void list() {
   const char* separator = "";
   for (const Configuration& c : kConfigurations) {
     if (!c.has_groups()) continue;
-    std::string kernel = name_of(c.kernel);
-    kernel[0] = static_cast<char>(kernel[0] - 'a' + 'A');
     for (const char* dtype : kDtypes) {
       if (!c.takes(dtype_of(dtype), true)) continue;
-      std::printf(
-          "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"units\": %d, \"rows\": %d, "
-          "\"row\": \"k%s, %s, %d, %d, %d, %d\"}",
-          separator, name_of(c).c_str(), dtype, c.units, c.rows, kernel.c_str(),
-          kArithmetics[static_cast<int>(c.arithmetic)], c.units, c.rows, c.blocks, c.warp_units);
+      std::printf("%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"units\": %d, \"rows\": %d}",
+                  separator, name_of(c).c_str(), dtype, c.units, c.rows);
       separator = ",";
     }
   }

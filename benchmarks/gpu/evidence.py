@@ -17,8 +17,9 @@ from benchmarks.gpu.process import Record, read_records, shortened, write_whole
 ROOT = Path(__file__).parent.parent.parent
 RESERVE = 4.0  # seconds for the last words
 SAVE_SECONDS = 1.0
+KEY = ("name", "dtype", "pass", "groups", "hash")  # of a time
 MOST_FILE = 15 << 20  # bytes of a file of evidence
-MOST_TEXT = 200_000  # characters of a failure's text: compilers say much
+MOST_PRINTED = 11_000  # characters
 
 
 class Visit:
@@ -33,15 +34,17 @@ class Visit:
         self.hash, self.program_hash = prepare.hashes()
         self.built: Path = args.prebuilt.absolute()
         self.loads = False  # fastrnn
+        self.variants: list[str] = []  # "NAME DTYPE" of every kernel
         self.checked: dict[str, bool] = {}  # "NAME DTYPE ROWS": whether right
         self.bad: set[str] = set()  # "NAME DTYPE" of kernels that are wrong
         self.failures: list[tuple[str, str]] = []  # what, and the gist of why
-        self.room: int = args.characters  # what may still be printed
+        self.room = MOST_PRINTED  # what may still be printed
         self.saved = 0.0
         self.card = "cpu"
         self.document: Record = {}
+        paths = [str(scratch / "package"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         self.env = {
-            "PYTHONPATH": os.pathsep.join([str(scratch / "package"), str(ROOT)]),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "FASTRNN_CHECK": "0",  # what is named is what runs
         }
 
@@ -53,7 +56,7 @@ class Visit:
         """A line for the log, and to see; half of what may be printed is kept for failures."""
         line = f"[{time.monotonic() - self.start:5.1f} s] {text}"
         self.append("log.txt", line + "\n")
-        if not log_only and self.room > len(line) + self.args.characters // 2:
+        if not log_only and self.room > len(line) + MOST_PRINTED // 2:
             self.room -= len(line) + 1
             print(line, flush=True)
 
@@ -74,7 +77,7 @@ class Visit:
 
     def fail(self, what: str, text: str = "") -> None:
         self.failures.append((what, gist(text)))
-        self.append("failures.txt", f"=== {what}\n{shortened(text, MOST_TEXT)}\n\n")
+        self.append("failures.txt", f"=== {what}\n{shortened(text)}\n\n")
 
     def save(self, now: bool = True) -> None:
         if now or time.monotonic() > self.saved + SAVE_SECONDS:
@@ -98,17 +101,16 @@ class Visit:
         print(*shown, total, sep="\n", flush=True)
 
     def earlier(self, name: str) -> Iterator[Record]:
-        """Evidence of this card, from an earlier visit and from this one."""
-        for folder in (self.args.skip, self.out):
-            if folder:
-                found = read_records(folder / name)
-                yield from (r for r in found if r.get("card") == self.card)
+        """Evidence of this card, from earlier visits and from this one."""
+        for folder in (*self.args.skip, self.out):
+            found = read_records(folder / name)
+            yield from (r for r in found if r.get("card") == self.card)
 
     def earlier_rows(self) -> dict[str, Record]:
         rows: dict[str, Record] = {}
-        for folder in (self.args.skip, self.out):
-            path = folder / f"gpu-{self.card}.json" if folder else None
-            if path and path.exists():
+        for folder in (*self.args.skip, self.out):
+            path = folder / f"gpu-{self.card}.json"
+            if path.exists():
                 rows |= json.loads(path.read_text())["rows"]
         return rows
 
@@ -118,9 +120,15 @@ def now() -> str:
 
 
 def gist(text: str) -> str:
-    """The line that says most: a compiler's error, a test's, an exception, or the last."""
+    """The line that says most, or else the last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for pattern in (r".*: (fatal )?error: ", r"E  ", r"[\w.]*(Error|Exception)\b"):
+    for pattern in (
+        r'File ".*/test_\w+\.py", line \d+ in test_',  # where a test hung
+        r".*: (fatal )?error: ",
+        r"========= (?!COMPUTE-SANITIZER)\w",
+        r"E  ",
+        r"[\w.]*(Error|Exception)\b",
+    ):
         found = [line for line in lines if re.match(pattern, line)]
         if found:
             return found[0]
@@ -136,14 +144,19 @@ def take(folder: Path, results: Path) -> list[Path]:
         rows = {key: better(old["rows"].get(key), row) for key, row in new["rows"].items()}
         found = [r for r in read_records(folder / "times.jsonl") if r["card"] == new["card"]]
         new["rows"] = {**old["rows"], **rows}
-        new["steps"] = {**old.get("steps", {}), **new["steps"]}
+        for name in ("machine", "steps"):
+            new[name] = {**old.get(name, {}), **new[name]}
         new["limits"] = [r["limit"] for r in found if "limit" in r] or old.get("limits", [])
-        new["times"] = [r for r in found if "limit" not in r] or old.get("times", [])
+        times = [r for r in found if "ns" in r]
+        builds = {r["hash"] for r in times[-1:]}  # what was measured before was left out
+        times += [r for r in old.get("times", []) if r["hash"] in builds or not builds]
+        new["times"] = list({tuple(map(r.get, KEY)): r for r in reversed(times)}.values())[::-1]
+        of_cpu = new.pop("cpu", None)
         write_whole(home, {**old, **new})
         merged.append(home)
-    if (folder / "cpu16.json").exists():
-        merged.append(results / "cpu16.json")
-        write_whole(merged[-1], json.loads((folder / "cpu16.json").read_text()))
+        if of_cpu:
+            merged.append(results / "cpu16.json")
+            write_whole(merged[-1], of_cpu)
     return merged
 
 

@@ -6,8 +6,7 @@
 csrc/cuda/choose.cpp estimates the time of a step from a few constants, StepTimes. This prints
 measured and estimated times, the constants that fit best, the regret (the time of the
 configuration that the model chooses over that of the best one) for each call of the benchmarks,
-with the constants as they are and as fitted, and rows of configurations.h with the measured
-times as a member: a choice by these would need no constants for what is measured.
+with the constants as they are and as fitted.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,61 +64,44 @@ def parse(lines: Iterable[tuple[str, str]], known: Iterable[tuple[str, str]]) ->
     """
     known = set(known)
     found: list[Time] = []
-    at_once: dict[Any, int] = {}
+    at_once: dict[tuple[str, str], int] = {}
     builds: set[Any] = set()
     for where, line in lines:
 
-        def expect(holds: bool, what: str, got: object, where: str = where) -> None:
+        def expect(holds: bool, what: str, where: str = where, line: str = line) -> None:
             if not holds:
-                raise Malformed(f"{where}: expected {what}, got {got}")
+                raise Malformed(f"{where}: expected {what}, got {line}")
 
         try:
             x: Any = json.loads(line)
-        except ValueError:
-            x = None
-        expect(isinstance(x, dict), "a line of JSON as `kernels time` prints it", line)
-        if "limit" in x:  # of the device: another measurement in the same file
-            continue
-        if "failed" in x:
-            print(f"{where}: left out: {line}", file=sys.stderr)
-            continue
-        for name in ("name", "dtype", "pass", "groups", "at_once", "ns"):
-            expect(name in x, f'"{name}"', line)
-        key = (x["name"], x["dtype"])
-        a_name = all(isinstance(word, str) for word in key)
-        expect(a_name and key in known, "a configuration and its dtype", f"{key[0]} {key[1]}")
-        expect(x["pass"] in PASSES, '"pass" to be forward or backward', x["pass"])
-        for name in ("groups", "at_once"):
-            expect(type(x[name]) is int and x[name] > 0, f'"{name}" to be 1 or more', x[name])
-        number = type(x["ns"]) in (int, float) and math.isfinite(x["ns"])
-        expect(number and x["ns"] > 0, '"ns" to be above 0', x["ns"])
-        first = at_once.setdefault(key, x["at_once"])
-        expect(x["at_once"] == first, f'"at_once" to be {first} as before: one device', line)
+            if "limit" in x:  # of the device: another measurement in the same file
+                continue
+            if "failed" in x:
+                print(f"{where}: left out: {line}", file=sys.stderr)
+                continue
+            t = Time(x["name"], x["dtype"], x["pass"], x["groups"], x["at_once"], float(x["ns"]))
+        except (ValueError, KeyError, TypeError):
+            expect(False, "a line of JSON as `kernels time` prints it")
+        key = (t.name, t.dtype)
+        expect(key in known, "a configuration and its dtype")
+        expect(at_once.setdefault(key, t.at_once) == t.at_once, '"at_once" as before: one device')
         builds.add(x.get("hash"))
-        expect(len(builds) == 1, '"hash" to be the same in all lines: one build', line)
-        found.append(Time(*key, x["pass"], x["groups"], x["at_once"], float(x["ns"])))
+        expect(len(builds) == 1, '"hash" to be the same in all lines: one build')
+        expect(0 < t.ns < math.inf, '"ns" to be above 0')
+        found.append(t)
     return found
 
 
 def build() -> Path:
-    """The program that evaluates the model, compiled where its sources are newer."""
-    sources = [ROOT / "benchmarks/gpu/estimate.cpp", ROOT / "csrc/cuda/choose.cpp"]
-    names = ("rnn.h", "cuda/choose.h", "cuda/configurations.h", "cuda/step_times.h")
-    headers = [ROOT / "csrc" / name for name in names]
-    program = ROOT / "build/estimate"
-    newest = max(path.stat().st_mtime for path in (*sources, *headers))
-    if program.exists() and program.stat().st_mtime > newest:
-        return program
+    """The program that evaluates the model."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise FileNotFoundError("no C++ compiler: expected g++ or c++")
+    program = ROOT / "build/estimate"
     program.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=program.parent) as folder:
-        made = Path(folder, "estimate")
-        command = [compiler, "-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", "-o", str(made)]
-        command += map(str, sources)
-        subprocess.run(command, check=True)
-        os.replace(made, program)
+    sources = [str(ROOT / "benchmarks/gpu/estimate.cpp"), str(ROOT / "csrc/cuda/choose.cpp")]
+    command = [compiler, "-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", "-o", str(program), *sources]
+    subprocess.run(command, check=True)
     return program
 
 
@@ -344,24 +324,6 @@ def initialiser(model: Model, fitted: Fit) -> list[str]:
     return ["constexpr StepTimes kMeasured{", *lines, "};"]
 
 
-def table(model: Model, times: Sequence[Time]) -> list[str]:
-    """Rows of configurations.h with the nanoseconds measured; of float16 and bfloat16 the mean."""
-    measured = gather(times)
-    rows: dict[str, list[list[float]]] = {}
-    for (name, dtype), c in model.configurations.items():
-        found = [measured.get((name, dtype, direction)) for direction in PASSES]
-        rows.setdefault(c["row"], [])
-        if all(found):
-            ns = [m.at(groups) for m in found if m for groups in (1, m.at_once)]
-            rows[c["row"]].append(ns)
-    lines = ["      //  ns a step: forward of a group alone, of all at once; backward the same"]
-    for row, several in rows.items():
-        means = [f"{statistics.mean(column):.0f}" for column in zip(*several, strict=True)]
-        members = [row, f"{{{', '.join(means)}}}"] if means else [row]
-        lines.append(f"      {{{', '.join(members)}}},")
-    return lines
-
-
 def summary(found: Sequence[Regret]) -> list[str]:
     if not found:
         return ["no call of the benchmarks is served by what was measured"]
@@ -408,8 +370,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n".join(initialiser(model, fitted)), end="\n\n")
     print("\n".join(summary(found)))
     by_steps = sum(name == "step" for name in model.choose([r.call for r in found]))
-    print(f"choose() takes step for {by_steps} of these calls, which has no times here\n")
-    print("\n".join(table(model, times)))
+    print(f"choose() takes step for {by_steps} of these calls, which has no times here")
 
 
 if __name__ == "__main__":

@@ -7,23 +7,20 @@ import re
 import shutil
 import time
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from benchmarks.gpu.evidence import ROOT, Visit
-from benchmarks.gpu.process import Ended, Job, Record, records, run, run_all, shortened
+from benchmarks.gpu.process import Ended, Job, Record, records, run, run_all
 
-ROWS = ("whole", "packed", "lengths", "marks")  # of a check
+ROWS = ("whole", "packed", "lengths", "marks", "bare", "full")  # of a check, as it prints them
 AT_ONCE = 8  # processes that share the GPU where nothing is timed
-TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-# What the tools look for first: convergence after a wait, and a write after a read that only the
-# order of data protects.
-SUSPECTS = [
-    ("synccheck", "cluster:512x8x8", "whole"),
-    ("synccheck", "cluster:256x1x2", "whole"),
-    ("racecheck", "cluster:384x4x4", "lengths"),
-    ("racecheck", "cluster:512x8x8", "lengths"),
-]
-MOST_OUTPUT = 20_000  # characters of a tool's
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")  # on what failed
+RUNS = [("memcheck", "marks"), ("racecheck", "packed"), ("synccheck", "whole")]  # on all
+FOUND = 86  # exit status of a tool that has found something
+UNABLE = re.compile(
+    r"device not supported|internal sanitizer error|unable to find injection"
+    r"|before first instrumented|no attachable process", re.IGNORECASE
+)  # fmt: skip
 LIMITS_SECONDS, LIST_SECONDS, TIME_SECONDS = 12, 20, 15
 
 
@@ -32,6 +29,9 @@ def limits(visit: Visit, end: float) -> str:
     program = visit.built / "limits"
     if not program.exists():
         return "not built"
+    for r in visit.earlier("times.jsonl"):
+        if r["hash"] == visit.program_hash and r.get("limit", {}).get("what") == "complete":
+            return "measured before"
     count = 0
 
     def line(_: str, text: str) -> None:
@@ -41,66 +41,81 @@ def limits(visit: Visit, end: float) -> str:
             visit.keep("times.jsonl", {"limit": record, "hash": visit.program_hash})
 
     for _, ended in run_all([Job("", [str(program)], LIMITS_SECONDS)], 1, end, ROOT, line):
-        if ended.status not in (0, None):
+        if ended.status != 0:
             visit.fail(f"limits {ended.how}", ended.output)
     return f"{count} measurements"
 
 
-def checks(visit: Visit, program: Path | None, end: float) -> str:
-    """Every configuration in processes of its own; what fails once more, by itself."""
-    if program is None:
+def checks(visit: Visit, end: float) -> str:
+    """Each kernel's rows in a process; then each row that came out wrong, or not, by itself."""
+    program = visit.built / "kernels"
+    if not program.exists():
         visit.fail("the program `kernels` is not built")
         return "not built"
     listed = run([str(program), "list"], min(LIST_SECONDS, end - time.monotonic()), ROOT)
-    variants = [line for line in listed.output.splitlines() if len(line.split()) == 2]
-    if listed.status != 0 or not variants:
+    visit.variants = [line for line in listed.output.splitlines() if len(line.split()) == 2]
+    if listed.status != 0 or not visit.variants:
         visit.fail(f"kernels list {listed.how}", listed.output)
         return "no list"
-    every = [f"{variant} {rows}" for variant in variants for rows in ROWS]
+    every = [f"{variant} {rows}" for variant in visit.variants for rows in ROWS]
     for r in visit.earlier("checks.jsonl"):
         if r["hash"] == visit.program_hash and r.get("right"):
-            visit.checked[f"{r['name']} {r['dtype']} {r['rows']}"] = True
-    todo = [key for key in every if key not in visit.checked]
+            visit.checked[f"{variant_of(r)} {r['rows']}"] = True
+    before = sum(key in visit.checked for key in every)
+    texts: dict[str, str] = {}  # of what was wrong
 
-    def check(keys: list[str], at_once: int) -> dict[str, str]:
-        """Texts of those that are wrong."""
-        texts = {}
+    def check(keys: Sequence[str], at_once: int) -> None:
         limit = visit.args.check_limit
         jobs = [Job(key, [str(program), "check", *key.split()], limit) for key in keys]
         for key, ended in run_all(jobs, at_once, end, ROOT):
-            record = check_record(key, ended)
-            record |= {"hash": visit.program_hash, "at_once": at_once}
-            visit.keep("checks.jsonl", record)
-            visit.checked[key] = bool(record.get("right"))
-            if not visit.checked[key]:
-                texts[key] = f"{ended.output}\n{what_is_wrong(record)}"
-        return texts
+            for record in check_records(key, ended):
+                record |= {"hash": visit.program_hash, "at_once": at_once}
+                visit.keep("checks.jsonl", record)
+                row = f"{key} {record['rows']}" if at_once > 1 else key
+                visit.checked[row] = bool(record.get("right"))
+                if not visit.checked[row]:
+                    texts[row] = f"{ended.output}\n{what_is_wrong(record)}"
 
-    texts = check(todo, AT_ONCE)
-    texts |= check(list(texts), 1)
-    wrong = [key for key in texts if not visit.checked[key]]
+    check([v for v in visit.variants if any(f"{v} {x}" not in visit.checked for x in ROWS)],
+          AT_ONCE)  # fmt: skip
+    again = [key for key in every if not visit.checked.get(key)]
+    check(sorted(again, key=texts.__contains__), 1)  # first what was not begun
     for key, text in texts.items():
         alone = ", but by itself it is right" if visit.checked[key] else ""
         visit.fail(f"check {key}{alone}", text)
+    wrong = [key for key in every if visit.checked.get(key) is False]
     visit.bad |= {key.rsplit(" ", 1)[0] for key in wrong}
-    lost = [key for key in todo if key not in visit.checked]
+    lost = [key for key in every if key not in visit.checked]
     if lost:
         visit.fail(f"checks: {len(lost)} were not begun, the first {lost[0]}")
     visit.document["checks"] = {"of": len(every), "wrong": len(wrong), "not begun": len(lost)}
     families = Counter(re.split("[: ]", name)[0] for name in visit.bad)
-    note = f"{len(todo) - len(lost)} of {len(every)} run, {len(wrong)} wrong or failed"
+    run_now = len(every) - before - len(lost)
+    note = f"{run_now} of {len(every)} run, {len(wrong)} wrong or failed"
     return note + "".join(f", {family} {count}" for family, count in families.items())
 
 
-def check_record(key: str, ended: Ended) -> Record:
-    name, dtype, rows = key.split()
-    found = [r for r in records(ended.output.splitlines()) if "right" in r or "failed" in r]
-    record = {"name": name, "dtype": dtype, "rows": rows, **(found[-1] if found else {})}
-    if not found:
-        record |= {"failed": ended.how, "output": shortened(ended.output, 2000)}
-    elif ended.status != 0 and record.get("right"):
-        record |= {"right": False, "failed": f"{ended.how} after a right result"}
-    return record | {"seconds": round(ended.seconds, 2)}
+def variant_of(record: Record) -> str:
+    return f"{record['name']} {record['dtype']}"
+
+
+def check_records(key: str, ended: Ended) -> Iterator[Record]:
+    """Of each row that a process was asked for and has begun."""
+    name, dtype, *one = key.split()
+    printed = [r for r in records(ended.output.splitlines()) if "right" in r or "failed" in r]
+    by_rows = {r["rows"]: r for r in printed if "rows" in r}
+    asked = one or ROWS
+    seconds = round(ended.seconds, 2)
+    cut = next((rows for rows in asked if rows not in by_rows), None)
+    if cut is None and ended.status != 0 and all(r.get("right") for r in by_rows.values()):
+        by_rows[asked[-1]] |= {"right": False, "failed": f"{ended.how}, after right results"}
+    elif cut is not None:
+        said = [r for r in printed if "rows" not in r]
+        by_rows[cut] = said[-1] if said else {"failed": ended.how, "output": ended.output}
+    for rows in asked:
+        if rows in by_rows:
+            record = {"name": name, "dtype": dtype, **by_rows[rows], "rows": rows}
+            yield record | {"seconds": seconds}
 
 
 def what_is_wrong(record: Record) -> str:
@@ -109,58 +124,76 @@ def what_is_wrong(record: Record) -> str:
     return f"error {record.get('error')}, allowed {record.get('allowed')}: {record.get('worst')}"
 
 
-def variants_of(visit: Visit) -> list[str]:
-    """What was checked, "NAME DTYPE"."""
-    return list(dict.fromkeys(key.rsplit(" ", 1)[0] for key in visit.checked))
-
-
 def times(visit: Visit, end: float) -> str:
-    """Of the kernels that are right; in one process where all are."""
+    """Of the kernels that are right: in one process where all are, until it fails or hangs."""
     program = str(visit.built / "kernels")
-    good = [v for v in variants_of(visit) if v not in visit.bad]
-    jobs = [Job(v, [program, "time", *v.split()], TIME_SECONDS) for v in good]
-    if good and not visit.bad:
-        jobs = [Job("all", [program, "time"], math.inf)]
-    count = 0
+    measured = {variant_of(r) for r in visit.earlier("times.jsonl")
+                if r["hash"] == visit.program_hash and "ns" in r}  # fmt: skip
+    good = [v for v in visit.variants if v not in visit.bad and not v.startswith("step ")]
+    todo = [v for v in good if v not in measured]
+    count, left = 0, todo
+
+    def keep(record: Record) -> None:
+        visit.keep("times.jsonl", {**record, "hash": visit.program_hash})
 
     def line(_: str, text: str) -> None:
-        nonlocal count
+        nonlocal count, left
         for record in records([text]):
-            count += 1
-            visit.keep("times.jsonl", {**record, "hash": visit.program_hash})
+            count += "ns" in record
+            keep(record)
+            if variant_of(record) in todo:
+                left = todo[todo.index(variant_of(record)) + 1 :]
 
-    for key, ended in run_all(jobs, 1, end, ROOT, line):
+    if todo and not visit.bad and not measured:
+        job = Job("", [program, "time"], math.inf, TIME_SECONDS)
+        for _, ended in run_all([job], 1, end, ROOT, line):
+            if ended.status != 0:
+                visit.fail(f"times: {ended.how}, before {(*left, 'its end')[0]}", ended.output)
+            else:
+                left = []
+    for key, ended in run_all(
+        [Job(v, [program, "time", *v.split()], TIME_SECONDS) for v in left], 1, end, ROOT, line
+    ):
+        left = todo[todo.index(key) + 1 :]
         if ended.status != 0:
+            name, dtype = key.split()
+            keep({"name": name, "dtype": dtype, "failed": ended.how})
             visit.fail(f"time of {key} {ended.how}", ended.output)
-    return f"{count} lines of {len(good)} kernels"
+    if left:
+        visit.fail(f"times: no time for {len(left)} kernels, the first {left[0]}")
+    return f"{count} lines, {len(todo) - len(left)} of {len(good)} kernels"
 
 
 def sanitizers(visit: Visit, end: float) -> str:
-    """Every tool on what failed, the suspects, then memcheck and racecheck of all."""
+    """Every tool on what failed; then some on all, clusters first."""
     name = "compute-sanitizer"
     tool = shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
     if tool is None:
         return f"no {name}"
-    failed = [key for key, right in visit.checked.items() if not right]
-    variants = variants_of(visit)
-    runs = [(t, key) for key in failed for t in TOOLS]
-    runs += [(t, f"{v} {rows}") for t, n, rows in SUSPECTS for v in variants if v.split()[0] == n]
-    for t, rows in (("memcheck", "marks"), ("racecheck", "packed")):
-        runs += [(t, f"{v} {rows}") for v in variants]
+    runs = [(t, key) for key, right in visit.checked.items() if not right for t in TOOLS]
+    for v in sorted(visit.variants, key=lambda v: not v.startswith("cluster")):
+        runs += [(t, f"{v} {rows}") for t, rows in RUNS]
+    clean = {(r["tool"], f"{variant_of(r)} {r['rows']}") for r in visit.earlier("checks.jsonl")
+             if r["hash"] == visit.program_hash and r.get("clean") and "rows" in r}  # fmt: skip
     jobs = []
     for t, key in dict.fromkeys(runs):
-        command = [tool, "--tool", t, "--error-exitcode", "86", "--print-limit", "20"]
+        command = [tool, "--tool", t, "--error-exitcode", str(FOUND), "--print-limit", "20"]
         command += [str(visit.built / "kernels"), "check", *key.split()]
-        jobs.append(Job((t, key), command, visit.args.sanitizer_limit))
-    clean = bad = 0
+        if (t, key) not in clean:
+            jobs.append(Job((t, key), command, visit.args.sanitizer_limit))
+    counts: Counter[str] = Counter()
     for (t, key), ended in run_all(jobs, AT_ONCE, end, ROOT):
-        visit.append("sanitizer.txt", f"=== {t} {key}: {ended.how}\n")
-        if ended.status == 0:
-            clean += 1
-            continue
-        bad += 1
-        visit.append("sanitizer.txt", shortened(ended.output, MOST_OUTPUT) + "\n")
-        summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", ended.output)
-        visit.fail(f"{t} of {key} {ended.how}; {' '.join(summary)}")
-    visit.document["sanitizers"] = {"clean": clean, "bad": bad, "of": len(jobs)}
-    return f"{clean} clean, {bad} not, {len(jobs) - clean - bad} not begun"
+        if not counts["clean"] and UNABLE.search(ended.output):
+            visit.fail(f"{name} does not work here", ended.output)
+            return "does not work here"
+        names = {0: "clean", FOUND: "with findings", None: "without an answer in time"}
+        found = names.get(ended.status, "failed as without the tool")
+        counts[found] += 1
+        record = dict(zip(("name", "dtype", "rows"), key.split(), strict=True))
+        record |= {"tool": t, "clean": ended.status == 0, "found": found}
+        visit.keep("checks.jsonl", {**record, "hash": visit.program_hash})
+        if ended.status == FOUND:
+            visit.fail(f"{t} of {key}", ended.output)
+    counts["not begun"] = len(jobs) - counts.total()
+    visit.document["sanitizers"] = dict(counts)
+    return ", ".join(f"{count} {found}" for found, count in counts.items())

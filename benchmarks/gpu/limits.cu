@@ -1,10 +1,9 @@
 // What an sm_90 GPU takes for the pieces of a step: latencies and rates inside a block, the
-// exchange of h inside a cluster (st.async, mbarrier) and between blocks through L2, and launches.
+// exchange of h inside a cluster (st.async, mbarrier), and launches.
 // Prints a line of JSON for each; clocks are those of the multiprocessor, medians of kRuns runs.
 // Every exchange checks what came. Wrong or missing data end the program with a message.
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Icsrc benchmarks/gpu/limits.cu
-#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -30,7 +29,6 @@ void check(cudaError_t error, const char* what) {
 struct Result {
   long long clocks[1024];  // of each block
   unsigned wrong;          // words that came wrong
-  int run;                 // which launch of the kernel this is
 };
 Result* result;  // on the GPU
 
@@ -40,7 +38,7 @@ double median_clocks(const char* what, void (*kernel)(Result*, Parameters...), L
   std::vector<double> found;
   static Result host;
   for (int run = 0; run <= kRuns; ++run) {  // the first warms up
-    host = Result{.run = run};
+    host = {};
     check(cudaMemcpy(result, &host, sizeof(Result), cudaMemcpyDefault), what);
     check(launch(kernel, how, result, arguments...), what);
     check(cudaDeviceSynchronize(), what);
@@ -186,43 +184,6 @@ void broadcast(int threads) {
       threads, median_clocks("ld.shared.v4", broadcast_kernel, {1, threads, 4096, nullptr}, loads));
 }
 
-// A step that is bound by how many instructions a multiprocessor issues: what addresses and
-// predicates cost that stand beside the products.
-constexpr int kInstructions = 256;
-__global__ void issue_kernel(Result* to, unsigned zero) {
-  constexpr int kIndependent = 8;
-  float x[kIndependent / 2] = {};
-  unsigned y[kIndependent / 2] = {threadIdx.x, threadIdx.x, threadIdx.x, threadIdx.x};
-  const float a = 1.0f + zero;
-  const unsigned factor = zero + 3;
-  block_sync();
-  const long long start = clock64();
-  for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-    for (int i = 0; i < kInstructions / kIndependent; ++i) {
-#pragma unroll
-      for (int j = 0; j < kIndependent / 2; ++j) {
-        x[j] = fmaf(x[j], a, a);
-        y[j] = y[j] * factor + zero;
-      }
-    }
-    block_sync();
-  }
-  const long long clocks = clock64() - start;
-  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clocks;
-  float sum = 0;
-  for (int j = 0; j < kIndependent / 2; ++j) sum += x[j] + y[j];
-  if (sum == -1.0f) to->wrong = 1;  // keeps the chains
-}
-
-void issue(int threads) {
-  std::printf(
-      "{\"what\": \"step of FFMA, IMAD in turn and a barrier\", \"instructions\": %d, "
-      "\"threads\": %d, \"clocks\": %.0f}\n",
-      kInstructions, threads,
-      median_clocks("issue", issue_kernel, {1, threads, 0, nullptr}, kSteps, 0u));
-}
-
 // --- Inside a cluster
 
 // Sixteen bytes go from the first block to the last and back: half of that is one hop.
@@ -357,63 +318,6 @@ void measure_clusters() {
   }
 }
 
-// --- Between blocks, through L2
-
-// Each block writes its share of `words` packets and waits for all of them, at every step. Two
-// buffers are enough: a packet is written again only by a block that has all of the step between.
-__global__ void packets_kernel(Result* to, uint64_t* packets, int words) {
-  const int share = words / gridDim.x;
-  unsigned wrong = 0;
-  const long long start = clock64();
-  for (unsigned step = 0; step < kSteps; ++step) {
-    uint64_t* buffer = packets + (step & 1) * words;
-    const unsigned epoch = to->run * kSteps + step + 1;  // memory starts as zeros
-    for (int i = threadIdx.x; i < share; i += blockDim.x)
-      store_packet(buffer + blockIdx.x * share + i, step, epoch);
-    for (int i = threadIdx.x; i < words; i += blockDim.x) {
-      uint32_t data;
-      const long long asked = clock64();
-      while (load_packet(buffer + i, &data) != epoch) {
-        if (clock64() - asked > kPatience) fail();
-      }
-      wrong += data != step;
-    }
-    block_sync();  // h is whole before a warp of this block goes on, and writes
-  }
-  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clock64() - start;
-  if (wrong) atomicAdd(&to->wrong, wrong);
-}
-
-__global__ void grid_sync_kernel(Result* to) {
-  auto grid = cooperative_groups::this_grid();
-  grid.sync();
-  const long long start = clock64();
-  for (int step = 0; step < kSteps; ++step) grid.sync();
-  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clock64() - start;
-}
-
-void measure_grids(int multiprocessors) {
-  constexpr int kMostWords = 8192;
-  uint64_t* packets;
-  check(cudaMalloc(&packets, 2 * kMostWords * sizeof(uint64_t)), "cudaMalloc");
-  for (unsigned blocks : {16u, 64u, 128u}) {
-    if (static_cast<int>(blocks) > multiprocessors) continue;
-    // Shared memory that leaves one block to a multiprocessor.
-    const Launch how{blocks, 256, 128 << 10, nullptr, 1, true};
-    std::printf(
-        "{\"what\": \"grid barrier\", \"blocks\": %u, \"threads\": 256, \"clocks\": %.0f}\n",
-        blocks, median_clocks("grid barrier", grid_sync_kernel, how, kSteps));
-    for (int words : {512, 2048, kMostWords}) {
-      check(cudaMemset(packets, 0, 2 * kMostWords * sizeof(uint64_t)), "cudaMemset");
-      std::printf(
-          "{\"what\": \"packets through L2\", \"blocks\": %u, \"bytes\": %d, \"clocks\": %.0f}\n",
-          blocks, words * 4,
-          median_clocks("packets through L2", packets_kernel, how, kSteps, packets, words));
-    }
-  }
-  check(cudaFree(packets), "cudaFree");
-}
-
 // --- Launches
 
 __global__ void empty_kernel() {}
@@ -470,8 +374,6 @@ int main() {
     rate<kFma>(threads);
     rate<kMmaHalf>(threads);
     rate<kMmaTf32>(threads);
-    issue(threads);
   }
-  measure_grids(device.multiProcessorCount);
   std::printf("{\"what\": \"complete\"}\n");
 }

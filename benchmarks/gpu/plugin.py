@@ -1,11 +1,12 @@
 """A plugin of pytest for `benchmarks.gpu.tests`: a line of JSON when each test begins and ends.
 
-After each test the device is synchronised. Where that raises, every later test would fail for this
-one's sake, so the process ends, and the tests that are left run in a new one.
+After each test the device is synchronised. Where that raises, it serves this process no more: the
+process ends, and the tests that are left run in a new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -16,8 +17,9 @@ from typing import Any, TextIO
 
 import pytest
 
+from benchmarks.gpu.process import shortened
+
 POISONED = 3  # exit status
-MOST_REPORT = 20_000  # characters of a test's report
 
 out: TextIO
 reports: list[pytest.TestReport] = []
@@ -54,6 +56,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items[shard::count] if item.nodeid not in done]
     items.sort(key=lambda item: any(word in item.nodeid for word in late))
     write({"shard": shard, "tests": len(items)})
+    torch = sys.modules.get("torch")
+    if items and torch is not None and torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):  # CUDA's start counts for no test
+            torch.zeros(1, device="cuda")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -62,6 +68,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     write({"begin": item.nodeid})
     result = yield
     poison = ""
+    write({"synchronising": item.nodeid})
     try:
         synchronise()
     except Exception as e:
@@ -71,7 +78,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     record["seconds"] = round(sum(r.duration for r in reports), 2)
     if bad or poison:
         record["outcome"] = "failed"
-        record["report"] = "\n".join([*map(text_of, bad), poison])[:MOST_REPORT]
+        record["report"] = shortened("\n".join([*map(text_of, bad), poison]))
     write(record)
     if poison:
         os._exit(POISONED)
@@ -97,7 +104,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 def pytest_warning_recorded(warning_message: warnings.WarningMessage, nodeid: str) -> None:
     text = f"{warning_message.category.__name__}: {warning_message.message}"
-    write({"warning": text[:400], "test": nodeid})
+    write({"warning": text, "test": nodeid})
 
 
 def pytest_sessionfinish() -> None:

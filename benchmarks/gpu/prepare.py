@@ -22,7 +22,9 @@ from pathlib import Path
 import cuda_build
 
 ROOT = Path(__file__).parent.parent.parent
-PROGRAMS = ROOT / "benchmarks/gpu"
+SOURCES = ROOT / "benchmarks/gpu"
+PROGRAMS = ("kernels", "limits")
+PARTS = ("library", "programs")
 MOST_BYTES = 64 << 20  # what can be carried to the machine
 # The newest symbols that the machine's libraries may be asked for.
 NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 21)}
@@ -38,7 +40,7 @@ namespace std {
 def hashes() -> tuple[str, str]:
     """Of the library's sources, and of the programs' with them."""
     sources = cuda_build.sources()
-    programs = [p for p in PROGRAMS.iterdir() if p.suffix in (".cpp", ".cu", ".h")]
+    programs = [p for p in SOURCES.iterdir() if p.suffix in (".cpp", ".cu", ".h")]
     return cuda_build.source_hash(sources), cuda_build.source_hash([*sources, *programs])
 
 
@@ -88,7 +90,7 @@ def build_programs(out: Path, arch: str, jobs: int) -> None:
     flags = [*cuda_build.FLAGS, "-lineinfo", f"-gencode=arch=compute_{arch},code=sm_{arch}",
              "-cudart=static", f"-I{ROOT / 'csrc'}"]  # fmt: skip
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"), key=lambda p: -p.stat().st_size)
-    limits, kernel_program = PROGRAMS / "limits.cu", PROGRAMS / "kernels.cpp"
+    limits, kernel_program = SOURCES / "limits.cu", SOURCES / "kernels.cpp"
     sources = [*kernels, ROOT / "csrc/cuda/choose.cpp", kernel_program, limits]
 
     def compile_one(source: Path) -> Path:
@@ -108,15 +110,21 @@ def build_programs(out: Path, arch: str, jobs: int) -> None:
         (temp / program.stem).replace(out / program.stem)
 
 
-def build(python: str, out: Path, arch: str, jobs: int) -> None:
-    """Everything into `out`; without an architecture, the extension for the CPU alone."""
+def build(python: str, out: Path, arch: str, jobs: int, parts: Sequence[str] = PARTS) -> None:
+    """Into `out`, where only what was built before is replaced. Without an architecture, the
+    extension for the CPU alone."""
     built_of = hashes()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "HASH").unlink(missing_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        work = [pool.submit(build_library, python, out, arch, jobs)]
-        if arch:
-            work.append(pool.submit(build_programs, out, arch, max(jobs // 2, 1)))
+        work = []
+        if "library" in parts:
+            shutil.rmtree(out / "fastrnn", ignore_errors=True)
+            work.append(pool.submit(build_library, python, out, arch, jobs))
+        if "programs" in parts and arch:
+            for name in PROGRAMS:
+                (out / name).unlink(missing_ok=True)
+            work.append(pool.submit(build_programs, out, arch, max(jobs // len(parts), 1)))
         for one in work:
             one.result()
     (out / "HASH").write_text(" ".join(built_of) + "\n")
@@ -146,16 +154,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--arch", default="90a", help="the GPU's, or empty: for the CPU alone")
     add("--jobs", type=int, default=jobs, help="compilers at once")
     add("--here", action="store_true", help="with this Python, for this machine")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args(argv)
     if args.here:
-        build(sys.executable, args.out.absolute(), args.arch, args.jobs)
+        build(sys.executable, args.out.absolute(), args.arch, args.jobs, args.parts)
         return
     python = environment(args.python or find_python(args.version), args.torch)
-    build(python, args.out.absolute(), args.arch, args.jobs)
-    files = [path for path in args.out.rglob("*") if path.is_file()]
+    build(python, args.out.absolute(), args.arch, args.jobs, args.parts)
+    built = [args.out / name for name in (*PROGRAMS, "HASH")]
+    files = [path for path in (*built, *(args.out / "fastrnn").rglob("*")) if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     print(f"{args.out}: {size / 2**20:.1f} MiB, hash {(args.out / 'HASH').read_text().strip()}")
-    compiled = [p for p in files if p.suffix == ".so" or p.name in ("kernels", "limits")]
+    compiled = [p for p in files if p.suffix == ".so" or p.name in PROGRAMS]
     bad = [symbol for path in compiled for symbol in too_new(path)]
     if size > MOST_BYTES:
         bad.append(f"more than {MOST_BYTES >> 20} MiB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,9 +21,8 @@ Record = dict[str, Any]
 Keep = Callable[[Record], None]
 
 AFTER_KILL = 1.0  # seconds; a process in the driver may not end at all
-MOST_OUTPUT = 400_000  # characters that are kept of a process: the first and the last half
+MOST_TEXT = 40_000  # characters that are kept of any text: the first and the last half
 TURN = 0.02  # seconds between looks at the children
-MOST_FRUITLESS = 2  # ends of a worker that has finished nothing since its start
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Child:
         self.kill()
         gone = self.wait(patience)
         self.log.seek(0)
-        output = shortened(self.log.read().decode(errors="replace"), MOST_OUTPUT)
+        output = shortened(self.log.read().decode(errors="replace"))
         self.log.close()
         return Ended(status, seconds, output + ("" if gone else "\n(it does not end)"))
 
@@ -111,11 +111,10 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def shortened(text: str, most: int) -> str:
-    """The first and the last half of what is allowed."""
-    if len(text) <= most:
+def shortened(text: str) -> str:
+    if len(text) <= MOST_TEXT:
         return text
-    half = most // 2
+    half = MOST_TEXT // 2
     return f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
 
 
@@ -137,7 +136,8 @@ class Job:
 
     key: Any
     command: Sequence[str]
-    limit: float
+    limit: float  # seconds
+    silence: float = math.inf  # seconds without a line
 
 
 def run_all(
@@ -150,21 +150,25 @@ def run_all(
     """Run commands, and say how each ended. What `end` cuts off is as if it had not begun."""
     waiting = iter(jobs)
     running: dict[Child, Job] = {}
+    heard: dict[Child, float] = {}
     try:
         while True:
             while len(running) < at_once and time.monotonic() < end:
                 job = next(waiting, None)
                 if job is None:
                     break
-                running[Child(job.command, cwd)] = job
+                child = Child(job.command, cwd)
+                running[child], heard[child] = job, child.start
             if not running:
                 return
             time.sleep(TURN)
             for child, job in list(running.items()):
                 over = child.wait()
                 for text in child.lines.new():
+                    heard[child] = time.monotonic()
                     line(job.key, text)
-                if over or time.monotonic() > child.start + job.limit:
+                until = min(child.start + job.limit, heard[child] + job.silence)
+                if over or time.monotonic() > until:
                     del running[child]
                     yield job.key, child.stop()
             if time.monotonic() > end:
@@ -174,11 +178,10 @@ def run_all(
 
 
 class Worker:
-    """A process that works through items, and is replaced where it hangs or ends early.
+    """A process that works through items; another takes over where it hangs or ends early.
 
-    It writes lines of JSON: {"begin": key}, then {"end": key, ...}, and {"finished": true} when
-    none is left. Lines with other members are passed on, and what the end of the time cuts off is
-    {"cut": key}, without a key where nothing has begun.
+    It writes lines of JSON: {"begin": key}, then {"end": key, ...}, and at last {"finished": true}.
+    Other lines are passed on. An item that the end of the time cuts off is {"cut": key}.
     """
 
     def __init__(
@@ -188,19 +191,18 @@ class Worker:
         cwd: Path,
         env: Mapping[str, str],
         limits: tuple[float, float],
-        most_ends: int = 1000,
     ) -> None:
         self.name, self.command, self.cwd, self.env = name, command, cwd, env
         self.first_limit, self.limit = limits  # seconds until the first item, and of each
-        self.most_ends = most_ends  # too early, before it is given up
         self.done: set[str] = set()
-        self.bad_ends = self.fruitless = 0
+        self.bad_ends = 0
         self.child: Child | None = None
 
     def begin(self) -> None:
         self.file = tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115
         self.lines = Lines(self.file.fileno())
         self.current: str | None = None
+        self.last: Record = {}
         self.finished, self.before, self.since = False, len(self.done), time.monotonic()
         self.child = Child(self.command(self, Path(self.file.name)), self.cwd, self.env)
 
@@ -214,7 +216,7 @@ class Worker:
                 self.current = None
                 self.done.add(record["end"])
             self.finished |= "finished" in record
-            self.since = time.monotonic()
+            self.since, self.last = time.monotonic(), record
             keep(record)
         now = time.monotonic()
         first = self.current is None and len(self.done) == self.before
@@ -229,14 +231,15 @@ class Worker:
                 keep({"cut": self.current, "worker": self.name})
             return
         how = "hung" if late and not over else f"the process ended with status {ended.status}"
+        if "synchronising" in self.last:
+            how += " while synchronising"
         self.bad_ends += 1
         if self.current is not None:
             self.done.add(self.current)
             keep({"end": self.current, "failed": how, "report": ended.output})
         elif len(self.done) == self.before:
-            self.fruitless += 1
             keep({"stopped": self.name, "failed": how, "report": ended.output})
-        if self.fruitless < MOST_FRUITLESS and self.bad_ends < self.most_ends and now < end:
+        if (len(self.done) > self.before or self.bad_ends == 1) and now < end:
             self.begin()
 
 

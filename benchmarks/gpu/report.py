@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +65,26 @@ def steps_table(document: Record) -> str:
     return table(["step", "seconds", ""], lines)
 
 
+def mean_and_least(ratios: Iterable[float | None]) -> str:
+    known = [x for x in ratios if x is not None]
+    return f"{number(geometric_mean(known))} ({number(min(known))})" if known else ""
+
+
 def summary(rows: Sequence[tuple[Row, Record]]) -> str:
     """Geometric mean and least ratio of each class, and of all."""
     columns = [(mode, form) for mode in MODES for form in FORMS]
-
-    def cell(chosen: Callable[[Row], bool], mode: str, form: str) -> str:
-        found = [ratio_of(r, form) for row, r in rows if chosen(row) and row.mode == mode]
-        ratios = [x for x in found if x is not None]
-        return f"{number(geometric_mean(ratios))} ({number(min(ratios))})" if ratios else ""
-
     kinds = dict.fromkeys(row.shape.kind for row, _ in rows)
     groups: list[tuple[str, Callable[[Row], bool]]] = [
         *((kind, lambda row, kind=kind: row.shape.kind == kind) for kind in kinds),
         *((str(s), lambda row, s=s: row.setting == s) for s in SETTINGS),
         ("all", lambda row: True),
     ]
-    lines = [[name, *(cell(chosen, *c) for c in columns)] for name, chosen in groups]
+    lines = [
+        [name, *(mean_and_least(ratio_of(r, form) for row, r in rows
+                                if chosen(row) and row.mode == mode)
+                 for mode, form in columns)]
+        for name, chosen in groups
+    ]  # fmt: skip
     header = ["class", *(f"{mode}, {FORMS[form]}" for mode, form in columns)]
     ratios = [x for _, r in rows if (x := ratio_of(r, "eager")) is not None]
     if not ratios:
@@ -101,20 +105,13 @@ def readme_table(documents: Sequence[Record]) -> str:
     measured = [(d, rows) for d, rows in measured if any(ratio_of(r, "eager") for _, r in rows)]
     if not measured:
         return "On a GPU nothing has been measured yet."
-    header, columns = ["class"], []
-    for document, rows in measured:
-        for mode in MODES:
-            header.append(f"{document['machine'].get('gpu', document['card'])}, {mode}")
-            found: dict[str, list[float]] = {}
-            for row, record in rows:
-                ratio = ratio_of(record, "eager")
-                if row.mode == mode and ratio is not None:
-                    found.setdefault(row.shape.kind, []).append(ratio)
-            columns.append(found)
-    kinds = list(dict.fromkeys(kind for column in columns for kind in column))
+    columns = [(d, rows, mode) for d, rows in measured for mode in MODES]
+    header = ["class", *(f"{d['machine'].get('gpu', d['card'])}, {m}" for d, _, m in columns)]
+    kinds = dict.fromkeys(row.shape.kind for _, rows, _ in columns for row, _ in rows)
     lines = [
-        [kind, *(f"{number(geometric_mean(c[kind]))} ({number(min(c[kind]))})" if kind in c else ""
-                 for c in columns)]
+        [kind, *(mean_and_least(ratio_of(r, "eager") for row, r in rows
+                                if (row.shape.kind, row.mode) == (kind, mode))
+                 for _, rows, mode in columns)]
         for kind in kinds
     ]  # fmt: skip
     title = (
@@ -220,63 +217,13 @@ def plot_ratios(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> 
     return plots.save(figure, folder, f"ratio-{name}")
 
 
-def plot_steps(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> Path | None:
-    """Microseconds per step against the bound's, of both modules."""
-    panels = [(m, f) for m in MODES for f in FORMS]
-    found = [(row, r) for row, r in rows if r.get("bound_microseconds")]
-    if not found:
-        return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(14, 3.6), sharey=True, sharex=True)
-    for ax, (mode, form) in zip(axes, panels, strict=True):
-        for module in ("nn.RNN", "fastrnn"):
-            points = [
-                (r["bound_microseconds"] / row.shape.seq_len / row.shape.num_layers, time)
-                for row, r in found
-                if row.mode == mode
-                and (time := value_of(r, form, "microseconds_per_step", module)) is not None
-            ]
-            if points:
-                ax.plot(*zip(*points, strict=True), ".", color=plots.COLOURS[module], label=module)
-        ax.axline((1, 1), (2, 2), color="black", linewidth=0.8)
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        plots.plain_ticks(ax.xaxis)
-        plots.plain_ticks(ax.yaxis)
-        ax.grid(alpha=0.3)
-        ax.set_title(f"{mode}, {FORMS[form]}", fontsize=9)
-        ax.set_xlabel("bound, µs per step")
-    axes[0].set_ylabel("measured, µs per step")
-    axes[0].legend(fontsize=8)
-    return plots.save(figure, folder, f"steps-{name}")
-
-
-def limits_table(document: Record) -> str:
-    measured = document.get("limits", [])
-    units = {"clocks": "clocks", "microseconds": "µs", "clusters": "clusters"}
-    units["multiply_adds_per_clock"] = "multiply-adds a clock"
-    lines = []
-    for item in measured:
-        unit = next((key for key in units if key in item), None)
-        if unit:
-            rest = {k: v for k, v in item.items() if k not in ("what", unit)}
-            what = ", ".join(
-                [item["what"], *(f"{k.replace('_', ' ')}: {v}" for k, v in rest.items())]
-            )
-            lines.append([what, number(item[unit]), units[unit]])
-    return (
-        table(["pieces of a step (`benchmarks/gpu/limits.cu`)", "", "unit"], lines) if lines else ""
-    )
-
-
 def section(name: str, document: Record, images: Path) -> str:
     rows = measured_rows(document)
     sections = [f"## {name}\n", facts(document), steps_table(document)]
     if rows:
         sections += [EXPLANATION, summary(rows)]
-    for title, plot in [("ratio by class", plot_ratios), ("time per step", plot_steps)]:
-        path = plot(images, name, rows)
-        if path is not None:
-            sections.append(f"![{title}](images/{path.name})\n")
+    path = plot_ratios(images, name, rows)
+    if path is not None:
+        sections.append(f"![ratio by class](images/{path.name})\n")
     sections += row_tables(name, document, rows)
-    sections.append(limits_table(document))
-    return "\n".join(filter(None, sections))
+    return "\n".join(sections)

@@ -15,15 +15,19 @@ from pathlib import Path
 from benchmarks.gpu.evidence import ROOT, Visit
 from benchmarks.gpu.process import Record, Worker, work_through
 
-LATE = ("test_compile.py", "test_examples.py")  # slow, and they say least of the kernels
+# Slow, and they say least of the kernels.
+LATE = ("test_compile.py", "test_examples.py", "test_char_lm.py", "test_mnist_rows.py",
+        "test_sentiment.py")  # fmt: skip
 LATE_SECONDS = 40.0
+SELECT = "gpu and not slow"  # pytest's -m
 FIRST_TEST_SECONDS = 90.0  # imports and collection, of eight processes at once
 ENV = {
-    "OMP_NUM_THREADS": "2",  # else the float64 truths of all processes fight for the cores
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what deterministic algorithms ask of cuBLAS
-    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # what else is installed there has no part in this
+    "OMP_NUM_THREADS": "2",  # eight processes share the cores
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic algorithms ask for it
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     "TORCH_SHOW_CPP_STACKTRACES": "1",
-    "TORCH_DISABLE_ADDR2LINE": "1",  # names of functions, without minutes of reading debug data
+    "TORCH_DISABLE_ADDR2LINE": "1",  # reading debug data takes minutes
 }
 
 
@@ -36,6 +40,7 @@ def run_tests(visit: Visit, end: float) -> str:
         path
         for path in sorted(visit.args.tests.glob("test_*.py"))
         if re.search(r"mark\.gpu\b|\bdevice: str\b", path.read_text())
+        and not path.name.startswith("test_gpu_")  # of this folder: they need no GPU
     ]
     late = [path for path in files if path.name in LATE]
     first = [path for path in files if path not in late]
@@ -81,15 +86,15 @@ class Tests:
         done.write_text(json.dumps([*self.passed, *worker.done]))
         words = ["-P", "-m", "pytest", "-q", "-p", "benchmarks.gpu.plugin", "--tb=long"]
         words += ["--continue-on-collection-errors"]
-        # Each as one word: pytest would take a path by itself for a place of tests.
-        # Tests of kernels that are known to be wrong may cost a process each.
+        words += ["--deselect=tests/test_check.py::test_every_cuda_kernel"]  # done before
+        # Tests of wrong kernels come last: each may cost a process.
         bad = {re.split("[: ]", name)[0] for name in self.visit.bad}
         words += [f"--late={' '.join(sorted(bad))}"]
         words += [f"--shard={shard}/{self.visit.args.shards}"]
         words += [f"--out-file={out}", f"--done-file={done}"]
-        # Where a test hangs, it prints every thread's traceback before it is killed.
+        # A test that hangs prints where, before it is killed.
         words += ["-o", f"faulthandler_timeout={0.8 * limit}", "-p", "no:cacheprovider"]
-        words += ["-m", self.visit.args.select, "-W", "default", *map(str, files)]
+        words += ["-m", SELECT, "-W", "default", *map(str, files)]
         return [sys.executable, *words]
 
     def keep(self, first: Path, record: Record) -> None:
@@ -111,7 +116,7 @@ class Tests:
         elif "uncollected" in record and record["uncollected"] not in self.uncollected:
             self.uncollected.add(record["uncollected"])
             self.visit.fail(f"{record['uncollected']} is not collected", record["report"])
-        elif "begin" in record or record.get("cut"):
+        elif "begin" in record or "synchronising" in record or record.get("cut"):
             self.visit.keep("tests.jsonl", record)
         elif "cut" in record:
             self.visit.fail(f"tests, {record['worker']}: no time for its first test")
@@ -136,8 +141,9 @@ def file_of(test: str) -> str:
 
 
 def hashes(kernels: str, folder: Path) -> dict[str, str]:
-    """Of each file of tests: of the kernels, the package, the tests' own modules, and the file."""
-    files = sorted([*(ROOT / "fastrnn").glob("*.py"), *folder.glob("*.py")])
+    """Of each file of tests, with all that it may use."""
+    folders = [ROOT / "fastrnn", ROOT / "examples", folder]
+    files = sorted(path for f in folders for path in f.glob("*.py"))
     shared = [path.read_bytes() for path in files if not path.name.startswith("test_")]
 
     def digest(parts: Iterable[bytes]) -> str:

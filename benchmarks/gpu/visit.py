@@ -4,14 +4,17 @@
     python -m benchmarks.gpu.visit --prebuilt build/gpu --out DIR --budget 300     (on the machine)
     python -m benchmarks.gpu.visit --take DIR                                      (at home)
 
-The steps run in order within the budget, in processes with time limits. Evidence is appended to
-eight files at most as it comes, so whatever ends the visit, they are whole up to then.
+The steps run in order within the budget, in processes with time limits. Evidence is written as it
+comes: whatever ends the visit, its files are whole up to then. They are six, and eight may come
+home from some machines: `gpu-CARD.json`, `failures.txt`, `log.txt`, `tests.jsonl`, `checks.jsonl`
+and `times.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import shutil
 import sys
@@ -25,12 +28,13 @@ from pathlib import Path
 from benchmarks.gpu import kernels
 from benchmarks.gpu.bench import bench
 from benchmarks.gpu.evidence import RESERVE, ROOT, Visit, gist, now, take
-from benchmarks.gpu.process import Child, run
+from benchmarks.gpu.prepare import PROGRAMS
+from benchmarks.gpu.process import Child, run, stop_all
 from benchmarks.gpu.shapes import plan
 from benchmarks.gpu.tests import run_tests
 
 RESULTS = ROOT / "benchmarks/results"
-CHECKS_SECONDS, OWN_CHECK_SECONDS = 60.0, 30.0
+BUILD_SECONDS, OWN_CHECK_SECONDS = 200.0, 30.0
 CPU_ROWS = [
     "B64-T28-I28-H128", "B64-T50-I512-H512", "B32-T20-I1-H64", "B1-T512-I64-H64",
     "B1-T10-I1024-H1024",
@@ -38,24 +42,33 @@ CPU_ROWS = [
 
 
 class Library:
-    """fastrnn as it was built before, or else built here, while other steps run."""
+    """fastrnn and the programs as they were built before, or else built here beside other steps."""
 
     def __init__(self, visit: Visit) -> None:
         self.visit = visit
-        self.folder = visit.built  # in which it is, or is being built
-        self.doing: tuple[str, Child] | None = None  # "import" or "build"
+        self.folder = visit.built  # in which fastrnn is, or is being built
+        self.doing: tuple[str, Child] | None = None  # "import" or "build" of fastrnn
+        self.programs: Child | None = None  # their build
         self.may_build = True
-        there = visit.built / "HASH"
-        hashes = there.read_text().split() if there.exists() else None
-        if hashes == [visit.hash, visit.program_hash]:
-            for name in ("kernels", "limits"):
+
+    def begin(self) -> None:
+        visit, there = self.visit, self.visit.built / "HASH"
+        of = there.read_text().split() if there.exists() else []
+        if of == [visit.hash, visit.program_hash]:
+            for name in PROGRAMS:
                 with contextlib.suppress(OSError):  # not there, or read-only
                     (visit.built / name).chmod(0o755)
             self.try_import()
+            return
+        if of:
+            visit.fail(f"{visit.built} was built of other sources: make gpu-prepare")
+        for path in (there, *(visit.built / name for name in PROGRAMS)):
+            path.unlink(missing_ok=True)
+        if of[:1] == [visit.hash]:
+            self.programs = self.prepare("programs")
+            self.try_import()
         else:
-            if hashes:
-                visit.fail(f"{visit.built} was built of other sources: make gpu-prepare")
-            self.build()
+            self.programs = self.build("library", "programs")
 
     def try_import(self) -> None:
         """Import what is built, with the sources beside it, in a process of its own."""
@@ -68,22 +81,33 @@ class Library:
         command = [sys.executable, "-P", "-c", words]
         self.doing = "import", Child(command, self.visit.scratch, self.visit.env)
 
-    def build(self) -> None:
+    def build(self, *parts: str) -> Child:
         self.may_build = False
+        child = self.prepare(*parts)
+        self.doing = "build", child
+        return child
+
+    def prepare(self, *parts: str) -> Child:
         gpu = self.visit.args.device == "cuda"
         known = self.visit.document["machine"].get("capability", "9.0" if gpu else "")
         arch = known.replace(".", "")
-        command = [sys.executable, "-m", "benchmarks.gpu.prepare", "--here"]
+        command = [sys.executable, "-m", "benchmarks.gpu.prepare", "--here", "--parts", *parts]
         command += ["--out", str(self.folder), "--arch", "90a" if arch == "90" else arch]
-        self.doing = "build", Child(command, ROOT)
+        return Child(command, ROOT)
 
-    def program(self, name: str) -> Path | None:
-        """One that was built, waited for while it is being built."""
-        path = self.visit.built / name
-        while self.doing and self.doing[0] == "build" and not path.exists() and self.visit.left():
-            if self.doing[1].wait(0.2):
+    def wait_for_programs(self, end: float) -> str:
+        """Until both are there: each is put in its place once it is whole."""
+        child, missing = self.programs, True
+        while missing:
+            over = child is None or child.wait(0.2) or time.monotonic() > end
+            missing = not all((self.visit.built / name).exists() for name in PROGRAMS)
+            if over:
                 break
-        return path if path.exists() else None
+        if child and child.wait() and not (self.doing and self.doing[1] is child):
+            ended, self.programs = child.stop(), None
+            if ended.status != 0:
+                self.visit.fail(f"build of the programs {ended.how}", ended.output)
+        return "not built" if missing else "there"
 
     def wait(self, end: float) -> str:
         """Go on from the import to a build, and from the build to an import."""
@@ -94,11 +118,12 @@ class Library:
                 visit.fail(f"{what} of fastrnn: not done in time")
                 break
             ended, self.doing = child.stop(), None
+            self.programs = None if self.programs is child else self.programs
             if ended.status != 0:
                 visit.fail(f"{what} of fastrnn {ended.how}", ended.output)
                 if self.may_build:  # the programs that were built with it go on
                     self.folder = self.visit.scratch / "built"
-                    self.build()
+                    self.build("library")
             elif what == "build":
                 self.try_import()
             else:
@@ -110,13 +135,25 @@ class Library:
 
     def own_check(self) -> str:
         """The library's own guard, as a user meets it."""
+        visit, tool = self.visit, "python -m fastrnn check"
+        for r in visit.earlier("checks.jsonl"):
+            if (r.get("tool"), r["hash"], r.get("clean")) == (tool, visit.hash, True):
+                return "checked before"
+        limit = visit.left(OWN_CHECK_SECONDS)
         words = [sys.executable, "-P", "-m", "fastrnn", "check", "--device", "cuda"]
-        env = {"PYTHONPATH": self.visit.env["PYTHONPATH"]}
-        ended = run(words, self.visit.left(OWN_CHECK_SECONDS), self.visit.scratch, env)
-        self.visit.append("log.txt", ended.output)
-        if ended.status != 0:
-            self.visit.fail(f"python -m fastrnn check {ended.how}", ended.output)
+        env = {"PYTHONPATH": visit.env["PYTHONPATH"]}
+        ended = run(words, limit, visit.scratch, env)
+        visit.append("log.txt", ended.output)
+        if ended.status is None and limit < OWN_CHECK_SECONDS:
+            return "no time for its own check"
+        clean = ended.status == 0
+        visit.keep("checks.jsonl", {"tool": tool, "clean": clean, "hash": visit.hash})
+        if not clean:
+            visit.fail(f"{tool} {ended.how}", ended.output)
         return gist(ended.output)
+
+    def stop(self) -> None:
+        stop_all({child for child in (self.doing and self.doing[1], self.programs) if child})
 
 
 def machine(visit: Visit) -> None:
@@ -125,7 +162,8 @@ def machine(visit: Visit) -> None:
     if visit.args.device == "cuda":
         names = ["gpu", "capability", "driver", "clock", "memory_clock"]
         query = "name,compute_cap,driver_version,clocks.max.sm,clocks.max.mem"
-        ended = run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], 20, ROOT)
+        command = f"nvidia-smi --query-gpu={query} --format=csv,noheader"
+        ended = run(["sh", "-c", command], 20, ROOT)
         fields = [x.strip() for x in ended.output.strip().split("\n")[0].split(",")]
         if ended.status == 0 and len(fields) == len(names):
             found |= dict(zip(names, fields, strict=True))
@@ -169,27 +207,32 @@ def cpu(visit: Visit, end: float) -> str:
     """nn.RNN and fastrnn on the processor beside the GPU, on one to sixteen of its cores."""
     command = [sys.executable, "-P", "-m", "benchmarks.compare", "--budget", "2"]
     command += ["--only", *CPU_ROWS, "--threads", *visit.args.threads]
-    command += ["--json", str((visit.out / "cpu16.json").absolute())]
+    command += ["--json", str(visit.scratch / "cpu.json")]
     ended = run(command, end - time.monotonic(), ROOT, visit.env)
+    if (visit.scratch / "cpu.json").exists():
+        visit.document["cpu"] = json.loads((visit.scratch / "cpu.json").read_text())
     if ended.status not in (0, None):
         visit.fail(f"the rows of the CPU {ended.how}", ended.output)
     return ended.how
 
 
 def run_steps(visit: Visit, library: Library) -> None:
+    step(visit, "programs", BUILD_SECONDS, library.wait_for_programs)
     step(visit, "limits", 15, partial(kernels.limits, visit))
-    program = library.program("kernels")
-    step(visit, "checks", CHECKS_SECONDS, partial(kernels.checks, visit, program))
-    step(visit, "times", 60, partial(kernels.times, visit))
-    step(visit, "fastrnn", visit.args.build_limit, library.wait)
+    step(visit, "checks", 60, partial(kernels.checks, visit))
+    step(visit, "times", 30, partial(kernels.times, visit))
+    step(visit, "fastrnn", BUILD_SECONDS, library.wait)
     step(visit, "first rows", 90, partial(rows, visit, True))
-    step(visit, "sanitizers", 60, partial(kernels.sanitizers, visit))
+    if visit.bad:
+        step(visit, "sanitizers", 60, partial(kernels.sanitizers, visit))
     step(visit, "tests", 120, partial(run_tests, visit))
     if visit.bad or not visit.checked or not visit.loads:
         visit.say("the other rows wait until fastrnn loads and every kernel is right")
         return
+    step(visit, "sanitizers", 20, partial(kernels.sanitizers, visit))
     step(visit, "rows", visit.left(), partial(rows, visit, False))
-    step(visit, "cpu", 240, partial(cpu, visit))
+    if visit.args.device == "cuda":
+        step(visit, "cpu", 240, partial(cpu, visit))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -203,22 +246,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of benchmarks.gpu.prepare; without it, all is built here")  # fmt: skip
     add("--out", type=Path, default=ROOT / "build/gpu-visit", metavar="DIR", help="the evidence")
     add("--budget", type=float, default=480, help="seconds of the whole visit")
-    add("--skip", type=Path, metavar="DIR",
-        help="evidence of an earlier visit: what passed is left out")  # fmt: skip
+    add("--skip", type=Path, nargs="+", default=[], metavar="DIR",
+        help="evidence of earlier visits: what passed is left out")  # fmt: skip
     add("--take", type=Path, metavar="DIR", help="only merge this evidence into --results")
     add("--results", type=Path, default=RESULTS, metavar="DIR")
     add("--rows", nargs="+", default=[], metavar="CLASS|ID", help="a class, or part of an id")
-    add("--characters", type=int, default=11_000, help="most that is printed")
     add("--device", choices=["cuda", "cpu"], default="cuda",
         help="cpu: toy sizes, to try this program itself")  # fmt: skip
-    add("--check-limit", type=float, default=10, help="seconds of a check")
+    add("--check-limit", type=float, default=25, help="seconds of a kernel's checks")
     add("--sanitizer-limit", type=float, default=30, help="seconds of a check under a tool")
     add("--test-limit", type=float, default=20, help="seconds of a test")
-    add("--row-limit", type=float, default=20, help="seconds of a row")
     add("--row-budget", type=float, default=0.1, help="seconds of a row and form")
-    add("--build-limit", type=float, default=200, help="seconds until fastrnn loads")
     add("--tests", type=Path, default=ROOT / "tests", metavar="DIR")
-    add("--select", default="gpu and not slow", help="pytest's -m")
     add("--shards", type=int, default=8, help="processes of tests")
     add("--threads", nargs="+", default=["1", "16", "4", "8", "2"], help="of the CPU's rows")
     args = parser.parse_args(argv)
@@ -235,17 +274,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.take:
         print(*take(args.take, args.results), sep="\n")
         return
-    if args.device == "cuda" and shutil.which("nvidia-smi") is None:
-        sys.exit("gpu-visit: no GPU here: nvidia-smi is not found; --device cpu tries the program")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         visit = Visit(args, Path(folder))
-        machine(visit)
         library = Library(visit)
         try:
+            machine(visit)
+            library.begin()
             run_steps(visit, library)
+        except Exception:
+            visit.fail("the visit itself", traceback.format_exc())
         finally:
-            if library.doing:
-                library.doing[1].stop()
+            library.stop()
             visit.save()
             visit.last_words()
     if visit.failures:
