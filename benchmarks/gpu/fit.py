@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def parse(lines: Iterable[tuple[str, str]], known: Iterable[tuple[str, str]]) ->
     return found
 
 
+@cache
 def build() -> Path:
     """The program that evaluates the model."""
     compiler = shutil.which("g++") or shutil.which("c++")
