@@ -42,10 +42,6 @@ UNCLEAR = 0.5  # relative error from which on a constant is not determined
 Floats = NDArray[np.float64]
 
 
-class Malformed(ValueError):
-    """A line that is no measurement."""
-
-
 @dataclass(frozen=True)
 class Time:
     """A line of `kernels time`."""
@@ -58,37 +54,19 @@ class Time:
     ns: float  # of a step
 
 
-def parse(lines: Iterable[tuple[str, str]], known: Iterable[tuple[str, str]]) -> list[Time]:
-    """The measurements in lines of JSON, each with the place it comes from.
-
-    `known` has the configurations, by name and dtype.
-    """
-    known = set(known)
+def parse(lines: Iterable[str]) -> list[Time]:
+    """The measurements in lines of JSON: of one build, on one device."""
     found: list[Time] = []
-    at_once: dict[tuple[str, str], int] = {}
-    builds: set[Any] = set()
-    for where, line in lines:
-
-        def expect(holds: bool, what: str, where: str = where, line: str = line) -> None:
-            if not holds:
-                raise Malformed(f"{where}: expected {what}, got {line}")
-
-        try:
-            x: Any = json.loads(line)
-            if "limit" in x:  # of the device: another measurement in the same file
-                continue
-            if "failed" in x:
-                print(f"{where}: left out: {line}", file=sys.stderr)
-                continue
-            t = Time(x["name"], x["dtype"], x["pass"], x["groups"], x["at_once"], float(x["ns"]))
-        except (ValueError, KeyError, TypeError):
-            expect(False, "a line of JSON as `kernels time` prints it")
-        key = (t.name, t.dtype)
-        expect(key in known, "a configuration and its dtype")
-        expect(at_once.setdefault(key, t.at_once) == t.at_once, '"at_once" as before: one device')
+    builds, at_once = set(), {}
+    for x in map(json.loads, lines):
+        if "ns" not in x:  # a limit of the device, or what failed
+            continue
+        t = Time(x["name"], x["dtype"], x["pass"], x["groups"], x["at_once"], x["ns"])
         builds.add(x.get("hash"))
-        expect(len(builds) == 1, '"hash" to be the same in all lines: one build')
-        expect(0 < t.ns < math.inf, '"ns" to be above 0')
+        if len(builds) > 1:
+            raise ValueError(f'expected "hash" to be the same in all lines: one build, got {x}')
+        if at_once.setdefault((t.name, t.dtype), t.at_once) != t.at_once:
+            raise ValueError(f'expected "at_once" to be as before: one device, got {x}')
         found.append(t)
     return found
 
@@ -348,17 +326,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         model = Model(args.multiprocessors)
-        lines = [
-            (f"{path}:{i}", line)
-            for path in args.times
-            for i, line in enumerate(path.read_text().splitlines(), 1)
-            if line.strip()
-        ]
-        times = parse(lines, model.configurations)
-    except (OSError, Malformed) as e:
+        times = parse(line for path in args.times for line in path.read_text().splitlines())
+    except (OSError, ValueError) as e:
         sys.exit(f"fit: {e}")
     if not times:
         sys.exit("fit: expected a measurement at least, got none")
+    if unknown := {(t.name, t.dtype) for t in times} - model.configurations.keys():
+        sys.exit(f"fit: expected configurations of these sources, got {unknown}")
     model.on_device_of(times)
     fitted = fit(model, times)
     both = np.vstack([model.constants, fitted.constants])

@@ -61,7 +61,7 @@ def checks(visit: Visit, end: float) -> str:
     for r in visit.earlier("checks.jsonl"):
         if r["hash"] == visit.program_hash and r.get("right"):
             visit.checked[f"{variant_of(r)} {r['rows']}"] = True
-    before = sum(key in visit.checked for key in every)
+    todo = [key for key in every if key not in visit.checked]
     texts: dict[str, str] = {}  # of what was wrong
 
     def check(keys: Sequence[str], at_once: int) -> None:
@@ -76,8 +76,7 @@ def checks(visit: Visit, end: float) -> str:
                 if not visit.checked[row]:
                     texts[row] = f"{ended.output}\n{what_is_wrong(record)}"
 
-    check([v for v in visit.variants if any(f"{v} {x}" not in visit.checked for x in ROWS)],
-          AT_ONCE)  # fmt: skip
+    check(list(dict.fromkeys(key.rsplit(" ", 1)[0] for key in todo)), AT_ONCE)
     again = [key for key in every if not visit.checked.get(key)]
     check(sorted(again, key=texts.__contains__), 1)  # first what was not begun
     for key, text in texts.items():
@@ -90,8 +89,7 @@ def checks(visit: Visit, end: float) -> str:
         visit.fail(f"checks: {len(lost)} were not begun, the first {lost[0]}")
     visit.document["checks"] = {"of": len(every), "wrong": len(wrong), "not begun": len(lost)}
     families = Counter(re.split("[: ]", name)[0] for name in visit.bad)
-    run_now = len(every) - before - len(lost)
-    note = f"{run_now} of {len(every)} run, {len(wrong)} wrong or failed"
+    note = f"{len(todo) - len(lost)} of {len(every)} run, {len(wrong)} wrong or failed"
     return note + "".join(f", {family} {count}" for family, count in families.items())
 
 
@@ -103,19 +101,17 @@ def check_records(key: str, ended: Ended) -> Iterator[Record]:
     """Of each row that a process was asked for and has begun."""
     name, dtype, *one = key.split()
     printed = [r for r in records(ended.output.splitlines()) if "right" in r or "failed" in r]
-    by_rows = {r["rows"]: r for r in printed if "rows" in r}
+    found = {r["rows"]: r for r in printed if "rows" in r}
     asked = one or ROWS
-    seconds = round(ended.seconds, 2)
-    cut = next((rows for rows in asked if rows not in by_rows), None)
-    if cut is None and ended.status != 0 and all(r.get("right") for r in by_rows.values()):
-        by_rows[asked[-1]] |= {"right": False, "failed": f"{ended.how}, after right results"}
-    elif cut is not None:
-        said = [r for r in printed if "rows" not in r]
-        by_rows[cut] = said[-1] if said else {"failed": ended.how, "output": ended.output}
+    if ended.status != 0 and all(found.get(rows, {}).get("right") for rows in asked):
+        del found[asked[-1]]  # it came to no good end
+    said = printed[-1:] if printed and "rows" not in printed[-1] else []
     for rows in asked:
-        if rows in by_rows:
-            record = {"name": name, "dtype": dtype, **by_rows[rows], "rows": rows}
-            yield record | {"seconds": seconds}
+        record = found.get(rows) or (said or [{"failed": ended.how, "output": ended.output}])[0]
+        record = {"name": name, "dtype": dtype, **record, "rows": rows}
+        yield {**record, "seconds": round(ended.seconds, 2)}
+        if rows not in found:
+            return
 
 
 def what_is_wrong(record: Record) -> str:

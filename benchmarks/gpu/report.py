@@ -59,12 +59,6 @@ def facts(document: Record) -> str:
     return "\n".join(f"- {k}: {v}" for k, v in shown) + "\n"
 
 
-def steps_table(document: Record) -> str:
-    lines = [[name, number(step["seconds"]), step["note"].replace("|", "/")]
-             for name, step in document["steps"].items()]  # fmt: skip
-    return table(["step", "seconds", ""], lines)
-
-
 def mean_and_least(ratios: Iterable[float | None]) -> str:
     known = [x for x in ratios if x is not None]
     return f"{number(geometric_mean(known))} ({number(min(known))})" if known else ""
@@ -219,7 +213,7 @@ def plot_ratios(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> 
 
 def section(name: str, document: Record, images: Path) -> str:
     rows = measured_rows(document)
-    sections = [f"## {name}\n", facts(document), steps_table(document)]
+    sections = [f"## {name}\n", facts(document)]
     if rows:
         sections += [EXPLANATION, summary(rows)]
     path = plot_ratios(images, name, rows)

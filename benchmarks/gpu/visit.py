@@ -68,7 +68,9 @@ class Library:
             self.programs = self.prepare("programs")
             self.try_import()
         else:
-            self.programs = self.build("library", "programs")
+            self.programs = self.prepare("library", "programs")
+            self.doing = "build", self.programs
+            self.may_build = False
 
     def try_import(self) -> None:
         """Import what is built, with the sources beside it, in a process of its own."""
@@ -80,12 +82,6 @@ class Library:
         words = "import torch, fastrnn; print(fastrnn.__path__, fastrnn.info())"
         command = [sys.executable, "-P", "-c", words]
         self.doing = "import", Child(command, self.visit.scratch, self.visit.env)
-
-    def build(self, *parts: str) -> Child:
-        self.may_build = False
-        child = self.prepare(*parts)
-        self.doing = "build", child
-        return child
 
     def prepare(self, *parts: str) -> Child:
         gpu = self.visit.args.device == "cuda"
@@ -123,7 +119,8 @@ class Library:
                 visit.fail(f"{what} of fastrnn {ended.how}", ended.output)
                 if self.may_build:  # the programs that were built with it go on
                     self.folder = self.visit.scratch / "built"
-                    self.build("library")
+                    self.doing = "build", self.prepare("library")
+                    self.may_build = False
             elif what == "build":
                 self.try_import()
             else:
