@@ -47,7 +47,7 @@ def limits(visit: Visit, end: float) -> str:
 
 
 def checks(visit: Visit, end: float) -> str:
-    """Each kernel's rows in a process; then each row that came out wrong, or not, by itself."""
+    """A process for all rows of a kernel; then one for each row that has no right answer."""
     program = visit.built / "kernels"
     if not program.exists():
         visit.fail("the program `kernels` is not built")
@@ -71,14 +71,14 @@ def checks(visit: Visit, end: float) -> str:
             for record in check_records(key, ended):
                 record |= {"hash": visit.program_hash, "at_once": at_once}
                 visit.keep("checks.jsonl", record)
-                row = f"{key} {record['rows']}" if at_once > 1 else key
+                row = f"{variant_of(record)} {record['rows']}"
                 visit.checked[row] = bool(record.get("right"))
                 if not visit.checked[row]:
                     texts[row] = f"{ended.output}\n{what_is_wrong(record)}"
 
     check(list(dict.fromkeys(key.rsplit(" ", 1)[0] for key in todo)), AT_ONCE)
-    again = [key for key in every if not visit.checked.get(key)]
-    check(sorted(again, key=texts.__contains__), 1)  # first what was not begun
+    check([key for key in every if key not in visit.checked], AT_ONCE)  # behind what failed
+    check([key for key in every if not visit.checked.get(key)], 1)
     for key, text in texts.items():
         alone = ", but by itself it is right" if visit.checked[key] else ""
         visit.fail(f"check {key}{alone}", text)
@@ -105,10 +105,13 @@ def check_records(key: str, ended: Ended) -> Iterator[Record]:
     asked = one or ROWS
     if ended.status != 0 and all(found.get(rows, {}).get("right") for rows in asked):
         del found[asked[-1]]  # it came to no good end
-    said = printed[-1:] if printed and "rows" not in printed[-1] else []
+    last = printed[-1] if printed else {}
+    if "failed" not in last:
+        last = {"failed": ended.how, "output": ended.output}
     for rows in asked:
-        record = found.get(rows) or (said or [{"failed": ended.how, "output": ended.output}])[0]
-        record = {"name": name, "dtype": dtype, **record, "rows": rows}
+        if rows not in found and "rows" in last:  # which ended the process
+            return
+        record = {"name": name, "dtype": dtype, **found.get(rows, last), "rows": rows}
         yield {**record, "seconds": round(ended.seconds, 2)}
         if rows not in found:
             return

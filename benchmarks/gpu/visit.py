@@ -70,7 +70,6 @@ class Library:
         else:
             self.programs = self.prepare("library", "programs")
             self.doing = "build", self.programs
-            self.may_build = False
 
     def try_import(self) -> None:
         """Import what is built, with the sources beside it, in a process of its own."""
@@ -84,6 +83,7 @@ class Library:
         self.doing = "import", Child(command, self.visit.scratch, self.visit.env)
 
     def prepare(self, *parts: str) -> Child:
+        self.may_build &= "library" not in parts
         gpu = self.visit.args.device == "cuda"
         known = self.visit.document["machine"].get("capability", "9.0" if gpu else "")
         arch = known.replace(".", "")
@@ -120,7 +120,6 @@ class Library:
                 if self.may_build:  # the programs that were built with it go on
                     self.folder = self.visit.scratch / "built"
                     self.doing = "build", self.prepare("library")
-                    self.may_build = False
             elif what == "build":
                 self.try_import()
             else:
@@ -223,10 +222,11 @@ def run_steps(visit: Visit, library: Library) -> None:
     if visit.bad:
         step(visit, "sanitizers", 60, partial(kernels.sanitizers, visit))
     step(visit, "tests", 120, partial(run_tests, visit))
+    if not visit.bad:
+        step(visit, "sanitizers", 20, partial(kernels.sanitizers, visit))
     if visit.bad or not visit.checked or not visit.loads:
         visit.say("the other rows wait until fastrnn loads and every kernel is right")
         return
-    step(visit, "sanitizers", 20, partial(kernels.sanitizers, visit))
     step(visit, "rows", visit.left(), partial(rows, visit, False))
     if visit.args.device == "cuda":
         step(visit, "cpu", 240, partial(cpu, visit))
