@@ -20,8 +20,8 @@ std::tuple<Tensor, Tensor> rnn_by_torch(FASTRNN_ARGUMENTS) {
   // cuDNN takes a contiguous state only.
   const Tensor state =
       hx ? hx->contiguous() : at::zeros({s.states(), s.batch, s.hidden_size}, input.options());
-  const bool train =
-      wants_grad(input, hx, weights);  // else cuDNN keeps nothing for a backward pass
+  // Else cuDNN keeps nothing for a backward pass.
+  const bool train = wants_grad(input, hx, weights);
   const bool is_relu = s.nonlinearity == Nonlinearity::kRelu;
   if (batch_sizes) {
     // It would take the rows beyond the last step for part of the sequence.

@@ -1,20 +1,34 @@
-"""``python -m fastrnn``: print what this build contains; ``check`` tries its kernels."""
+"""The command ``python -m fastrnn``."""
 
 import argparse
+import os
 import sys
 
 import torch
 
-from fastrnn import _check, info
+from fastrnn import __version__, _check, _path, info
 
-parser = argparse.ArgumentParser(prog="python -m fastrnn", description=__doc__)
+CHECK = """\
+Compare every kernel with plain products, forward and backward, and whole calls with the reference
+in double; time a forward pass beside torch.nn.RNN, roughly. Takes half a minute; the status is 1
+where something is wrong. B is the batch, H the hidden size, us/step microseconds.
+"""
+
+parser = argparse.ArgumentParser(
+    prog="python -m fastrnn", description="Print what this build of fastrnn contains."
+)
+parser.add_argument("--version", action="version", version=__version__)
 commands = parser.add_subparsers(dest="command", metavar="command")
-check = commands.add_parser("check", help="compare every kernel with plain products; time it")
+check = commands.add_parser("check", help="try every kernel on this machine", description=CHECK)
 check.add_argument(
-    "--device", choices=["cuda", "cpu"], help="(cuda where torch finds one, else cpu)"
+    "--device", choices=["cuda", "cpu"], help="(cuda where this build and torch have it, else cpu)"
 )
 options = parser.parse_args()
 if options.command == "check":
-    sys.exit(_check.run(options.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    has_cuda = _path.WITH_CUDA and torch.cuda.is_available()
+    sys.exit(_check.run(options.device or ("cuda" if has_cuda else "cpu")))
 for name, value in info().items():
     print(f"{name:15} {value}")
+for name in ("FASTRNN_CHECK", "FASTRNN_CUDA_KERNEL"):
+    if name in os.environ:
+        print(f"{name} {os.environ[name]}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -47,14 +47,9 @@ def run(device: str) -> int:
     Returns:
         1 if something is wrong, else 0.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        print("check: expected a CUDA device, torch finds none; --device cpu checks the others")
-        return 1
-    if device == "cuda" and not _path.WITH_CUDA:
-        print("check: this build has no CUDA kernels; --device cpu checks the others")
-        return 1
-    if device == "cuda" and (why := _C.cuda_why_no_kernels(torch.cuda.current_device())):
-        print(f"check: {why}; calls go to torch's operator")
+    why = _why_no_check() if device == "cuda" else ""
+    if why:
+        print(f"check: {why}. For the CPU: python -m fastrnn check --device cpu", file=sys.stderr)
         return 1
     print(f"{'kernel':<24} {'dtype':<9} {'error':>8} {'allowed':>8} {'us/step':>8} {'nn.RNN':>8}")
     faults, count = [], 0
@@ -90,9 +85,18 @@ def run(device: str) -> int:
         )
     verdict = f"{len(faults)} wrong: {'; '.join(faults)}" if faults else "all right"
     print(
-        f"\nfastrnn {facts['fastrnn']}, torch {facts['torch']}, {where}: {count} kernels, {verdict}"
+        f"\nfastrnn {facts['fastrnn']}, torch {facts['torch']}, {where}: {count} cases, {verdict}"
     )
     return 1 if faults else 0
+
+
+def _why_no_check() -> str:
+    if not torch.cuda.is_available():
+        return f"expected a CUDA device, but torch {torch.__version__} finds none"
+    if not _path.WITH_CUDA:
+        return "expected CUDA kernels, but this build has none (FASTRNN_CUDA=1 builds them)"
+    why: str = _C.cuda_why_no_kernels(torch.cuda.current_device())
+    return f"expected CUDA kernels that serve, but {why}" if why else ""
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -223,4 +227,4 @@ def _time(call: Callable[[], object], device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return 1e6 * median(times[1:]) / STEPS  # the first warms up
+    return 1e6 * min(times[1:]) / STEPS  # the first warms up

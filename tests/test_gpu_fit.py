@@ -142,8 +142,8 @@ def test_the_choice_is_that_of_choose(model: Model) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"at_once": 14}, 'expected "at_once" to be as before: one device'),
-        ({"hash": "other"}, 'expected "hash" to be the same in all lines: one build'),
+        ({"at_once": 14}, 'line 2: expected one device, "at_once" as before'),
+        ({"hash": "other"}, 'line 2: expected one build, "hash" as before'),
     ],
 )
 def test_times_that_do_not_belong_together(changes: dict[str, Any], message: str) -> None:
@@ -155,8 +155,10 @@ def test_lines_that_are_no_times(model: Model, tmp_path: Path) -> None:
     assert parse(['{"limit": {"name": "launch"}}', '{"failed": "no memory"}']) == []
     path = tmp_path / "times.jsonl"
     for text, message in {
-        "": "expected a measurement at least, got none",
-        "usage": "fit: Expecting value",
+        "": "expected measurements, got none",
+        "usage": "line 1: expected what `kernels time` prints, got usage",
+        '{"ns": 1}': "line 1: expected what `kernels time` prints",
+        json.dumps(LINE) + "\n5": "line 2: expected what `kernels time` prints, got 5",
         json.dumps({**LINE, "name": "step"}): "expected configurations of these sources, got",
     }.items():
         path.write_text(text)

@@ -420,7 +420,7 @@ def test_evidence_is_whole_whenever_the_visit_is_killed(tmp_path: Path) -> None:
     os.kill(started.pid, signal.SIGKILL)
     started.wait(10)
     assert_comes_home(tmp_path)
-    assert "no GPU, hash" in log.read_text(), seconds
+    assert "no GPU, sources" in log.read_text(), seconds
     for path in (tmp_path / "out").glob("*.jsonl"):
         assert process.read_records(path), seconds
     if Path("/proc/self/cmdline").exists():
@@ -677,7 +677,7 @@ def test_the_machine_and_the_library_s_own_check(
     assert not this.failures
     library = visit.Library(this)
     if not torch.cuda.is_available():
-        assert "torch finds none" in library.own_check()
+        assert "expected a CUDA device" in library.own_check()
         assert len(this.failures) == 1
     slow = script(tmp_path / "slow", "while True: pass")
     monkeypatch.setattr(visit.sys, "executable", "true")  # it succeeds
@@ -894,3 +894,24 @@ def test_no_gpu_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 )
 def test_cards(name: str, card: str) -> None:
     assert visit.card_of(name) == card
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prebuilt", "nowhere"], "no folder nowhere: make gpu-prepare makes"),
+        (["--take", "nowhere"], "no gpu-.*json in nowhere: nothing is taken"),
+    ],
+)
+def test_wrong_folders(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        visit.main([*words, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(bool(list(Path("/dev").glob("nvidia*"))), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="expected a GPU, found none"):
+        visit.main(["--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

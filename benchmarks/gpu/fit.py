@@ -1,6 +1,6 @@
 """Fit the constants of the CUDA kernels' choice to measured times, and see what that is worth.
 
-    build/kernels time > times.jsonl        # benchmarks/gpu/kernels.cpp, on the GPU
+    build/gpu/kernels time > times.jsonl    # on the GPU; python -m benchmarks.gpu.prepare builds it
     python -m benchmarks.gpu.fit times.jsonl
 
 csrc/cuda/choose.cpp estimates the time of a step from a few constants, StepTimes. This prints
@@ -54,19 +54,24 @@ class Time:
     ns: float  # of a step
 
 
-def parse(lines: Iterable[str]) -> list[Time]:
+def parse(lines: Iterable[str], path: object = "times") -> list[Time]:
     """The measurements in lines of JSON: of one build, on one device."""
     found: list[Time] = []
     builds, at_once = set(), {}
-    for x in map(json.loads, lines):
-        if "ns" not in x:  # a limit of the device, or what failed
-            continue
-        t = Time(x["name"], x["dtype"], x["pass"], x["groups"], x["at_once"], x["ns"])
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        try:
+            x = json.loads(line)
+            if "ns" not in x:  # a limit of the device, or what failed
+                continue
+            t = Time(x["name"], x["dtype"], x["pass"], x["groups"], x["at_once"], float(x["ns"]))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{where}: expected what `kernels time` prints, got {line}") from None
         builds.add(x.get("hash"))
         if len(builds) > 1:
-            raise ValueError(f'expected "hash" to be the same in all lines: one build, got {x}')
+            raise ValueError(f'{where}: expected one build, "hash" as before, got {line}')
         if at_once.setdefault((t.name, t.dtype), t.at_once) != t.at_once:
-            raise ValueError(f'expected "at_once" to be as before: one device, got {x}')
+            raise ValueError(f'{where}: expected one device, "at_once" as before, got {line}')
         found.append(t)
     return found
 
@@ -325,14 +330,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help=f"of the device ({MULTIPROCESSORS})")  # fmt: skip
     args = parser.parse_args(argv)
     try:
+        lines = [line for path in args.times for line in path.read_text().splitlines()]
+        times = parse(lines, ", ".join(map(str, args.times)))
         model = Model(args.multiprocessors)
-        times = parse(line for path in args.times for line in path.read_text().splitlines())
     except (OSError, ValueError) as e:
         sys.exit(f"fit: {e}")
     if not times:
-        sys.exit("fit: expected a measurement at least, got none")
+        sys.exit("fit: expected measurements, got none; `build/gpu/kernels time` prints them")
     if unknown := {(t.name, t.dtype) for t in times} - model.configurations.keys():
-        sys.exit(f"fit: expected configurations of these sources, got {unknown}")
+        names = ", ".join(sorted({" ".join(pair) for pair in unknown}))
+        sys.exit(f"fit: expected configurations of these sources, got {names}")
     model.on_device_of(times)
     fitted = fit(model, times)
     both = np.vstack([model.constants, fitted.constants])

@@ -62,8 +62,9 @@ def find_python(version: str) -> str:
 
 def environment(python: str, torch: str) -> str:
     """The Python of build/gpu-env, which has this torch and what a build needs."""
+    asked = subprocess.run([python, "-V"], capture_output=True, text=True)
     folder = ROOT / "build/gpu-env"
-    done = folder / f".torch-{torch}"
+    done = folder / f".torch-{torch}-{asked.stdout.strip().replace(' ', '-')}"
     if not done.exists():
         call([python, "-m", "venv", "--clear", folder])
         pip = [folder / "bin/python", "-m", "pip", "install", "-q"]
@@ -147,24 +148,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
     add = parser.add_argument
-    add("--out", type=Path, default=ROOT / "build/gpu", metavar="DIR")
+    add("--out", type=Path, default=ROOT / "build/gpu", metavar="DIR", help="(build/gpu)")
     add("--python", help="of the machine's version; without it, it is looked for")
-    add("--version", default="3.12", help="of the machine's Python")
-    add("--torch", default="2.11.0", help="the machine's")
-    add("--arch", default="90a", help="the GPU's, or empty: for the CPU alone")
+    add("--version", default="3.12", help="of the machine's Python (3.12)")
+    add("--torch", default="2.11.0", help="the machine's (2.11.0)")
+    add("--arch", default="90a", help="the GPU's, such as 80 (90a), or empty: for the CPU alone")
     add("--jobs", type=int, default=jobs, help="compilers at once")
     add("--here", action="store_true", help="with this Python, for this machine")
-    add("--parts", nargs="+", choices=PARTS, default=PARTS)
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="(all)")
     args = parser.parse_args(argv)
     if args.here:
         build(sys.executable, args.out.absolute(), args.arch, args.jobs, args.parts)
         return
+    if args.python and shutil.which(args.python) is None:
+        parser.error(f"--python: no such program: {args.python}")
     python = environment(args.python or find_python(args.version), args.torch)
     build(python, args.out.absolute(), args.arch, args.jobs, args.parts)
     built = [args.out / name for name in (*PROGRAMS, "HASH")]
     files = [path for path in (*built, *(args.out / "fastrnn").rglob("*")) if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    print(f"{args.out}: {size / 2**20:.1f} MiB, hash {(args.out / 'HASH').read_text().strip()}")
+    print(f"{args.out}: {size / 2**20:.1f} MiB, sources {(args.out / 'HASH').read_text().strip()}")
     compiled = [p for p in files if p.suffix == ".so" or p.name in PROGRAMS]
     bad = [symbol for path in compiled for symbol in too_new(path)]
     if size > MOST_BYTES:

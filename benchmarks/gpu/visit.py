@@ -4,10 +4,9 @@
     python -m benchmarks.gpu.visit --prebuilt build/gpu --out DIR --budget 300     (on the machine)
     python -m benchmarks.gpu.visit --take DIR                                      (at home)
 
-The steps run in order within the budget, in processes with time limits. Evidence is written as it
-comes: whatever ends the visit, its files are whole up to then. They are six, and eight may come
-home from some machines: `gpu-CARD.json`, `failures.txt`, `log.txt`, `tests.jsonl`, `checks.jsonl`
-and `times.jsonl`.
+The steps run in order within the budget, in processes with time limits. It writes six files:
+`gpu-CARD.json`, `failures.txt`, `log.txt`, `tests.jsonl`, `checks.jsonl` and `times.jsonl`. Each is
+complete up to the moment the visit ends, however it ends.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import contextlib
 import json
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -33,7 +33,7 @@ from benchmarks.gpu.process import Child, run, stop_all
 from benchmarks.gpu.shapes import plan
 from benchmarks.gpu.tests import run_tests
 
-RESULTS = ROOT / "benchmarks/results"
+RESULTS, PREBUILT = ROOT / "benchmarks/results", ROOT / "build/gpu"
 BUILD_SECONDS, OWN_CHECK_SECONDS = 200.0, 30.0
 CPU_ROWS = [
     "B64-T28-I28-H128", "B64-T50-I512-H512", "B32-T20-I1-H64", "B1-T512-I64-H64",
@@ -170,7 +170,7 @@ def machine(visit: Visit) -> None:
     visit.document = {"gpu_visit": 1, "card": visit.card, "device": visit.args.device}
     visit.document |= {"command": command, "machine": found, "steps": {}}
     visit.document["rows"] = visit.earlier_rows()
-    visit.say(f"{found.get('gpu', 'no GPU')}, hash {visit.hash}, {visit.args.budget:.0f} s")
+    visit.say(f"{found.get('gpu', 'no GPU')}, sources {visit.hash}, {visit.args.budget:.0f} s")
 
 
 def card_of(name: str) -> str:
@@ -239,28 +239,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--prebuilt", type=Path, default=ROOT / "build/gpu", metavar="DIR",
-        help="of benchmarks.gpu.prepare; without it, all is built here")  # fmt: skip
-    add("--out", type=Path, default=ROOT / "build/gpu-visit", metavar="DIR", help="the evidence")
-    add("--budget", type=float, default=480, help="seconds of the whole visit")
+    add("--prebuilt", type=Path, default=PREBUILT, metavar="DIR",
+        help="of benchmarks.gpu.prepare (build/gpu); what it lacks is built here")  # fmt: skip
+    add("--out", type=Path, default=ROOT / "build/gpu-visit", metavar="DIR",
+        help="the evidence (build/gpu-visit)")  # fmt: skip
+    add("--budget", type=float, default=480, help="seconds of the whole visit (480)")
     add("--skip", type=Path, nargs="+", default=[], metavar="DIR",
         help="evidence of earlier visits: what passed is left out")  # fmt: skip
     add("--take", type=Path, metavar="DIR", help="only merge this evidence into --results")
-    add("--results", type=Path, default=RESULTS, metavar="DIR")
+    add("--results", type=Path, default=RESULTS, metavar="DIR", help="(benchmarks/results)")
     add("--rows", nargs="+", default=[], metavar="CLASS|ID", help="a class, or part of an id")
     add("--device", choices=["cuda", "cpu"], default="cuda",
         help="cpu: toy sizes, to try this program itself")  # fmt: skip
-    add("--check-limit", type=float, default=25, help="seconds of a kernel's checks")
-    add("--sanitizer-limit", type=float, default=30, help="seconds of a check under a tool")
-    add("--test-limit", type=float, default=20, help="seconds of a test")
+    add("--check-limit", type=float, default=25, help="seconds of a kernel's checks (25)")
+    add("--sanitizer-limit", type=float, default=30, help="seconds of a check under a tool (30)")
+    add("--test-limit", type=float, default=20, help="seconds of a test (20)")
     add("--row-budget", type=float, default=0.1, help="seconds of a row and form")
-    add("--tests", type=Path, default=ROOT / "tests", metavar="DIR")
+    add("--tests", type=Path, default=ROOT / "tests", metavar="DIR", help="(tests)")
     add("--shards", type=int, default=8, help="processes of tests")
     add("--threads", nargs="+", default=["1", "16", "4", "8", "2"], help="of the CPU's rows")
     args = parser.parse_args(argv)
     args.words = sys.argv[1:] if argv is None else list(argv)
     if args.budget <= RESERVE:
-        parser.error(f"--budget: expected more than {RESERVE} seconds")
+        parser.error(f"--budget: expected more than {RESERVE} seconds, got {args.budget}")
     if args.rows and not plan(only=args.rows):
         parser.error(f"--rows: no row has {' or '.join(args.rows)} in its class or id")
     return args
@@ -269,8 +270,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.take:
-        print(*take(args.take, args.results), sep="\n")
+        merged = take(args.take, args.results)
+        if not merged:
+            sys.exit(f"visit: no gpu-*.json in {args.take}: nothing is taken")
+        print(*merged, sep="\n")
         return
+    if args.prebuilt != PREBUILT and not args.prebuilt.is_dir():
+        sys.exit(f"visit: no folder {args.prebuilt}: make gpu-prepare makes build/gpu")
+    signs = [shutil.which("nvidia-smi"), *Path("/dev").glob("nvidia*")]
+    if args.device == "cuda" and not any(signs):
+        sys.exit("visit: expected a GPU, found none (no nvidia-smi, no /dev/nvidia*); "
+                 "--device cpu tries the program itself")  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as if time were up
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         visit = Visit(args, Path(folder))
         library = Library(visit)

@@ -27,8 +27,12 @@ const char* name_of(Dtype dtype) {
 }
 
 Variant steps_in(Dtype dtype) {
-  const Problem any{dtype, false, false, 1, 1, 1, 1};
-  return {choose(any, Device{}, cuda::name_of(Kernel::kStep)), dtype};
+  constexpr auto kStep = std::find_if(kConfigurations.begin(), kConfigurations.end(),
+                                      [](const auto& c) { return c.kernel == Kernel::kStep; });
+  Choice choice{};
+  choice.kernel = Kernel::kStep;
+  choice.configuration = static_cast<int>(kStep - kConfigurations.begin());
+  return {choice, dtype};
 }
 
 double seconds_of(const std::function<void()>& run, cudaStream_t stream) {

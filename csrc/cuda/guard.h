@@ -95,7 +95,7 @@ class Guard {
 struct Context;
 
 // What a call takes: the kernel that is chosen or, where that does not serve, torch's operator if
-// it can, else the step kernels. A kernel that the user forces is taken as it is.
+// that can, else the step kernels. A kernel that the user forces is taken as it is.
 Choice allowed_choice(const Problem& problem, const Context& context, bool torch_can_serve);
 
 }  // namespace fastrnn::cuda
