@@ -308,3 +308,12 @@ def test_bad_lengths_stop_the_kernel() -> None:
     )
     assert run.returncode != 0
     assert "expected lengths between 0 and 4, got 9 for row 1" in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_input_on_the_cpu_beside_weights_on_cuda(enabled: bool) -> None:
+    """The operators, called directly, say what was expected where."""
+    rnn = fastrnn.RNN(2, 3, device="cuda")
+    options = (None, None, None, None, True, 1, "tanh", False, False)
+    with torch.set_grad_enabled(enabled), pytest.raises(RuntimeError, match=r"expected \w+ on "):
+        torch.ops.fastrnn.rnn(torch.zeros(4, 1, 2), None, list(rnn.parameters()), *options)

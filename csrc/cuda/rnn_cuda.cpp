@@ -112,7 +112,7 @@ bool goes_to_torch(FASTRNN_ARGUMENTS) {
 // while the stream captures. Else it stays with ours, by steps if need be: cuDNN has no gradients
 // of gradients and no batches of gradients.
 bool goes_to_torch_in_training(FASTRNN_ARGUMENTS) {
-  if (!torch_can_serve(input, lengths, reset, dropout_mask) ||
+  if (!input.is_cuda() || !torch_can_serve(input, lengths, reset, dropout_mask) ||
       c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Python))
     return false;
   if (!why_no_kernels(input.get_device()).empty()) return true;
