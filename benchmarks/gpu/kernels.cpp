@@ -85,14 +85,10 @@ class Buffer {
   char* data_;
 };
 
-std::string dtype_name(Dtype dtype) {
-  const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
-  return names[static_cast<int>(dtype)];
-}
 int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 // The first members of a line of JSON.
 std::string json_of(const Variant& v) {
-  return "\"name\": \"" + name_of(v.choice) + "\", \"dtype\": \"" + dtype_name(v.dtype) + "\"";
+  return "\"name\": \"" + name_of(v.choice) + "\", \"dtype\": \"" + name_of(v.dtype) + "\"";
 }
 
 bool check_and_print(const Variant& v, const Trial& trial) {
@@ -186,10 +182,10 @@ int main(int count, char** words) {
   std::string running;
   try {
     for (const Variant& v : variants(current_device())) {
-      if (!asked(2, name_of(v.choice)) || !asked(3, dtype_name(v.dtype))) continue;
+      if (!asked(2, name_of(v.choice)) || !asked(3, name_of(v.dtype))) continue;
       running = json_of(v) + ", ";
       if (word(1) == "list") {
-        std::printf("%s %s\n", name_of(v.choice).c_str(), dtype_name(v.dtype).c_str());
+        std::printf("%s %s\n", name_of(v.choice).c_str(), name_of(v.dtype));
         found = true;
       } else if (word(1) == "time") {
         time(v);

@@ -12,6 +12,8 @@
 
 namespace fastrnn::cuda {
 
+const char* name_of(Dtype dtype);
+
 // A configuration and one of the dtypes that it takes.
 struct Variant {
   Choice choice;

@@ -21,11 +21,6 @@
 namespace fastrnn::cuda {
 namespace {
 
-const char* name_of(Dtype dtype) {
-  const char* const names[] = {"float32", "float64", "bfloat16", "float16"};
-  return names[static_cast<int>(dtype)];
-}
-
 Variant steps_in(Dtype dtype) {
   constexpr auto kStep = std::find_if(kConfigurations.begin(), kConfigurations.end(),
                                       [](const auto& c) { return c.kernel == Kernel::kStep; });
@@ -194,7 +189,7 @@ std::string Guard::described(const Variant& v) const {
   int driver = 0;
   cudaDriverGetVersion(&driver);
   const std::string cuda = std::to_string(driver / 1000) + '.' + std::to_string(driver / 10 % 100);
-  return cuda::name_of(v.choice) + " in " + name_of(v.dtype) + " on " + name_ + " (sm_" +
+  return name_of(v.choice) + " in " + name_of(v.dtype) + " on " + name_ + " (sm_" +
          std::to_string(device_.capability) + ", driver for CUDA " + cuda + ", torch " +
          TORCH_VERSION + ", kernels " + FASTRNN_KERNELS_HASH + ")";
 }
@@ -221,7 +216,7 @@ Choice allowed_choice(const Problem& problem, const Context& context, bool torch
   if (!context.guard || choice.kernel == Kernel::kTorch) return choice;
   const Variant variant{choice, problem.dtype};
   // A kernel that is forced is taken unchecked; not so the steps in the place of torch's operator.
-  const bool forced = !context.forced.empty() && context.forced != cuda::name_of(Kernel::kTorch);
+  const bool forced = !context.forced.empty() && context.forced != name_of(Kernel::kTorch);
   if (forced) {
     const std::string why = context.guard->take_told(variant);
     TORCH_CHECK(why.empty(), "rnn: ", name_of(choice), ": ", why);
@@ -231,7 +226,7 @@ Choice allowed_choice(const Problem& problem, const Context& context, bool torch
   Problem otherwise = problem;
   otherwise.torch_can_serve = torch_can_serve;
   const Kernel next = torch_can_serve ? Kernel::kTorch : Kernel::kStep;
-  const Choice other = choose(otherwise, context.device, cuda::name_of(next));
+  const Choice other = choose(otherwise, context.device, name_of(next));
   if (other.kernel == Kernel::kTorch) return other;
   const std::string why = context.guard->why_not({other, problem.dtype}, context.stream);
   TORCH_CHECK(why.empty(), "rnn: ", why);
