@@ -5,10 +5,10 @@
 
 namespace fastrnn::cuda {
 
-// Waits, but not for ever: after about a second, soon where another wait of the kernel did, and at
-// once for an exchange below 0, it gives up, tells where, and calls in_vain. Only
-// who has to try again looks at the clock, and counts those of its periods that it sees: the device
-// may have been put aside meanwhile.
+// Waits, but not for ever. It gives up after about a second, soon where another wait of the kernel
+// has, and at once for an exchange below 0; then it tells where, and calls in_vain. Only who has to
+// try again looks at the clock, and counts the periods that it sees: the device may have been put
+// aside meanwhile.
 template <typename F>
 FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange,
                          const F& in_vain) {
