@@ -60,7 +60,6 @@ __device__ void wait_a_while(SharedBarrier* barrier, int parity) {
   while (!try_wait(barrier, parity)) {
     if (clock64() - start > kPatience) fail();
   }
-  acquire_shared();
 }
 
 // --- Inside a block

@@ -50,7 +50,7 @@ double step_time_of_groups(const Configuration& c, const Problem& p, const Devic
   const double rate = !tensor ? k.fma_rate : c.element_bytes() == 4 ? k.tf32_rate : k.narrow_rate;
   // Reads of shared memory: on tensor cores each warp all of the state. On FMA units at least a
   // cycle for each load of a warp, though 8 or 16 lanes share its 16 bytes.
-  const double lanes = 32 / c.warp_units, warps = c.threads() / 32;
+  const double lanes = c.lanes(), warps = c.threads() / 32;
   const double state = c.rows * H * c.element_bytes();
   const double reads = tensor ? (warps * state + c.stored_bytes()) / k.shared_rate
                               : warps * c.rows * H / (4 * lanes) * k.warp_load;

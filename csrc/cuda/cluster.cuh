@@ -29,7 +29,6 @@ FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, in
       break;
     }
   }
-  acquire_shared();
 }
 
 // Slice is a Group of which each block has kHidden / kBlocks units, and each warp kWarpUnits of
@@ -57,8 +56,7 @@ FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, in
 //   - No block ends before all that is sent to it has come: all of it belongs to exchanges that it
 //     receives, the last included, and after a wait in vain a barrier of the cluster stands
 //     between.
-//   store_async's count of bytes is a release in the cluster, and wait acquires in the cluster, of
-//   shared memory: nothing else is exchanged.
+//   Only shared memory is exchanged; try_wait (device.cuh) says in which scope it acquires.
 // Limits: clusters of at most 8 blocks, on devices with them; choose.cpp checks.
 // Why: w_hh beyond one block's registers and shared memory, and one hop a step; not yet measured.
 template <typename Slice>
@@ -66,7 +64,7 @@ struct ClusterGroup : Slice {
   using Slice::kBlocks, Slice::kRows, Slice::kRowBytes, Slice::kStateBytes, Slice::kThreads;
   static constexpr int kWarpBytes = Slice::kWarpUnits * sizeof(typename Slice::Storage);
   static_assert(kBlocks > 1 && kRowBytes % 16 == 0 && kWarpBytes % 16 == 0);
-  static_assert(Slice::kBarriersAt + 2 * sizeof(SharedBarrier) == Slice::kSharedBytes);
+  static_assert(Slice::kBarriersAt + 2 * sizeof(SharedBarrier) == Slice::kOwn.ring_at());
 
   static constexpr int kPerRow = kWarpBytes / 16, kPieces = kRows * kPerRow,
                        kToSend = (kBlocks - 1) * kPieces, kSends = (kToSend + 31) / 32;

@@ -26,15 +26,18 @@ enum class Arithmetic : int {
 };
 
 constexpr int kBarrierBytes = 16;  // of a cluster's two barriers, in shared memory
+constexpr int kRingBytes = 40 << 10, kMostRingBytes = 64 << 10;  // of the ring, and if need be
+constexpr int kMostSharedBytes = 227 << 10;                      // of a block, on sm_90
 
 // Sizes of a group of rows and of its blocks. A kernel without groups has zeros.
 struct Configuration {
   Kernel kernel;
   Arithmetic arithmetic;
-  int units = 0;       // hidden units that there is room for
-  int rows = 0;        // of the batch, in a group
-  int blocks = 0;      // in a group
-  int warp_units = 0;  // hidden units of a warp
+  int units = 0;         // hidden units that there is room for
+  int rows = 0;          // of the batch, in a group
+  int blocks = 0;        // in a group
+  int warp_units = 0;    // hidden units of a warp
+  int thread_units = 1;  // of a thread, on FMA units
 
   constexpr bool has_groups() const { return units > 0; }
   constexpr bool on_tensor_cores() const {
@@ -69,30 +72,49 @@ struct Configuration {
   // in different banks.
   constexpr int row_bytes() const { return units * element_bytes() + (on_tensor_cores() ? 16 : 0); }
   constexpr int state_bytes() const { return rows * row_bytes(); }
-  // A block's shared memory: the state twice, what is stored of w_hh, and barriers.
+  // What a block reads of a sequence tensor in a step, on its way: in 16 bits rows of a warp's
+  // units, 16 bytes apart so that they lie in different banks; else each thread's elements.
+  constexpr int slot_bytes() const {
+    if (arithmetic == Arithmetic::kNarrow) return threads() / 32 * rows * (warp_units * 2 + 16);
+    const int elements = on_tensor_cores() ? rows / 2 : rows * thread_units / lanes();
+    return threads() * (elements > 1 ? elements : 1) * 4;
+  }
+  // Steps that are on their way, of two tensors; 0 where there is no room for two.
+  constexpr int slots() const {
+    for (int n = 8; n > 1; n /= 2)
+      if (2 * n * slot_bytes() <= (n > 2 ? kRingBytes : kMostRingBytes) &&
+          ring_at() + 2 * n * slot_bytes() <= kMostSharedBytes)
+        return n;
+    return 0;
+  }
+  // Lanes that share the columns of a unit, on FMA units.
+  constexpr int lanes() const { return 32 * thread_units / warp_units; }
+  // A block's shared memory: the state twice, what is stored of w_hh, barriers, and the ring of
+  // what is on its way.
   constexpr int barriers_at() const { return 2 * state_bytes() + stored_bytes(); }
-  constexpr int shared_bytes() const {
+  constexpr int ring_at() const {
     return barriers_at() + (kernel == Kernel::kCluster ? kBarrierBytes : 0);
   }
+  constexpr int shared_bytes() const { return ring_at() + 2 * slots() * slot_bytes(); }
 };
 
-// A warp has 16 units, or 32 where registers allow, on tensor cores; on FMA units 8 units of 4
-// lanes each, or 16 of 2. make cuda-check shows the registers that a row takes.
+// A warp has 16 units, or 32 where registers allow, on tensor cores; on FMA units 8 or 16. make
+// cuda-check shows the registers that a row takes.
 inline constexpr std::array kConfigurations = [] {
   using enum Kernel;
   using enum Arithmetic;
   return std::to_array<Configuration>({
       {kTorch, kAny},
       {kStep, kAny},
-      //                units rows blocks warp_units
-      {kVector, kFloat32, 64, 1, 1, 8},
-      {kVector, kFloat32, 64, 2, 1, 8},
-      {kVector, kFloat32, 64, 4, 1, 8},
-      {kVector, kFloat32, 128, 1, 1, 8},
-      {kVector, kFloat32, 128, 2, 1, 8},
-      {kVector, kFloat32, 128, 4, 1, 8},
-      {kVector, kFloat32, 192, 1, 1, 16},
-      {kVector, kFloat32, 192, 2, 1, 16},
+      //                units rows blocks warp_units thread_units
+      {kVector, kFloat32, 64, 1, 1, 16, 2},
+      {kVector, kFloat32, 64, 2, 1, 16, 2},
+      {kVector, kFloat32, 64, 4, 1, 16, 4},
+      {kVector, kFloat32, 128, 1, 1, 16, 2},
+      {kVector, kFloat32, 128, 2, 1, 16, 4},
+      {kVector, kFloat32, 128, 4, 1, 16, 4},
+      {kVector, kFloat32, 192, 1, 1, 16, 4},
+      {kVector, kFloat32, 192, 2, 1, 16, 4},
       {kTile, kTF32, 64, 8, 1, 16},
       {kTile, kTF32, 128, 8, 1, 16},
       {kTile, kTF32, 160, 8, 1, 16},
@@ -102,15 +124,15 @@ inline constexpr std::array kConfigurations = [] {
       {kTile, kNarrow, 128, 16, 1, 16},
       {kTile, kNarrow, 192, 8, 1, 16},
       {kTile, kNarrow, 256, 8, 1, 32},
-      {kCluster, kFloat32, 256, 1, 2, 8},
-      {kCluster, kFloat32, 256, 2, 2, 8},
-      {kCluster, kFloat32, 256, 4, 2, 8},
-      {kCluster, kFloat32, 384, 1, 4, 8},
-      {kCluster, kFloat32, 384, 2, 4, 8},
-      {kCluster, kFloat32, 384, 4, 4, 8},
-      {kCluster, kFloat32, 512, 1, 8, 8},
-      {kCluster, kFloat32, 512, 2, 8, 8},
-      {kCluster, kFloat32, 512, 4, 8, 8},
+      {kCluster, kFloat32, 256, 1, 2, 16, 4},
+      {kCluster, kFloat32, 256, 2, 2, 16, 4},
+      {kCluster, kFloat32, 256, 4, 2, 16, 4},
+      {kCluster, kFloat32, 384, 1, 4, 8, 4},
+      {kCluster, kFloat32, 384, 2, 4, 8, 4},
+      {kCluster, kFloat32, 384, 4, 4, 8, 4},
+      {kCluster, kFloat32, 512, 1, 8, 8, 4},
+      {kCluster, kFloat32, 512, 2, 8, 8, 4},
+      {kCluster, kFloat32, 512, 4, 8, 8, 4},
       {kCluster, kTF32, 256, 8, 2, 16},
       {kCluster, kTF32, 384, 8, 4, 16},
       {kCluster, kTF32, 512, 8, 8, 16},

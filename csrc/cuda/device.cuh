@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #define FASTRNN_DEVICE __device__ __forceinline__
@@ -29,6 +30,16 @@ FASTRNN_DEVICE float widen(Half x) { return __half2float(x); }
 FASTRNN_DEVICE float widen(BFloat16 x) { return __bfloat162float(x); }
 FASTRNN_DEVICE void narrow(float* to, float x) { *to = x; }
 FASTRNN_DEVICE void narrow(double* to, double x) { *to = x; }
+// Of a pair in one word, the low or the high one.
+template <typename S>
+FASTRNN_DEVICE S half_of(uint32_t pair, int high) {
+  const auto bits = static_cast<unsigned short>(high ? pair >> 16 : pair);
+  if constexpr (std::is_same_v<S, Half>) {
+    return __ushort_as_half(bits);
+  } else {
+    return __ushort_as_bfloat16(bits);
+  }
+}
 // As one of a pair: F2FP, where a single conversion may become F2F, of a quarter of its rate.
 FASTRNN_DEVICE void narrow(Half* to, float x) { *to = __low2half(__floats2half2_rn(x, 0.0f)); }
 FASTRNN_DEVICE void narrow(BFloat16* to, float x) {
@@ -189,7 +200,20 @@ FASTRNN_DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {
                : "r"(shared_address(row))
                : "memory");
 }
+// The same, each matrix transposed: to[m] is column lane / 4, rows 2 * (lane % 4) and the next.
+FASTRNN_DEVICE void load_transposed(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
 // The same of two matrices; lanes 0 to 15 give the rows.
+FASTRNN_DEVICE void load_transposed(uint32_t (&to)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(to[0]), "=r"(to[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
 FASTRNN_DEVICE void load_matrices(uint32_t (&to)[2], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                : "=r"(to[0]), "=r"(to[1])
@@ -290,20 +314,13 @@ FASTRNN_DEVICE void arrive_expecting(SharedBarrier* barrier, int bytes) {
       : "memory");
 #endif
 }
-// Waiting acquires, cluster-wide, what the arrivals at the phase released and what store_async
-// wrote. That lies in shared memory, and a fence says so: by the PTX memory model it pairs with
-// store_async's release as an acquiring try_wait would, but on sm_90 it is no instruction, where
-// that one empties the multiprocessor's L1 cache (CCTL.IVALL). FASTRNN_ACQUIRE_ALL takes the whole
-// acquire, to compare; so do toolkits before 12.8, which do not know the other.
-#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1208
-#define FASTRNN_ACQUIRE_ALL
-#endif
-#if defined(FASTRNN_ACQUIRE_ALL)
-#define FASTRNN_TRY_WAIT "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64"
-#else
-#define FASTRNN_TRY_WAIT "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64"
-#endif
-// Whether the phase of this parity is over; may wait a while. Ordered by acquire_shared.
+// Waiting acquires what the arrivals at the phase released and what store_async wrote: shared
+// memory of this block, all of it, whoever wrote it. The default scope is the block. An acquire of
+// the cluster's scope, as the PTX model wants it where another block's threads wrote, empties the
+// L1 cache at each wait (CCTL.IVALL), and fence.acquire.sync_restrict waits for every load that is
+// on its way; store_async's bytes are counted at this block's barrier after they are there.
+#define FASTRNN_TRY_WAIT "mbarrier.try_wait.parity.shared::cta.b64"
+// Whether the phase of this parity is over; may wait a while.
 FASTRNN_DEVICE bool try_wait(SharedBarrier* barrier, int parity) {
 #if __CUDA_ARCH__ >= 900
   uint32_t done;
@@ -314,11 +331,6 @@ FASTRNN_DEVICE bool try_wait(SharedBarrier* barrier, int parity) {
   return done != 0;
 #else
   return true;
-#endif
-}
-FASTRNN_DEVICE void acquire_shared() {
-#if __CUDA_ARCH__ >= 900 && !defined(FASTRNN_ACQUIRE_ALL)
-  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
 #endif
 }
 

@@ -64,7 +64,7 @@ void forward_step_kernel(const __grid_constant__ ForwardStep step) {
   z += load_or_zero<C, S>(d.b_ih, j) + load_or_zero<C, S>(d.b_hh, j);
   if (product) z += static_cast<const C*>(product)[i];
   S h;
-  narrow(&h, activate(z, r.nonlinearity));
+  narrow(&h, activate<S>(z, r.nonlinearity));
   static_cast<S*>(d.output.data)[place(rows, d.output, t, b) + j] = h;
   if (d.copy.data) static_cast<S*>(d.copy.data)[place(rows, d.copy, t, b) + j] = h;
   if (step.state[blockIdx.y]) static_cast<S*>(step.state[blockIdx.y])[i] = h;

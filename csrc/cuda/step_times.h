@@ -12,7 +12,7 @@ struct StepTimes {
   double fma_rate = 100;        // multiply-adds a cycle on FMA units, of 128
   double tf32_rate = 300;       // the same on tensor cores, of 512, in mma.sync's practice
   double narrow_rate = 600;     // the same in float16 and bfloat16, of 1024
-  double warp_load = 1;         // cycles of a warp's load from shared memory, for FMA units
+  double warp_load = 2;         // cycles of a warp's load from shared memory, for FMA units
   double shared_rate = 128;     // bytes a cycle from shared memory, for tensor cores
   double cluster_hop = 300;     // cycles from a block of a cluster to another
   double cluster_rate = 18;     // bytes a cycle into each block of a cluster

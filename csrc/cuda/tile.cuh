@@ -13,6 +13,9 @@ namespace fastrnn::cuda {
 template <typename S, Configuration kConfiguration>
 struct TileGroup {
   using Storage = S;
+  static constexpr Configuration kOwn = kConfiguration;
+  // Whether the state is what is stored, so that it can be moved 16 bytes at a time.
+  static constexpr bool kInPieces = sizeof(S) == 2;
   static constexpr int kHidden = kConfiguration.units, kRows = kConfiguration.rows,
                        kBlocks = kConfiguration.blocks;
   static constexpr int kBlockUnits = kHidden / kBlocks, kWarpUnits = kConfiguration.warp_units,
@@ -29,7 +32,7 @@ struct TileGroup {
   static constexpr int kBatch = kTiles > 1 ? 2 : 4;  // fragments that are loaded at a time
   // Sums of an element that do not wait for one another, as registers allow.
   static constexpr bool kFew = kFragments < 8 || (kBlocks == 1 && kFragments > 16);
-  static constexpr int kChains = kTiles * kStacked > 1 ? 1 : kFew ? 2 : 4;
+  static constexpr int kChains = kTiles > 1 ? 1 : kStacked > 1 || kFew ? 2 : 4;
   static_assert(kFragments % 2 == 0 && kKept > 0 && kKept % kBatch == 0 &&
                 (kStored == 0 || kStacked == 1));
   static_assert(sizeof(S) == kConfiguration.element_bytes() && kTiles * 8 == kRows &&
@@ -103,14 +106,32 @@ struct TileGroup {
     }
   }
 
-  FASTRNN_DEVICE void product(const unsigned char* state, float (&c)[kElements]) const {
+  template <typename F>
+  FASTRNN_DEVICE void product(const unsigned char* state, float (&c)[kElements],
+                              const F& meanwhile) const {
+    constexpr int kPairs = kFragments / 2, kFirst = kPairs < 4 ? kPairs : 4 / kTiles;
+    const unsigned char* from = state + lane() % 8 * kRowBytes + lane() / 8 * 16;
+    const auto load = [&](uint32_t (&columns)[4], int pair, int n) {  // of two fragments
+      load_matrices(columns, from + n * 8 * kRowBytes + pair * 64);
+    };
+    uint32_t first[kFirst][kTiles][4];
+#pragma unroll
+    for (int i = 0; i < kFirst * kTiles; ++i)
+      load(first[i / kTiles][i % kTiles], i / kTiles, i % kTiles);
+    meanwhile();
     float sums[kChains][kStacked][kTiles][4] = {};
 #pragma unroll
-    for (int f = 0; f < kFragments; f += 2) {
+    for (int pair = 0; pair < kPairs; ++pair) {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        uint32_t columns[4];  // of two fragments
-        load_matrices(columns, state + (n * 8 + lane() % 8) * kRowBytes + f * 32 + lane() / 8 * 16);
+        const int f = 2 * pair;
+        uint32_t columns[4];
+        if (pair < kFirst) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) columns[i] = first[pair < kFirst ? pair : 0][n][i];
+        } else {
+          load(columns, pair, n);
+        }
 #pragma unroll
         for (int s = 0; s < kStacked; ++s) {
           multiply(sums[f % kChains][s][n], s, f, {columns[0], columns[1]});

@@ -6,74 +6,137 @@
 
 namespace fastrnn::cuda {
 
-// kLanes neighbouring lanes have a unit together. A lane takes every kLanes-th four columns of its
-// row of w_hh, for all rows of the state; shuffles add the lanes' sums; lane s keeps that of row s.
-// Lanes of different units read the same words of the state, which is one access.
+// A thread has kUnits neighbouring units and every kLanes-th four columns of their rows of w_hh,
+// for all rows of the state. The kLanes lanes with the other columns are 32 / kLanes apart;
+// shuffles add their sums, and leave each lane with those of kElements units of a row. Neighbouring
+// lanes read the same words of the state: a load of 16 bytes takes 2 clocks then, else 4
+// (benchmarks/gpu/limits.cu).
 template <Configuration kConfiguration>
 struct VectorGroup {
   using Storage = float;
-  static constexpr int kHidden = kConfiguration.units, kRows = kConfiguration.rows, kSlots = 1,
-                       kElements = 1, kBlocks = kConfiguration.blocks;
-  static constexpr int kBlockUnits = kHidden / kBlocks, kWarpUnits = kConfiguration.warp_units,
-                       kThreads = kConfiguration.threads(), kLanes = 32 / kWarpUnits,
-                       kFours = kHidden / 4 / kLanes;
-  static constexpr int kRowBytes = kConfiguration.row_bytes(),
-                       kStateBytes = kConfiguration.state_bytes(),
-                       kBarriersAt = kConfiguration.barriers_at(),
-                       kSharedBytes = kConfiguration.shared_bytes();
-  static_assert(kRows <= kLanes && kThreads <= 1024 && kThreads % 32 == 0);
+  static constexpr Configuration kOwn = kConfiguration;
+  static constexpr int kHidden = kOwn.units, kRows = kOwn.rows, kSlots = 1, kBlocks = kOwn.blocks;
+  static constexpr int kBlockUnits = kHidden / kBlocks, kWarpUnits = kOwn.warp_units,
+                       kThreads = kOwn.threads(), kUnits = kOwn.thread_units, kLanes = kOwn.lanes(),
+                       kApart = 32 / kLanes, kFours = kHidden / 4 / kLanes;
+  static constexpr int kSums = kRows * kUnits, kElements = kSums > kLanes ? kSums / kLanes : 1;
+  static constexpr int kRowBytes = kOwn.row_bytes(), kStateBytes = kOwn.state_bytes(),
+                       kBarriersAt = kOwn.barriers_at(), kSharedBytes = kOwn.shared_bytes();
+  // Sums of an element that do not wait for one another, where there are few elements.
+  static constexpr int kChains = kSums > 2 ? 1 : 2;
+  static constexpr bool kInPieces = false;
+  static_assert(kThreads <= 1024 && kThreads % 32 == 0 && kElements <= kUnits);
   static_assert(kBlockUnits * kBlocks == kHidden && kBlockUnits % kWarpUnits == 0 &&
-                kFours * 4 * kLanes == kHidden);
+                kApart * kUnits == kWarpUnits && kFours * 4 * kLanes == kHidden);
 
-  float4 weights[kFours];
+  float4 weights[kUnits][kFours];
+  int first;  // of its sums, as first_sum tells
+  int place;  // of its first element in the state
 
-  FASTRNN_DEVICE int lane() const { return threadIdx.x % kLanes; }
+  FASTRNN_DEVICE VectorGroup() : first(first_sum()) {
+    place = static_cast<int>(unknown(row(0) * kHidden + unit(0)));
+  }
+
+  FASTRNN_DEVICE int lane() const { return threadIdx.x % 32; }
   FASTRNN_DEVICE int block_unit() const { return kBlocks > 1 ? cluster_rank() * kBlockUnits : 0; }
-  // The warp's first unit.
+  // The warp's first unit, and the thread's.
   FASTRNN_DEVICE int warp_unit() const {
     return block_unit() + static_cast<int>(threadIdx.x) / 32 * kWarpUnits;
   }
-  FASTRNN_DEVICE static constexpr int slot(int) { return 0; }
-  FASTRNN_DEVICE int row(int) const { return lane() < kRows ? lane() : -1; }
-  FASTRNN_DEVICE static constexpr int offset(int) { return 0; }
-  FASTRNN_DEVICE int unit(int) const {
-    return block_unit() + static_cast<int>(threadIdx.x) / kLanes;
-  }
-  FASTRNN_DEVICE void load(const float* w, int64_t H, bool transposed) {
-    const int64_t j = unit(0);
-    const auto element = [&](int64_t k) {
-      return j < H && k < H ? (transposed ? w[k * H + j] : w[j * H + k]) : 0.0f;
-    };
+  FASTRNN_DEVICE int thread_unit() const { return warp_unit() + lane() % kApart * kUnits; }
+  // Sums are [kRows][kUnits]; the first that this thread keeps, as the shuffles leave it; kSums
+  // where another lane keeps the same.
+  FASTRNN_DEVICE int first_sum() const {
+    int first = 0, count = kSums;
 #pragma unroll
-    for (int i = 0; i < kFours; ++i) {
-      const int k = 4 * (i * kLanes + lane());
-      weights[i] = make_float4(element(k), element(k + 1), element(k + 2), element(k + 3));
+    for (int mask = kApart; mask < 32; mask *= 2) {
+      const bool upper = lane() & mask;
+      if (count > 1) {
+        count /= 2;
+        first += upper ? count : 0;
+      } else if (upper) {
+        return kSums;
+      }
+    }
+    return first;
+  }
+  FASTRNN_DEVICE static constexpr int slot(int) { return 0; }
+  FASTRNN_DEVICE int row(int) const { return first < kSums ? first / kUnits : -1; }
+  FASTRNN_DEVICE static constexpr int offset(int e) { return e; }
+  FASTRNN_DEVICE int unit(int e) const { return thread_unit() + first % kUnits + e; }
+
+  FASTRNN_DEVICE void load(const float* w, int64_t H, bool transposed) {
+#pragma unroll
+    for (int n = 0; n < kUnits; ++n) {
+      const int64_t j = thread_unit() + n;
+      const auto element = [&](int64_t k) {
+        return j < H && k < H ? (transposed ? w[k * H + j] : w[j * H + k]) : 0.0f;
+      };
+#pragma unroll
+      for (int i = 0; i < kFours; ++i) {
+        const int k = 4 * (i * kLanes + lane() / kApart);
+        weights[n][i] = make_float4(element(k), element(k + 1), element(k + 2), element(k + 3));
+      }
     }
   }
 
-  FASTRNN_DEVICE void product(const unsigned char* state, float (&c)[kElements]) const {
-    const float4* columns = reinterpret_cast<const float4*>(state);
-    c[0] = 0;
+  template <typename F>
+  FASTRNN_DEVICE void product(const unsigned char* state, float (&c)[kElements],
+                              const F& meanwhile) const {
+    const float4* columns = reinterpret_cast<const float4*>(state) + lane() / kApart;
+    float4 first[kFours];  // of row 0
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) first[i] = columns[i * kLanes];
+    meanwhile();
+    float sums[kSums];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      float4 sum = make_float4(0, 0, 0, 0);
+      float parts[kUnits][kChains] = {};
 #pragma unroll
       for (int i = 0; i < kFours; ++i) {
-        const float4 x = columns[r * (kHidden / 4) + i * kLanes + lane()];
-        sum.x = fmaf(weights[i].x, x.x, sum.x);
-        sum.y = fmaf(weights[i].y, x.y, sum.y);
-        sum.z = fmaf(weights[i].z, x.z, sum.z);
-        sum.w = fmaf(weights[i].w, x.w, sum.w);
-      }
-      float all = (sum.x + sum.y) + (sum.z + sum.w);
+        const float4 x = r == 0 ? first[i] : columns[r * (kHidden / 4) + i * kLanes];
 #pragma unroll
-      for (int step = 1; step < kLanes; step *= 2) all += shuffle_xor(all, step);
-      if (lane() == r) c[0] = all;
+        for (int n = 0; n < kUnits; ++n) {
+          const float4 w = weights[n][i];
+          parts[n][0] = fmaf(w.x, x.x, parts[n][0]);
+          parts[n][1 % kChains] = fmaf(w.y, x.y, parts[n][1 % kChains]);
+          parts[n][0] = fmaf(w.z, x.z, parts[n][0]);
+          parts[n][1 % kChains] = fmaf(w.w, x.w, parts[n][1 % kChains]);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kUnits; ++n)
+        sums[r * kUnits + n] = kChains == 1 ? parts[n][0] : parts[n][0] + parts[n][1 % kChains];
+    }
+    add_lanes<kSums, kApart>(sums);
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) c[e] = sums[e];
+  }
+
+  // Of two sums a lane gives one to the lane across, and adds the other's part to the one that it
+  // keeps; of a single one both keep the whole.
+  template <int kCount, int kMask>
+  FASTRNN_DEVICE void add_lanes(float (&sums)[kSums]) const {
+    if constexpr (kMask < 32) {
+      if constexpr (kCount > 1) {
+        constexpr int kHalf = kCount / 2;
+        const bool upper = lane() & kMask;
+#pragma unroll
+        for (int n = 0; n < kHalf; ++n) {
+          const float gives = upper ? sums[n] : sums[n + kHalf],
+                      keeps = upper ? sums[n + kHalf] : sums[n];
+          sums[n] = keeps + shuffle_xor(gives, kMask);
+        }
+        add_lanes<kHalf, 2 * kMask>(sums);
+      } else {
+        sums[0] += shuffle_xor(sums[0], kMask);
+        add_lanes<1, 2 * kMask>(sums);
+      }
     }
   }
 
   FASTRNN_DEVICE void put(unsigned char* state, int e, float x) const {
-    if (lane() < kRows) reinterpret_cast<float*>(state)[lane() * kHidden + unit(e)] = x;
+    if (first < kSums) reinterpret_cast<float*>(state)[place + e] = x;
   }
 
   FASTRNN_DEVICE void send(unsigned char*, int) const {}
@@ -81,7 +144,10 @@ struct VectorGroup {
   FASTRNN_DEVICE void leave() const {}
   FASTRNN_DEVICE void left() const {}
   // All that this thread gives from now on is NaN.
-  FASTRNN_DEVICE void spoil() { weights[0].x = float_of(~0u); }
+  FASTRNN_DEVICE void spoil() {
+#pragma unroll
+    for (int n = 0; n < kUnits; ++n) weights[n][0].x = float_of(~0u);
+  }
 };
 
 }  // namespace fastrnn::cuda

@@ -172,6 +172,10 @@ struct BFloat16 {
 inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
 inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
 
+template <typename S>
+S half_of(uint32_t pair, int high) {
+  return {static_cast<uint16_t>(high ? pair >> 16 : pair)};
+}
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 inline float widen(Half x) { return static_cast<float>(std::bit_cast<_Float16>(x.bits)); }
@@ -314,8 +318,9 @@ struct MatrixRow {
   uint32_t words[4];
   bool given;
 };
-template <int kMatrices>
-void load_matrices(uint32_t (&to)[kMatrices], const void* row) {
+// Of kMatrices 8 x 8 matrices a lane gives a row, and gets two elements of each.
+template <int kMatrices, bool kTransposed>
+void load_matrices_as(uint32_t (&to)[kMatrices], const void* row) {
   MatrixRow own{};
   own.given = static_cast<int>(threadIdx.x) % 32 < 8 * kMatrices;
   if (own.given) {
@@ -327,14 +332,29 @@ void load_matrices(uint32_t (&to)[kMatrices], const void* row) {
       [](unsigned char (*slots)[fibers::kSlot], int matrices) {
         MatrixRow rows[32];
         for (int l = 0; l < 32; ++l) std::memcpy(&rows[l], slots[l], sizeof(MatrixRow));
+        const auto element = [&](int m, int i, int j) {
+          return rows[8 * m + i].words[j / 2] >> j % 2 * 16 & 0xffff;
+        };
         for (int l = 0; l < 32; ++l) {
           uint32_t out[4] = {};
-          for (int m = 0; m < matrices; ++m) out[m] = rows[8 * m + l / 4].words[l % 4];
+          for (int m = 0; m < matrices; ++m) {
+            const int one = l / 4, two = l % 4 * 2;
+            out[m] = kTransposed ? element(m, two, one) | element(m, two + 1, one) << 16
+                                 : element(m, one, two) | element(m, one, two + 1) << 16;
+          }
           std::memcpy(slots[l], out, sizeof out);
         }
       },
       kMatrices);
   std::memcpy(to, &own, sizeof to);
+}
+template <int kMatrices>
+void load_matrices(uint32_t (&to)[kMatrices], const void* row) {
+  load_matrices_as<kMatrices, false>(to, row);
+}
+template <int kMatrices>
+void load_transposed(uint32_t (&to)[kMatrices], const void* row) {
+  load_matrices_as<kMatrices, true>(to, row);
 }
 
 template <int kBytes>
@@ -381,7 +401,6 @@ inline bool try_wait(SharedBarrier* barrier, int parity) {
   return fibers::wait_phase(barrier, parity);
 #endif
 }
-inline void acquire_shared() {}
 inline uint32_t clocks() {
   static uint32_t now = 0;
   return now += 1 << 20;
