@@ -48,7 +48,7 @@ def test_first_use_inside_a_capture(kernel: str) -> None:
         x = torch.randn(9, 5, 8, device="cuda")
         rnn = fastrnn.RNN(8, {HIDDEN[kernel]}, device="cuda")
         lengths = torch.tensor([9, 4, 1, 0, 7], device="cuda")
-        torch.mm(x[0], x[0].t())
+        torch.mm(x[0], x[0].t())  # cuBLAS's handle cannot be made in a capture
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.graph(graph):
@@ -92,6 +92,9 @@ def test_first_use_inside_a_capture_is_torch_s() -> None:
             assert "call it once before" in str(e), e
         else:
             assert fastrnn._C.cuda_kernels_hash() in PROVEN, "lengths= was served unchecked"
+        with torch.no_grad():
+            expected = rnn(x, lengths=lengths)
+        torch.testing.assert_close(capture(rnn, lengths=lengths), expected)
         """.replace("PROVEN", repr((ROOT / "csrc/cuda/proven.h").read_text())),
         60,
         FASTRNN_CHECK="",

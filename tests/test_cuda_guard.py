@@ -180,6 +180,27 @@ def test_no_check_while_a_stream_captures(plant: Callable[..., None], guard: Any
     assert guard.kernel(FLOAT16, 64, 64, torch_can_serve=True) == TILE
 
 
+@pytest.mark.parametrize("marked", ["lengths", "packed"])
+def test_a_refusal_leaves_the_capture_as_it_was(
+    cuda: Any, plant: Callable[..., None], guard: Any, marked: str
+) -> None:
+    """It comes before the first kernel: a capture has room for nothing that fails."""
+    x, hx, weights, _, _, *rest = call(64)
+    arguments = (x, hx, weights, None, torch.tensor([6, 3, 0, 1, 2, 3, 4, 5, 6]), *rest)
+    if marked == "packed":
+        arguments = (x.flatten(0, 1), hx, weights, torch.full((6,), 9), None, *rest)
+    plant(capturing=True)
+    with pytest.raises(RuntimeError, match="call it once before"):
+        guard.forward(arguments)
+    assert cuda.captured() == 0
+    plant()
+    expected, _, _ = guard.forward(arguments)
+    plant(capturing=True)
+    output, _, _ = guard.forward(arguments)
+    assert cuda.captured() > 0
+    assert torch.equal(output, expected)
+
+
 def test_wrong_step_kernels_take_the_device_out(plant: Callable[..., None], guard: Any) -> None:
     """Nothing is left that could serve every call."""
     assert guard.why_none() == ""

@@ -23,13 +23,19 @@ inline void check_launch(cudaError_t error, const char* kernel, const Shape& s) 
 // Every sequence between the layers is [rows, features], dense: time-major where padded.
 struct Call : Arguments {
   const Context& context;
+  const bool backward;
+  Choice choice{};  // of the kernel that runs every layer's recurrence
   Rows rows{};
 
-  Call(const Context& context, FASTRNN_ARGUMENTS) : Arguments(FASTRNN_PASS), context(context) {
-    if (hx) this->hx = MaybeOwned::owned(separate_rows(*this->hx));
+  Call(const Context& context, bool backward, FASTRNN_ARGUMENTS)
+      : Arguments(FASTRNN_PASS), context(context), backward(backward) {
     rows.seq_len = shape.seq_len;
     rows.batch = shape.batch;
     if (shape.rows == 0) return;
+    // First, since it may refuse, or wait: what a capture forbids at its first use, such as making
+    // cuBLAS's handle, has not happened yet.
+    choose_kernel();
+    if (hx) this->hx = MaybeOwned::owned(separate_rows(*this->hx));
     if (packed) take_batch_sizes();
     if (lengths) {
       const Tensor given = lengths->contiguous();
@@ -43,6 +49,9 @@ struct Call : Arguments {
     rows.reset_step_stride = reset_step_stride;
     rows.reset_row_stride = reset_row_stride;
   }
+
+  // Throws where none may run, such as one that is unchecked while the stream captures.
+  void choose_kernel();
 
   int64_t per_index() const { return has_biases ? 4 : 2; }
   const Tensor& weight(int64_t index, int k) const { return *weights[index * per_index() + k]; }

@@ -9,6 +9,17 @@
 
 namespace fastrnn::cuda {
 
+void Call::choose_kernel() {
+  const Problem problem{dtype,
+                        backward,
+                        context.tf32,
+                        shape.seq_len,
+                        shape.batch,
+                        shape.hidden_size,
+                        static_cast<int>(shape.num_directions)};
+  choice = allowed_choice(problem, context, /*torch_can_serve=*/false);
+}
+
 Tensor Call::input_weights(int64_t layer) const {
   const int64_t D = shape.num_directions;
   return D == 1 ? weight(layer, 0) : at::cat({weight(layer * D, 0), weight(layer * D + 1, 0)});
@@ -137,23 +148,21 @@ bool is_refusal(cudaError_t error) {
 // Runs the recurrence as chosen; false if that is by steps.
 template <typename Direction, typename Launchers>
 bool run_in_one_launch(Call& call, Recurrence<Direction>& r, const Launchers& launchers) {
-  constexpr bool kBackward = std::is_same_v<Direction, BackwardDirection>;
   const Context& context = call.context;
-  const Problem problem{r.dtype,      kBackward,     r.tf32,          r.rows.seq_len,
-                        r.rows.batch, r.hidden_size, r.num_directions};
-  const Choice choice = allowed_choice(problem, context, /*torch_can_serve=*/false);
+  const Choice choice = call.choice;
   auto* const launcher = launchers(choice.kernel);
   if (!launcher) return false;
   if (choice.rows > 1) call.sort_rows();
   r.rows.order = call.rows.order;
   const Variant variant{choice, r.dtype};
-  if (context.guard) r.gave_up = context.guard->told(variant, kBackward);
+  if (context.guard) r.gave_up = context.guard->told(variant, call.backward);
   const cudaError_t error = launcher(r, choice, context.stream);
   if (context.guard && context.forced.empty() && is_refusal(error) &&
       !is_capturing(context.stream)) {
     cudaGetLastError();  // so that nobody else finds it
     context.guard->refuse(variant, cudaGetErrorString(error));
-    return run_in_one_launch(call, r, launchers);  // by steps now
+    call.choose_kernel();  // by steps now
+    return run_in_one_launch(call, r, launchers);
   }
   if (error != cudaSuccess) check_launch(error, name_of(choice).c_str(), call.shape);
   return true;
@@ -261,7 +270,7 @@ void weight_grads(const Call& call, const Layer& layer, const Tensor& input,
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Context& context, FASTRNN_ARGUMENTS, bool save) {
-  Call call(context, FASTRNN_PASS);
+  Call call(context, /*backward=*/false, FASTRNN_PASS);
   const Shape& s = call.shape;
   const int64_t L = s.num_layers, D = s.num_directions, features = s.features();
   const Tensor output = call.empty({s.rows, features});
@@ -284,7 +293,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Context& context, FASTRNN_ARGUM
 std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
     const Context& context, const OptionalTensor& grad_output, const OptionalTensor& grad_hn,
     const Tensor& saved, FASTRNN_ARGUMENTS, bool want_input, bool want_hx, bool want_weights) {
-  Call call(context, FASTRNN_PASS);
+  Call call(context, /*backward=*/true, FASTRNN_PASS);
   const Shape& s = call.shape;
   const int64_t L = s.num_layers, D = s.num_directions, features = s.features();
   const Gradients grads(call, grad_output, grad_hn, saved);

@@ -67,6 +67,7 @@ struct Planted {
   bool capturing = false;                 // every stream is
   const char* spoiled = "";               // what spoil() does below
   bool poisoned = false;                  // of_device has come
+  int captured = 0;                       // kernels that were launched while capturing
 };
 inline Planted planted;
 

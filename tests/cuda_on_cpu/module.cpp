@@ -71,8 +71,7 @@ void plant(const char* spoiled, int of_launches, int of_device, int hang, bool e
              hang,
              endless,
              capturing,
-             kept.c_str(),
-             false};
+             kept.c_str()};
 }
 
 // Calls f with what an H200 with this guard gives, and C++ warnings as Python's.
@@ -88,6 +87,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("plant", plant, py::arg("spoiled") = "", py::arg("of_launches") = 0,
         py::arg("of_device") = 0, py::arg("hang") = 0, py::arg("endless") = false,
         py::arg("capturing") = false);
+  m.def("captured", [] { return planted.captured; });
   m.def("compiled_for", compiled_for);
   m.def("checked_lengths", [](const Tensor& lengths, int64_t seq_len) {
     const Tensor copy = at::empty_like(lengths);
