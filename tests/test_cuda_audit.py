@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -191,8 +192,23 @@ def test_threads_and_streams(kernel: str) -> None:
             assert all(torch.equal(a, b) for a, b in zip(ours, once, strict=True))
 
 
+def node_types(graph: torch.cuda.CUDAGraph) -> set[int]:
+    """Which CUgraphNodeType a graph has that keeps its nodes (keep_graph)."""
+    cuda = ctypes.CDLL("libcuda.so.1")
+    raw, count = ctypes.c_void_p(graph.raw_cuda_graph()), ctypes.c_size_t()
+    assert cuda.cuGraphGetNodes(raw, None, ctypes.byref(count)) == 0
+    nodes = (ctypes.c_void_p * count.value)()
+    assert cuda.cuGraphGetNodes(raw, nodes, ctypes.byref(count)) == 0
+    types = set()
+    for node in nodes:
+        found = ctypes.c_int(-1)
+        assert cuda.cuGraphNodeGetType(ctypes.c_void_p(node), ctypes.byref(found)) == 0
+        types.add(found.value)
+    return types
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_captured_graph_allocates_nothing(kernel: str, tmp_path: Path) -> None:
+def test_a_captured_graph_allocates_nothing(kernel: str) -> None:
     """Nor do its products: cuBLAS has torch's workspace."""
     rnn = fastrnn.RNN(8, HIDDEN[kernel], device="cuda")
     x = torch.randn(5, 4, 8, device="cuda")
@@ -207,15 +223,13 @@ def test_a_captured_graph_allocates_nothing(kernel: str, tmp_path: Path) -> None
         with torch.cuda.stream(side):
             step()
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        graph.enable_debug_mode()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph):
             step()
-    graph.debug_dump(str(tmp_path / "graph.dot"))
-    text = (tmp_path / "graph.dot").read_text().lower()
-    assert "kernel" in text
-    assert "mem_alloc" not in text
-    assert "memalloc" not in text
+    kernels, copies, fills, empty = 0, 1, 2, 5  # others allocate, free, or hold graphs
+    types = node_types(graph)
+    assert kernels in types
+    assert types <= {kernels, copies, fills, empty}
 
 
 def test_bad_lengths_end_a_cluster() -> None:
