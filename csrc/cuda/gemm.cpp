@@ -7,6 +7,7 @@
 
 #include <ATen/Context.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace at::cuda {  // of libtorch_cuda; the argument came with torch 2.12
@@ -19,6 +20,11 @@ extern "C" [[gnu::weak]] int cublasGemmEx_64(void* handle, int op_a, int op_b, i
                                              int type_a, int64_t lda, const void* b, int type_b,
                                              int64_t ldb, const void* beta, void* c, int type_c,
                                              int64_t ldc, int compute, int algorithm);
+extern "C" [[gnu::weak]] int cublasGemmStridedBatchedEx_64(
+    void* handle, int op_a, int op_b, int64_t m, int64_t n, int64_t k, const void* alpha,
+    const void* a, int type_a, int64_t lda, long long stride_a, const void* b, int type_b,
+    int64_t ldb, long long stride_b, const void* beta, void* c, int type_c, int64_t ldc,
+    long long stride_c, int64_t count, int compute, int algorithm);
 extern "C" [[gnu::weak]] int cublasSetMathMode(void* handle, int mode);
 
 namespace fastrnn::cuda {
@@ -68,14 +74,13 @@ void* blas_handle() {
 bool have_cublas() {
   void* (*with_setup)(bool) = at::cuda::getCurrentCUDABlasHandle;
   void* (*without)() = at::cuda::getCurrentCUDABlasHandle;
-  return cublasGemmEx_64 && cublasSetMathMode && (with_setup || without);
+  return cublasGemmEx_64 && cublasGemmStridedBatchedEx_64 && cublasSetMathMode &&
+         (with_setup || without);
 }
 
-}  // namespace
-
-bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
-
-void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add) {
+// `parts` products over neighbouring shares of the depth; of one part the whole product.
+void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add, int parts,
+              int64_t from_part_to_part) {
   if (out.rows == 0 || out.columns == 0) return;
   TORCH_CHECK(have_cublas(), "rnn: this torch has no cuBLAS of version 12 or later");
   const double doubles[2] = {0, 1};
@@ -90,19 +95,49 @@ void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bo
   const Operand x = operand_of(a), y = operand_of(b), z = operand_of(out);
   TORCH_CHECK(z.op == kAsItIs, "rnn: expected a row-major result");
   const int type = cublas_type(a.type);
+  const int64_t depth = a.columns / parts;
   void* const handle = blas_handle();
   // In its default mode, in which the handle comes, cuBLAS may add the parts of a split sum in the
   // type of a result of 16 bits.
   const bool narrow = at::isReducedFloatingType(out.type);
   int status = narrow ? cublasSetMathMode(handle, kNoReducedPrecisionReduction) : 0;
-  if (status == 0) {
-    status = cublasGemmEx_64(handle, y.op, x.op, out.columns, out.rows, a.columns, one, b.data,
-                             type, y.leading, a.data, type, x.leading, add ? one : zero, out.data,
+  if (status == 0 && parts == 1) {
+    status = cublasGemmEx_64(handle, y.op, x.op, out.columns, out.rows, depth, one, b.data, type,
+                             y.leading, a.data, type, x.leading, add ? one : zero, out.data,
                              cublas_type(out.type), z.leading, compute, kDefaultAlgorithm);
+  } else if (status == 0) {
+    status = cublasGemmStridedBatchedEx_64(
+        handle, y.op, x.op, out.columns, out.rows, depth, one, b.data, type, y.leading,
+        depth * b.row_stride, a.data, type, x.leading, depth * a.column_stride, add ? one : zero,
+        out.data, cublas_type(out.type), z.leading, from_part_to_part, parts, compute,
+        kDefaultAlgorithm);
   }
   if (narrow) cublasSetMathMode(handle, kDefaultMath);
-  TORCH_CHECK(status == 0, "rnn: cublasGemmEx failed with status ", status, " for ", a.rows, " x ",
+  TORCH_CHECK(status == 0, "rnn: cuBLAS failed with status ", status, " for ", a.rows, " x ",
               a.columns, " by ", b.columns, " in ", a.type);
+}
+
+}  // namespace
+
+bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
+
+void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add) {
+  multiply(out, a, b, tf32, add, 1, 0);
+}
+
+int parts_of(int64_t rows, int64_t columns, int64_t depth, int multiprocessors) {
+  constexpr int64_t kTile = 128, kLeastDepth = 64, kAligned = 8;
+  const auto tiles = [](int64_t x) { return (x + kTile - 1) / kTile; };
+  const int64_t most = std::min(
+      multiprocessors / std::max<int64_t>(tiles(rows) * tiles(columns), 1), depth / kLeastDepth);
+  for (int64_t parts = most; parts > 1; --parts)
+    if (depth % (parts * kAligned) == 0) return static_cast<int>(parts);
+  return 1;
+}
+
+void multiply_in_parts(const Matrix& out, int parts, int64_t from_part_to_part, const Matrix& a,
+                       const Matrix& b, bool tf32) {
+  multiply(out, a, b, tf32, false, parts, from_part_to_part);
 }
 
 }  // namespace fastrnn::cuda

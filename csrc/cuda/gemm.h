@@ -40,4 +40,11 @@ bool allows_tf32();
 // of 16 bits. Sums in float32, of double in double.
 void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add = false);
 
+// A product of few rows and columns fills a GPU only where its depth is split. In how many parts:
+// they divide the depth, and leave each enough of it.
+int parts_of(int64_t rows, int64_t columns, int64_t depth, int multiprocessors);
+// The same as that many matrices, out and those that follow it without gaps, whose sum is a @ b.
+void multiply_in_parts(const Matrix& out, int parts, int64_t from_part_to_part, const Matrix& a,
+                       const Matrix& b, bool tf32);
+
 }  // namespace fastrnn::cuda

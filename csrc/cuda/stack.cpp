@@ -62,16 +62,20 @@ void forward_by_steps(const Call& call, const Layer& layer, const ForwardRecurre
   const Shape& s = call.shape;
   const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, D = s.num_directions;
   const bool uniform = call.uniform(), tf32 = call.context.tf32;
-  const Tensor products = call.empty({D, B, H}, call.accumulation_type());
   ForwardStep step{};
   step.recurrence = r;
+  step.parts = parts_of(B, H, H, call.context.device.multiprocessors);
+  const Tensor products = call.empty({D, step.parts, B, H}, call.accumulation_type());
+  const auto multiply_state = [&](Matrix& product, const Matrix& state, const Matrix& w) {
+    multiply_in_parts(product.some_rows(0, state.rows), step.parts, B * H, state, w, tf32);
+  };
   std::vector<Matrix> hx, state, h, product, w_hh;
   for (int64_t d = 0; d < D; ++d) {
     const int64_t index = layer.first + d;
     w_hh.push_back(Matrix(call.weight(index, 1)).transposed());
     h.emplace_back(call.direction(layer.h, d));
     state.emplace_back(hn[index]);
-    product.emplace_back(products[d]);
+    product.emplace_back(products[d][0]);
     if (call.hx->defined()) hx.emplace_back((*call.hx)[index]);
     if (!uniform) call.hx->defined() ? hn[index].copy_((*call.hx)[index]) : hn[index].zero_();
   }
@@ -88,9 +92,9 @@ void forward_by_steps(const Call& call, const Layer& layer, const ForwardRecurre
       if (first && !call.hx->defined()) {
         step.product[d] = nullptr;
       } else if (uniform) {
-        multiply(product[d], first ? hx[d] : rows_at(call, h[d], before, count), w_hh[d], tf32);
+        multiply_state(product[d], first ? hx[d] : rows_at(call, h[d], before, count), w_hh[d]);
       } else {
-        multiply(product[d].some_rows(0, count), state[d].some_rows(0, count), w_hh[d], tf32);
+        multiply_state(product[d], state[d].some_rows(0, count), w_hh[d]);
       }
       step.state[d] = uniform && i < T - 1 ? nullptr : state[d].data;
     }
@@ -104,9 +108,10 @@ void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecur
   const Shape& s = call.shape;
   const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, D = s.num_directions;
   const bool want_hx = grad_hx.defined(), tf32 = call.context.tf32;
-  const Tensor products = call.empty({D, B, H}, call.accumulation_type());
   BackwardStep step{};
   step.recurrence = r;
+  step.parts = parts_of(B, H, H, call.context.device.multiprocessors);
+  const Tensor products = call.empty({D, step.parts, B, H}, call.accumulation_type());
   std::vector<Matrix> grad_pre, product, w_hh;
   Tensor wide_grad_hx;
   if (want_hx) {
@@ -116,7 +121,7 @@ void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecur
   for (int64_t d = 0; d < D; ++d) {
     w_hh.emplace_back(call.weight(layer.first + d, 1));
     grad_pre.emplace_back(call.direction(layer.grad_pre, d));
-    product.emplace_back(products[d]);
+    product.emplace_back(products[d][0]);
     step.product[d] = product[d].data;
     step.grad_hx[d] = want_hx ? wide_grad_hx[d].mutable_data_ptr() : nullptr;
   }
@@ -129,8 +134,8 @@ void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecur
       const int64_t came = rows_there(call, after);
       step.num_rows = std::max({step.num_rows, rows_there(call, t), came});
       if (came > 0)
-        multiply(product[d].some_rows(0, came), rows_at(call, grad_pre[d], after, came), w_hh[d],
-                 tf32);
+        multiply_in_parts(product[d].some_rows(0, came), step.parts, B * H,
+                          rows_at(call, grad_pre[d], after, came), w_hh[d], tf32);
     }
     if (step.num_rows > 0)
       check_launch(launch_backward_step(step, call.context.stream), "backward_step_kernel", s);

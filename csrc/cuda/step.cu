@@ -39,6 +39,16 @@ cudaError_t with_type(Dtype dtype, const F& f) {
   return cudaErrorInvalidValue;
 }
 
+// Element i of a product that comes in parts.
+template <typename C>
+FASTRNN_DEVICE C sum_of(const void* product, int parts, int64_t i, int64_t part) {
+  const C* at = static_cast<const C*>(product) + i;
+  C sum = *at;
+#pragma unroll 4
+  for (int n = 1; n < parts; ++n) sum += at[n * part];
+  return sum;
+}
+
 // Tile plan: a thread has one unit of one row of one direction. Sync plan: none; the step before is
 // another launch. Limits: none. Why: the answer for every size and dtype; see docs/benchmarks.md.
 template <typename S>
@@ -62,7 +72,7 @@ void forward_step_kernel(const __grid_constant__ ForwardStep step) {
   const void* product = again ? nullptr : step.product[blockIdx.y];
   C z = widen(static_cast<const S*>(d.igates.data)[place(rows, d.igates, t, b) + j]);
   z += load_or_zero<C, S>(d.b_ih, j) + load_or_zero<C, S>(d.b_hh, j);
-  if (product) z += static_cast<const C*>(product)[i];
+  if (product) z += sum_of<C>(product, step.parts, i, rows.batch * H);
   S h;
   narrow(&h, activate<S>(z, r.nonlinearity));
   static_cast<S*>(d.output.data)[place(rows, d.output, t, b) + j] = h;
@@ -88,7 +98,7 @@ void backward_step_kernel(const __grid_constant__ BackwardStep step) {
   C carry = 0;
   if (came) {
     if (!here || !is_cut(rows, t, after, b))
-      carry = static_cast<const C*>(step.product[blockIdx.y])[i];
+      carry = sum_of<C>(step.product[blockIdx.y], step.parts, i, rows.batch * H);
   } else {
     carry = load_or_zero<C, S>(d.grad_hn, i);
   }

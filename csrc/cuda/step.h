@@ -6,7 +6,8 @@
 namespace fastrnn::cuda {
 
 // The part of step `step` (0: the first walked) that is not a product: rows 0 .. num_rows-1.
-//   product[d]  h_prev @ w_hh^T, [B, H] contiguous in the accumulation type; null: zero
+//   product[d]  h_prev @ w_hh^T, as the sum of `parts` [B, H], contiguous in the accumulation type;
+//               null: zero
 // Writes output and copy, and state[d] [B, H] in the storage type where it is not null: the last
 // state of each row so far.
 struct ForwardStep {
@@ -15,11 +16,12 @@ struct ForwardStep {
   int64_t num_rows;
   const void* product[2];
   void* state[2];
+  int parts = 1;
 };
 
 // The same for step `step` of the walk back (0: the last that the forward pass took); step T closes
 // the walk.
-//   product[d]  grad_pre of the step walked before @ w_hh, [B, H] in the accumulation type
+//   product[d]  grad_pre of the step walked before @ w_hh, likewise
 // Writes grad_pre, and grad_hx[d] [B, H] in the accumulation type where it is not null; the
 // recurrence's grad_hx is not used.
 struct BackwardStep {
@@ -28,6 +30,7 @@ struct BackwardStep {
   int64_t num_rows;
   const void* product[2];
   void* grad_hx[2];
+  int parts = 1;
 };
 
 cudaError_t launch_forward_step(const ForwardStep& step, cudaStream_t stream);

@@ -68,3 +68,24 @@ extern "C" int cublasGemmEx_64(void*, int op_a, int op_b, int64_t m, int64_t n, 
   result.copy_(sum);
   return kSuccess;
 }
+
+extern "C" int cublasGemmStridedBatchedEx_64(void* handle, int op_a, int op_b, int64_t m, int64_t n,
+                                             int64_t k, const void* alpha, const void* a,
+                                             int type_a, int64_t lda, long long stride_a,
+                                             const void* b, int type_b, int64_t ldb,
+                                             long long stride_b, const void* beta, void* c,
+                                             int type_c, int64_t ldc, long long stride_c,
+                                             int64_t count, int compute, int algorithm) {
+  const auto at = [](const void* data, int type, int64_t elements) {
+    return static_cast<const char*>(data) +
+           elements * static_cast<int64_t>(c10::elementSize(type_of(type)));
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    const int status = cublasGemmEx_64(
+        handle, op_a, op_b, m, n, k, alpha, at(a, type_a, i * stride_a), type_a, lda,
+        at(b, type_b, i * stride_b), type_b, ldb, beta,
+        const_cast<char*>(at(c, type_c, i * stride_c)), type_c, ldc, compute, algorithm);
+    if (status != kSuccess) return status;
+  }
+  return kSuccess;
+}
