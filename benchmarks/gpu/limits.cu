@@ -93,7 +93,7 @@ __global__ void latency_kernel(Result* to, unsigned zero) {
     }
     if constexpr (kChain == kMmaHalf) mma<Half>(c, a, b);
     if constexpr (kChain == kMmaTf32) mma<float>(c, a, b);
-    if constexpr (kChain == kTanh) x = fast_divide(x, 1.0f + fast_exp2(x));
+    if constexpr (kChain == kTanh) x = x * fast_reciprocal(1.0f + fast_exp2(x));
     if constexpr (kChain == kShuffle) x = shuffle_xor(x, 1);
     if constexpr (kChain == kBlockSync) block_sync();
   }

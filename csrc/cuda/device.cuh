@@ -58,13 +58,17 @@ FASTRNN_DEVICE uint32_t tf32_of(float x) {
   return bits_of(x);
 #endif
 }
-// 2^x, to 2 ulp; a / b, to 2 ulp, where 2^-126 <= b, and 0 where b > 2^126.
+// 2^x, to 2 ulp; 1 / x, to 1 ulp, where x >= 2^-126; 0 where x > 2^126.
 FASTRNN_DEVICE float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-FASTRNN_DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
+FASTRNN_DEVICE float fast_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // x, of which the compiler shall not know that it is x: what is computed from it is not kept in
 // registers from before a loop.

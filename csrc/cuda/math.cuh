@@ -16,7 +16,7 @@ using Accumulate = std::conditional_t<std::is_same_v<S, double>, double, float>;
 FASTRNN_DEVICE float tanh_of(float x) {
   const float a = fabsf(x);
   const float e = fast_exp2(a * 2.885390081777927f);  // 2 / ln 2
-  const float large = 1.0f - fast_divide(2.0f, e + 1.0f);
+  const float large = fmaf(-2.0f, fast_reciprocal(e + 1.0f), 1.0f);
   const float z = x * x;
   float p = -5.70498872745e-3f;
   p = fmaf(p, z, 2.06390887954e-2f);
@@ -32,7 +32,7 @@ FASTRNN_DEVICE double tanh_of(double x) { return tanh(x); }
 FASTRNN_DEVICE float narrow_tanh_of(float x) {
   const float a = fabsf(x);
   const float e = fast_exp2(a * 2.885390081777927f);
-  const float large = 1.0f - fast_divide(2.0f, e + 1.0f);
+  const float large = fmaf(-2.0f, fast_reciprocal(e + 1.0f), 1.0f);
   return a < 0.015625f ? x : copysignf(large, x);
 }
 

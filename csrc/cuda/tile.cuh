@@ -96,49 +96,59 @@ struct TileGroup {
     return all + (f - kKept) * kThreads + threadIdx.x;
   }
 
-  FASTRNN_DEVICE void multiply(float (&sum)[4], int stacked, int f,
-                               const uint32_t (&columns)[2]) const {
-    if (f < kKept) {
-      mma<S>(sum, weights[stacked][f < kKept ? f : 0], columns);
-    } else {
-      const uint4 x = *stored(f);
-      mma<S>(sum, {x.x, x.y, x.z, x.w}, columns);
+  // Of one fragment with all of its tiles' columns.
+  template <int kFragment>
+  FASTRNN_DEVICE void multiply(float (&sums)[kChains][kStacked][kTiles][4],
+                               const uint32_t (&columns)[kTiles][4]) const {
+    constexpr int kHalf = kFragment % 2 * 2;  // of what a load of columns brings
+#pragma unroll
+    for (int s = 0; s < kStacked; ++s) {
+      uint32_t w[4];
+      if constexpr (kFragment < kKept) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) w[i] = weights[s][kFragment][i];
+      } else {
+        const uint4 x = *stored(kFragment);
+        w[0] = x.x, w[1] = x.y, w[2] = x.z, w[3] = x.w;
+      }
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n)
+        mma<S>(sums[kFragment % kChains][s][n], w, {columns[n][kHalf], columns[n][kHalf + 1]});
     }
+  }
+
+  // The columns of kDeep pairs of fragments are asked for before they are needed; half-way, when
+  // the tensor cores are busy, comes what else there is to do.
+  template <int kPair = 0, typename F, int kDeep>
+  FASTRNN_DEVICE void multiply_pairs(float (&sums)[kChains][kStacked][kTiles][4],
+                                     uint32_t (&columns)[kDeep][kTiles][4],
+                                     const unsigned char* from, const F& meanwhile) const {
+    if constexpr (kPair < kFragments / 2) {
+      multiply<2 * kPair>(sums, columns[kPair % kDeep]);
+      multiply<2 * kPair + 1>(sums, columns[kPair % kDeep]);
+      if constexpr (kPair + kDeep < kFragments / 2)
+        load(columns[kPair % kDeep], from, kPair + kDeep);
+      if constexpr (kPair == (kFragments / 2 - 1) / 2) meanwhile();
+      multiply_pairs<kPair + 1>(sums, columns, from, meanwhile);
+    }
+  }
+  FASTRNN_DEVICE void load(uint32_t (&columns)[kTiles][4], const unsigned char* from,
+                           int pair) const {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+      load_matrices(columns[n], from + n * 8 * kRowBytes + pair * 64);
   }
 
   template <typename F>
   FASTRNN_DEVICE void product(const unsigned char* state, float (&c)[kElements],
                               const F& meanwhile) const {
-    constexpr int kPairs = kFragments / 2, kFirst = kPairs < 4 ? kPairs : 4 / kTiles;
+    constexpr int kDeep = kFragments / 2 < 4 ? kFragments / 2 : 4 / kTiles;
     const unsigned char* from = state + lane() % 8 * kRowBytes + lane() / 8 * 16;
-    const auto load = [&](uint32_t (&columns)[4], int pair, int n) {  // of two fragments
-      load_matrices(columns, from + n * 8 * kRowBytes + pair * 64);
-    };
-    uint32_t first[kFirst][kTiles][4];
+    uint32_t columns[kDeep][kTiles][4];
 #pragma unroll
-    for (int i = 0; i < kFirst * kTiles; ++i)
-      load(first[i / kTiles][i % kTiles], i / kTiles, i % kTiles);
-    meanwhile();
+    for (int pair = 0; pair < kDeep; ++pair) load(columns[pair], from, pair);
     float sums[kChains][kStacked][kTiles][4] = {};
-#pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        const int f = 2 * pair;
-        uint32_t columns[4];
-        if (pair < kFirst) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) columns[i] = first[pair < kFirst ? pair : 0][n][i];
-        } else {
-          load(columns, pair, n);
-        }
-#pragma unroll
-        for (int s = 0; s < kStacked; ++s) {
-          multiply(sums[f % kChains][s][n], s, f, {columns[0], columns[1]});
-          multiply(sums[(f + 1) % kChains][s][n], s, f + 1, {columns[2], columns[3]});
-        }
-      }
-    }
+    multiply_pairs(sums, columns, from, meanwhile);
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       c[e] = sums[0][e / 4 / kTiles][e / 4 % kTiles][e % 4];

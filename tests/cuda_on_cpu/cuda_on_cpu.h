@@ -205,7 +205,7 @@ inline uint32_t tf32_of(float x) {
   return (u >> 23 & 0xff) == 0xff ? u : (u + 0x1000) & ~0x1fffu;
 }
 inline float fast_exp2(float x) { return std::exp2(x); }
-inline float fast_divide(float a, float b) { return a / b; }
+inline float fast_reciprocal(float x) { return 1 / x; }
 
 inline uint32_t unknown(uint32_t x) { return x; }
 template <typename T>
