@@ -1,45 +1,27 @@
-// The model of csrc/cuda/choose.cpp as a program, for benchmarks/gpu/fit.py.
+// What choose() goes by on an H200, as a program for benchmarks/gpu/fit.py.
 //
-//   estimate list    constants and configurations, as JSON
-//   estimate         answers lines of its input, on a Hopper GPU; calls have one layer and
-//   direction
+//   estimate list    the rows of configurations.h, as lines of JSON
+//   estimate         reads lines, and answers each call by a line of JSON: what choose() takes, and
+//                    nanoseconds of a step of all that can serve it
 //
-//     multiprocessors N
-//     at_once NAME DTYPE GROUPS      that run at a time, of a configuration
-//     constants X X ...              all of them, in the order of the list
-//     step NAME DTYPE TF32 PASS B H  nanoseconds of a step, or nan: it cannot serve this
-//     choose DTYPE TF32 PASS B H     what choose() takes
+//     at_once NAME DTYPE GROUPS    that run at a time, of a configuration
+//     DTYPE TF32 PASS B H          a call of one layer and direction, of so many steps that loading
+//                                  w_hh is nothing beside them
 #include <cstdio>
 #include <iostream>
 #include <iterator>
-#include <limits>
 #include <sstream>
 #include <stdexcept>
 
-#include "cuda/step_times.h"
+#include "cuda/choose.h"
 
 using namespace fastrnn;
 using namespace fastrnn::cuda;
 
 namespace {
 
-struct Constant {
-  const char* name;
-  double StepTimes::* place;
-};
-constexpr Constant kConstants[] = {
-    {"latency", &StepTimes::latency},           {"fma_rate", &StepTimes::fma_rate},
-    {"tf32_rate", &StepTimes::tf32_rate},       {"narrow_rate", &StepTimes::narrow_rate},
-    {"warp_load", &StepTimes::warp_load},       {"shared_rate", &StepTimes::shared_rate},
-    {"cluster_hop", &StepTimes::cluster_hop},   {"cluster_rate", &StepTimes::cluster_rate},
-    {"weights_rate", &StepTimes::weights_rate}, {"launches", &StepTimes::launches},
-    {"product_rate", &StepTimes::product_rate}, {"torch_small", &StepTimes::torch_small},
-    {"torch_large", &StepTimes::torch_large},
-};
-static_assert(sizeof(StepTimes) == std::size(kConstants) * sizeof(double));
-
 constexpr const char* kDtypes[] = {"float32", "float64", "bfloat16", "float16"};
-constexpr int64_t kLong = 1 << 30;  // steps: loading w_hh is nothing beside them
+Device device{90, 132, 227 << 10, 228 << 10, 65536};
 
 Dtype dtype_of(const std::string& name) {
   for (size_t i = 0; i < std::size(kDtypes); ++i)
@@ -48,78 +30,50 @@ Dtype dtype_of(const std::string& name) {
 }
 
 void list() {
-  std::printf("{\"constants\": {");
-  for (const Constant& c : kConstants)
-    std::printf("%s\"%s\": %.17g", &c == kConstants ? "" : ", ", c.name, StepTimes{}.*c.place);
-  std::printf("},\n \"configurations\": [");
-  const char* separator = "";
-  for (const Configuration& c : kConfigurations) {
-    if (!c.has_groups()) continue;
-    for (const char* dtype : kDtypes) {
-      if (!c.takes(dtype_of(dtype), true)) continue;
-      std::printf("%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"units\": %d, \"rows\": %d}",
-                  separator, name_of(c).c_str(), dtype, c.units, c.rows);
-      separator = ",";
-    }
+  for (const Choice& choice : configurations()) {
+    const Configuration& c = kConfigurations[choice.configuration];
+    std::string dtypes;
+    for (const char* dtype : kDtypes)
+      if (c.takes(dtype_of(dtype), true))
+        dtypes += std::string(dtypes.empty() ? "" : ", ") + '"' + dtype + '"';
+    std::printf(
+        "{\"name\": \"%s\", \"dtypes\": [%s], \"units\": %d, \"rows\": %d, \"alone\": %d, "
+        "\"full\": %d, \"at_once\": %d}\n",
+        name_of(c).c_str(), dtypes.c_str(), c.units, c.rows, c.alone, c.full,
+        estimate_groups_at_once(choice, device));
   }
-  std::puts("]}");
 }
 
-class Answers {
- public:
-  Answers() : at_once_(kConfigurations.size()) { estimate_groups(); }
-
-  void answer(const std::string& line) {
-    std::istringstream words(line);
-    std::string word, name, dtype;
-    words >> word;
-    if (word == "multiprocessors") {
-      words >> device_.multiprocessors;
-      estimate_groups();
-    } else if (word == "constants") {
-      for (const Constant& c : kConstants) words >> times_.*c.place;
-    } else if (word == "at_once") {
-      int groups = 0;
-      words >> name >> dtype >> groups;
-      for (const Choice& c : configurations())
-        if (name == name_of(c) && kConfigurations[c.configuration].takes(dtype_of(dtype), true))
-          at_once_[c.configuration] = groups;
-    } else if (word == "step") {
-      words >> name;
-      std::printf("%.17g\n", step(name, problem(words)));
-    } else if (word == "choose") {
-      std::puts(name_of(choose(problem(words), device_)).c_str());
-    }
-    if (!words || word.empty()) throw std::invalid_argument("not understood: " + line);
+void answer(const Problem& p) {
+  std::printf("{\"chosen\": \"%s\", \"ns\": {", name_of(choose(p, device)).c_str());
+  const char* separator = "";
+  for (const Configuration& c : kConfigurations) {
+    if (!choice_of(c, p, device)) continue;
+    std::printf("%s\"%s\": %.17g", separator, name_of(c).c_str(), step_time(c, p, device));
+    separator = ", ";
   }
+  std::puts("}}");
+}
 
- private:
-  void estimate_groups() {
-    device_.groups_at_once = nullptr;
+void read(const std::string& line, std::vector<int>& groups_at_once) {
+  std::istringstream words(line);
+  std::string word, name, pass;
+  words >> word;
+  if (word == "at_once") {
+    int groups = 0;
+    words >> name >> word >> groups;
     for (const Choice& c : configurations())
-      at_once_[c.configuration] = estimate_groups_at_once(c, device_);
-    device_.groups_at_once = at_once_.data();
-  }
-  static Problem problem(std::istream& words) {
-    std::string dtype, pass;
+      if (name == name_of(c) && kConfigurations[c.configuration].takes(dtype_of(word), true))
+        groups_at_once[c.configuration] = groups;
+  } else {
     bool tf32 = false;
     int64_t batch = 0, hidden_size = 0;
-    words >> dtype >> tf32 >> pass >> batch >> hidden_size;
-    return {dtype_of(dtype), pass == "backward", tf32, kLong, batch, hidden_size, 1};
+    words >> tf32 >> pass >> batch >> hidden_size;
+    constexpr int64_t kSteps = 1 << 30;
+    answer({dtype_of(word), pass == "backward", tf32, kSteps, batch, hidden_size, 1});
   }
-  double step(const std::string& name, const Problem& p) const {
-    try {
-      const Choice c = choose(p, device_, name);
-      return step_time(kConfigurations[c.configuration], p, device_, times_);
-    } catch (const std::invalid_argument&) {
-      return std::numeric_limits<double>::quiet_NaN();
-    }
-  }
-
-  std::vector<int> at_once_;
-  Device device_{90, 132, 227 << 10, 228 << 10, 65536};
-  StepTimes times_;
-};
+  if (!words) throw std::invalid_argument("not understood: " + line);
+}
 
 }  // namespace
 
@@ -128,9 +82,12 @@ int main(int count, char** words) {
     list();
     return 0;
   }
+  std::vector<int> groups_at_once(kConfigurations.size());
+  for (const Choice& c : configurations())
+    groups_at_once[c.configuration] = estimate_groups_at_once(c, device);
+  device.groups_at_once = groups_at_once.data();
   try {
-    Answers answers;
-    for (std::string line; std::getline(std::cin, line);) answers.answer(line);
+    for (std::string line; std::getline(std::cin, line);) read(line, groups_at_once);
   } catch (const std::invalid_argument& e) {
     std::fprintf(stderr, "estimate: %s\n", e.what());
     return 1;

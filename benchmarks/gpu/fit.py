@@ -1,12 +1,11 @@
-"""Fit the constants of the CUDA kernels' choice to measured times, and see what that is worth.
+"""Hold the CUDA kernels' choice against measured times: the table's, and what a choice costs.
 
     build/gpu/kernels time > times.jsonl    # on the GPU; python -m benchmarks.gpu.prepare builds it
     python -m benchmarks.gpu.fit times.jsonl
 
-csrc/cuda/choose.cpp estimates the time of a step from a few constants, StepTimes. This prints
-measured and estimated times, the constants that fit best, the regret (the time of the
-configuration that the model chooses over that of the best one) for each call of the benchmarks,
-with the constants as they are and as fitted.
+csrc/cuda/choose.cpp estimates the time of a step from two columns of csrc/cuda/configurations.h.
+This prints these columns as measured and as they stand, and for the calls of the benchmarks the
+regret: the time of the configuration that is chosen over that of the best one.
 """
 
 from __future__ import annotations
@@ -22,24 +21,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.gpu.shapes import Row, plan
 
 ROOT = Path(__file__).parent.parent.parent
-MULTIPROCESSORS = 132  # of an H100 SXM or an H200
 PASSES = ("forward", "backward")
-DIFFERENCE = 1e-4  # of a constant's logarithm
-LARGEST_STEP = 1.0
-DAMPINGS = 10.0 ** np.arange(-6, 3, 2)  # tried side by side
-MOST_ITERATIONS = 60
-SMALLEST_ERROR = 0.01  # relative, that a time is taken to have
-UNCLEAR = 0.5  # relative error from which on a constant is not determined
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,8 @@ class Time:
     dtype: str
     direction: str  # of PASSES
     groups: int
-    at_once: int
+    at_once: int  # by the driver
+    estimated_at_once: int  # by the sizes
     ns: float  # of a step
 
 
@@ -64,7 +53,8 @@ def parse(lines: Iterable[str], path: object = "times") -> list[Time]:
             x = json.loads(line)
             if "ns" not in x:  # a limit of the device, or what failed
                 continue
-            t = Time(x["name"], x["dtype"], x["pass"], x["groups"], x["at_once"], float(x["ns"]))
+            t = Time(x["name"], x["dtype"], x["pass"], x["groups"], x["at_once"],
+                     x["estimated_at_once"], float(x["ns"]))  # fmt: skip
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"{where}: expected what `kernels time` prints, got {line}") from None
         builds.add(x.get("hash"))
@@ -78,7 +68,7 @@ def parse(lines: Iterable[str], path: object = "times") -> list[Time]:
 
 @cache
 def build() -> Path:
-    """The program that evaluates the model."""
+    """The program that asks choose()."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise FileNotFoundError("no C++ compiler: expected g++ or c++")
@@ -90,100 +80,48 @@ def build() -> Path:
     return program
 
 
-def step_call(name: str, dtype: str, tf32: bool, direction: str, batch: int, size: int) -> str:
-    """A question to the model: nanoseconds of a step."""
-    return f"step {name} {dtype} {tf32:d} {direction} {batch} {size}"
+@dataclass(frozen=True)
+class Configuration:
+    """A row of csrc/cuda/configurations.h, and how many groups run at once on an H200."""
+
+    name: str
+    dtypes: list[str]
+    units: int
+    rows: int
+    alone: int  # nanoseconds of a step of one group
+    full: int  # and of all that run at once
+    at_once: int  # by the sizes
 
 
-class Model:
-    """csrc/cuda/choose.cpp on one device."""
+@dataclass(frozen=True)
+class Answer:
+    chosen: str
+    ns: dict[str, float]  # of a step, estimated, of each that can serve
 
-    def __init__(self, multiprocessors: int = MULTIPROCESSORS) -> None:
+
+class Choice:
+    """csrc/cuda/choose.cpp on an H200."""
+
+    def __init__(self) -> None:
         self._program = build()
-        listed = json.loads(self._run(["list"], ""))
-        self.names: list[str] = list(listed["constants"])
-        self.constants: Floats = np.array(list(listed["constants"].values()))
-        self.configurations: dict[tuple[str, str], dict[str, Any]] = {
-            (c["name"], c["dtype"]): c for c in listed["configurations"]
-        }
-        self._device = [f"multiprocessors {multiprocessors}"]
+        self._at_once: list[str] = []
+        self.table = [Configuration(**json.loads(line)) for line in self._run("list")]
+        self.configurations = {(c.name, dtype): c for c in self.table for dtype in c.dtypes}
 
     def on_device_of(self, times: Iterable[Time]) -> None:
         """Take from `times` how many groups run at a time."""
         at_once = {(t.name, t.dtype): t.at_once for t in times}
-        self._device += [f"at_once {name} {dtype} {n}" for (name, dtype), n in at_once.items()]
+        self._at_once = [f"at_once {name} {dtype} {n}" for (name, dtype), n in at_once.items()]
 
-    def call(self, t: Time) -> str:
-        c = self.configurations[t.name, t.dtype]
-        return step_call(t.name, t.dtype, True, t.direction, t.groups * c["rows"], c["units"])
+    def of(self, calls: Iterable[str]) -> list[Answer]:
+        """Of each "DTYPE TF32 PASS B H", with very many steps."""
+        lines = self._run(text="\n".join([*self._at_once, *calls]))
+        return [Answer(**json.loads(line)) for line in lines]
 
-    def estimate(self, calls: Sequence[str], constants: Floats) -> Floats:
-        """Nanoseconds with each set [..., names] of constants; nan where one cannot serve."""
-        lines = [*self._device]
-        for row in constants.reshape(-1, len(self.names)):
-            lines += [" ".join(["constants", *map(repr, map(float, row))]), *calls]
-        answers = self._run([], "\n".join(lines)).split()
-        return np.array(answers, float).reshape(*constants.shape[:-1], len(calls))
-
-    def choose(self, calls: Sequence[str]) -> list[str]:
-        """What choose() takes for "DTYPE TF32 PASS B H"."""
-        return self._run([], "\n".join([*self._device, *(f"choose {c}" for c in calls)])).split()
-
-    def _run(self, words: list[str], text: str) -> str:
+    def _run(self, *words: str, text: str = "") -> list[str]:
         command = [str(self._program), *words]
         ended = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True)
-        return ended.stdout
-
-
-@dataclass(frozen=True)
-class Fit:
-    constants: Floats
-    error: Floats  # relative, of each; inf where no time depends on it
-    start: Floats
-
-    def remark(self, i: int) -> str:
-        if math.isinf(self.error[i]):
-            kept = math.isclose(self.constants[i], self.start[i])
-            return f"{'kept' if kept else 'a limit'}: no measured time depends on it"
-        if self.error[i] > UNCLEAR:
-            return "not determined: the times do not tell it from others"
-        return f"± {100 * self.error[i]:.1f} %, before {self.start[i]:.4g}"
-
-
-def fit(model: Model, times: Sequence[Time]) -> Fit:
-    """Damped Gauss-Newton (Levenberg 1944) for the logarithms, so that relative errors count.
-
-    The damping pulls towards where a step starts: what the times do not determine stays.
-    """
-    calls = [model.call(t) for t in times]
-    measured = np.log([t.ns for t in times])
-    n = len(model.names)
-
-    def residuals(x: Floats) -> Floats:
-        return measured - np.log(model.estimate(calls, np.exp(x)))
-
-    x = start = np.log(model.constants)
-    for _ in range(MOST_ITERATIONS):
-        found = residuals(np.vstack([x, x + DIFFERENCE * np.eye(n)]))
-        r, jacobian = found[0], (found[0] - found[1:]).T / DIFFERENCE  # of the estimates
-        square = jacobian.T @ jacobian
-        dampings = DAMPINGS * np.trace(square) / n
-        steps = [np.linalg.solve(square + d * np.eye(n), jacobian.T @ r) for d in dampings]
-        trials = x + np.clip(steps, -LARGEST_STEP, LARGEST_STEP)
-        sums = (residuals(trials) ** 2).sum(1)
-        best = int(sums.argmin())
-        if sums[best] >= (r @ r) * (1 - 1e-7):
-            break
-        x = trials[best]
-    depends = np.abs(jacobian).max(0) > 1e-6
-    back = np.where(depends, x, start)  # what moved, and no longer counts
-    if (residuals(back) ** 2).sum() <= (r @ r) * (1 + 1e-6):
-        x = back
-    variance = max((r @ r) / max(len(times) - int(depends.sum()), 1), SMALLEST_ERROR**2)
-    # A little damping: where the times do not tell constants apart, errors are large, not endless.
-    inverse = np.linalg.inv(square + 1e-9 * np.trace(square) / n * np.eye(n))
-    error = np.where(depends, np.sqrt(variance * np.diag(inverse)), np.inf)
-    return Fit(np.exp(x), error, model.constants)
+        return ended.stdout.splitlines()
 
 
 @dataclass
@@ -227,13 +165,14 @@ def gather(times: Iterable[Time]) -> dict[tuple[str, str, str], Measured]:
 class Regret:
     call: str  # "DTYPE TF32 PASS B H"
     best: str
-    chosen: tuple[str, ...]  # with each set of constants
-    times: tuple[float, ...]  # of chosen over best
+    chosen: str
+    ratio: float  # of times, chosen over best
 
     def __str__(self) -> str:
         dtype, tf32, direction, batch, size = self.call.split()
         setting = f"{dtype} TF32" if tf32 == "1" else dtype
-        return f"B{batch} H{size} {setting} {direction}"
+        call = f"B{batch} H{size} {setting} {direction}"
+        return f"{self.ratio:5.2f}  {call}: {self.chosen}, best {self.best}"
 
 
 def calls_of(rows: Iterable[Row]) -> list[str]:
@@ -248,111 +187,76 @@ def calls_of(rows: Iterable[Row]) -> list[str]:
     return list(found)
 
 
-def regrets(
-    model: Model, times: Sequence[Time], calls: Iterable[str], constants: Floats
-) -> list[Regret]:
-    """What a choice among the measured configurations costs each call that they can serve.
-
-    With each set [sets, names] of constants. Loading w_hh is left out on both sides.
-    """
+def regrets(choice: Choice, times: Iterable[Time], calls: Sequence[str]) -> list[Regret]:
+    """What a choice among the measured configurations costs each call that they can serve."""
     measured = gather(times)
-    asked = []
-    for call in calls:
-        dtype, tf32, direction, batch, size = call.split()
-        for name, *kind in measured:
-            if kind == [dtype, direction]:
-                question = step_call(name, dtype, tf32 == "1", direction, int(batch), int(size))
-                asked.append((call, name, question))
-    estimates = model.estimate([question for *_, question in asked], constants)
-    serving: dict[str, list[int]] = {}
-    for i, (call, *_) in enumerate(asked):
-        if not np.isnan(estimates[0, i]):
-            serving.setdefault(call, []).append(i)
     found = []
-    for call, places in serving.items():
+    for call, answer in zip(calls, choice.of(calls), strict=True):
         dtype, _, direction, batch, _ = call.split()
-        real = {}
-        for i in places:
-            name = asked[i][1]
-            groups = math.ceil(int(batch) / model.configurations[name, dtype]["rows"])
-            real[name] = measured[name, dtype, direction].at(groups)
-        best = min(real, key=real.__getitem__)
-        chosen = tuple(asked[min(places, key=row.__getitem__)][1] for row in estimates)
-        found.append(Regret(call, best, chosen, tuple(real[c] / real[best] for c in chosen)))
+        real = {
+            name: measured[name, dtype, direction].at(
+                math.ceil(int(batch) / choice.configurations[name, dtype].rows)
+            )
+            for name in answer.ns
+            if (name, dtype, direction) in measured
+        }
+        if real:
+            best = min(real, key=real.__getitem__)
+            chosen = min(real, key=answer.ns.__getitem__)
+            found.append(Regret(call, best, chosen, real[chosen] / real[best]))
     return found
 
 
-def comparison(model: Model, times: Sequence[Time], constants: Floats) -> list[str]:
-    """A line for each configuration, dtype and direction: alone, and all that run at once."""
-    estimated = model.estimate([model.call(t) for t in times], constants).T
-    places = [(t.name, t.dtype, t.direction, t.groups) for t in times]
-    estimates = dict(zip(places, estimated, strict=True))
-    columns = ("groups", "measured", "before", "after", "ratio")
-    lines = [f"{'ns a step':38}" + "".join(f"{c:>10}" for c in columns)]
-    for key, measured in gather(times).items():
-        full = measured.points.keys() & {measured.at_once}
-        for groups in sorted({min(measured.points), *full}):
-            ns, (old, new) = measured.points[groups], estimates[(*key, groups)]
-            numbers = f"{groups:10}{ns:10.1f}{old:10.1f}{new:10.1f}{new / ns:10.2f}"
-            lines.append(f"{' '.join(key):38}{numbers}")
+def columns(table: Iterable[Configuration], times: Sequence[Time]) -> list[str]:
+    """A line for each row of the table: alone and full, as measured and as they stand."""
+    lines = [f"{'name':18} {'dtypes':16} {'measured':>12} {'in the table':>14}  differs"]
+    for c in table:
+        of_row = [t for t in times if t.name == c.name and t.dtype in c.dtypes]
+        alone = [t.ns for t in of_row if t.groups == 1]
+        full = [t.ns for t in of_row if t.groups == t.at_once]
+        if not alone or not full:
+            continue
+        means = round(statistics.mean(alone)), round(statistics.mean(full))
+        differs = max(abs(c.alone / means[0] - 1), abs(c.full / means[1] - 1))
+        line = f"{c.name:18} {' '.join(c.dtypes):16} {'{}, {}'.format(*means):>12} "
+        line += f"{f'{c.alone}, {c.full}':>14} {100 * differs:6.1f} %"
+        if {t.estimated_at_once for t in of_row} != {c.at_once}:
+            line += f"  {of_row[0].estimated_at_once} groups at once, now {c.at_once}"
+        lines.append(line)
     return lines
-
-
-def initialiser(model: Model, fitted: Fit) -> list[str]:
-    """The constants in C++."""
-    values = [
-        f".{name} = {round(x) if x >= 1000 else f'{x:.4g}'},"
-        for name, x in zip(model.names, fitted.constants, strict=True)
-    ]
-    width = max(map(len, values))
-    lines = [f"    {v:{width}}  // {fitted.remark(i)}" for i, v in enumerate(values)]
-    return ["constexpr StepTimes kMeasured{", *lines, "};"]
 
 
 def summary(found: Sequence[Regret]) -> list[str]:
     if not found:
         return ["no call of the benchmarks is served by what was measured"]
-    lines = [f"{'chosen over best':20} {'mean':>6} {'worst':>6}   of {len(found)} calls"]
-    for k, when in enumerate(("before", "after")):
-        ratios = [r.times[k] for r in found]
-        lines.append(f"{when:20} {statistics.mean(ratios):6.3f} {max(ratios):6.2f}")
-    for k, when in enumerate(("before", "after")):
-        lines += ["", f"worst {when}"]
-        for r in sorted(found, key=lambda r: -r.times[k])[:5]:
-            lines.append(f"  {r.times[k]:5.2f}  {r}: {r.chosen[k]}, best {r.best}")
-    return lines
+    ratios = [r.ratio for r in found]
+    return [
+        f"chosen over best: mean {statistics.mean(ratios):.3f}, worst {max(ratios):.2f}, "
+        f"of {len(found)} calls",
+        *(f"  {r}" for r in sorted(found, key=lambda r: -r.ratio)[:5]),
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.fit", description=__doc__.split("\n")[0])
     parser.add_argument("times", nargs="+", type=Path, help="what `kernels time` has printed")
-    parser.add_argument("--multiprocessors", type=int, default=MULTIPROCESSORS,
-                        help=f"of the device ({MULTIPROCESSORS})")  # fmt: skip
     args = parser.parse_args(argv)
     try:
         lines = [line for path in args.times for line in path.read_text().splitlines()]
         times = parse(lines, ", ".join(map(str, args.times)))
-        model = Model(args.multiprocessors)
+        choice = Choice()
     except (OSError, ValueError) as e:
         sys.exit(f"fit: {e}")
     if not times:
         sys.exit("fit: expected measurements, got none; `build/gpu/kernels time` prints them")
-    if unknown := {(t.name, t.dtype) for t in times} - model.configurations.keys():
+    if unknown := {(t.name, t.dtype) for t in times} - choice.configurations.keys():
         names = ", ".join(sorted({" ".join(pair) for pair in unknown}))
         sys.exit(f"fit: expected configurations of these sources, got {names}")
-    model.on_device_of(times)
-    fitted = fit(model, times)
-    both = np.vstack([model.constants, fitted.constants])
-    calls = calls_of(plan())
-    found = regrets(model, times, calls, both)
-    print("\n".join(comparison(model, times, both)))
-    errors = np.log(model.estimate([model.call(t) for t in times], both))
-    errors -= np.log([t.ns for t in times])
-    before, after = np.exp(np.sqrt((errors**2).mean(1)))
-    print(f"\ntypical ratio of estimated to measured: {before:.3f} before, {after:.3f} after\n")
-    print("\n".join(initialiser(model, fitted)), end="\n\n")
+    choice.on_device_of(times)
+    print("\n".join(columns(choice.table, times)), end="\n\n")
+    found = regrets(choice, times, calls_of(plan()))
     print("\n".join(summary(found)))
-    by_steps = sum(name == "step" for name in model.choose([r.call for r in found]))
+    by_steps = sum(answer.chosen == "step" for answer in choice.of([r.call for r in found]))
     print(f"choose() takes step for {by_steps} of these calls, which has no times here")
 
 

@@ -4,8 +4,6 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "cuda/step_times.h"
-
 namespace fastrnn::cuda {
 namespace {
 
@@ -41,44 +39,40 @@ bool serves(const Configuration& c, const Problem& p, const Device& device) {
   return can_launch(choice, device) && groups_at_once(choice, device) >= 1;
 }
 
-// What a block needs for a step, as many times as blocks must wait for one another.
-double step_time_of_groups(const Configuration& c, const Problem& p, const Device& device,
-                           const StepTimes& k) {
-  constexpr double kCyclesPerNanosecond = 1.7;
-  const double H = c.units;
-  const bool tensor = c.on_tensor_cores();
-  const double rate = !tensor ? k.fma_rate : c.element_bytes() == 4 ? k.tf32_rate : k.narrow_rate;
-  // Reads of shared memory: on tensor cores each warp all of the state. On FMA units at least a
-  // cycle for each load of a warp, though 8 or 16 lanes share its 16 bytes.
-  const double lanes = c.lanes(), warps = c.threads() / 32;
-  const double state = c.rows * H * c.element_bytes();
-  const double reads = tensor ? (warps * state + c.stored_bytes()) / k.shared_rate
-                              : warps * c.rows * H / (4 * lanes) * k.warp_load;
-  const double math = c.rows * H * H / c.blocks / rate;
-  const double others = static_cast<double>(c.blocks - 1) / c.blocks;
-  const double exchange = c.blocks == 1 ? 0 : k.cluster_hop + state * others / k.cluster_rate;
-  // Each block's part of w_hh, loaded once for all steps.
-  const double load = H * H / c.blocks / k.weights_rate / (p.seq_len > 1 ? p.seq_len : 1);
-  const double cycles = exchange + (math > reads ? math : reads) + load;
-  const double groups = static_cast<double>((p.batch + c.rows - 1) / c.rows) * p.num_directions;
-  const int at_once = groups_at_once(choice_of(c), device);
-  const double waves = static_cast<double>(int64_t(groups - 1) / at_once + 1);
-  // Blocks that share a multiprocessor share its units, not its latencies.
-  const double shared = groups * c.blocks / waves / device.multiprocessors;
-  return waves * (k.latency + cycles * (shared > 1 ? shared : 1)) / kCyclesPerNanosecond;
+// What is done once a call, as a share of each step.
+double of_each_step(double nanoseconds, const Problem& p) {
+  return nanoseconds / static_cast<double>(std::max<int64_t>(p.seq_len, 1));
 }
 
-// A GEMM and a kernel: launches, or for large sizes the product itself.
-double step_time_of_steps(const Problem& p, const StepTimes& k) {
-  const double work = static_cast<double>(p.batch) * p.num_directions * p.hidden_size;
-  return k.launches + work * static_cast<double>(p.hidden_size) / k.product_rate;
+// Groups that do not run at once come in waves, one after the other. The last one lies between one
+// group alone and a full wave. Each loads its blocks' parts of w_hh once for all steps.
+double step_time_of_groups(const Configuration& c, const Problem& p, const Device& device) {
+  constexpr double kLoaded = 7;  // elements a nanosecond, into a block; an estimate
+  const int64_t groups = (p.batch + c.rows - 1) / c.rows * p.num_directions;
+  const int at_once = groups_at_once(choice_of(c), device);
+  const auto waves = static_cast<double>(groups / at_once);
+  const auto rest = static_cast<double>(groups % at_once);
+  const double load = of_each_step(c.units * c.units / c.blocks / kLoaded, p);
+  const double last =
+      rest > 0 ? c.alone + (c.full - c.alone) * (rest - 1) / (at_once - 1) + load : 0;
+  return waves * (c.full + load) + last;
+}
+
+// A GEMM and a kernel: launches and, for large sizes, the product. What its split over the
+// multiprocessors is expected to take, at about half of an H200's peak; to be measured.
+double step_time_of_steps(const Problem& p) {
+  constexpr double kLaunches = 8000, kExactRate = 20000, kTensorRate = 100000;  // ns, products a ns
+  const bool exact = p.dtype == Dtype::kFloat64 || (p.dtype == Dtype::kFloat32 && !p.tf32);
+  const double H = static_cast<double>(p.hidden_size), rows = static_cast<double>(p.batch);
+  return kLaunches + rows * p.num_directions * H * H / (exact ? kExactRate : kTensorRate);
 }
 
 // cuDNN takes steps one by one too. For large ones it is expected to be faster than our product and
 // kernel, for the others slower; to be measured.
-double step_time_of_torch(const Problem& p, const StepTimes& k) {
+double step_time_of_torch(const Problem& p) {
+  constexpr double kSmall = 1.4, kLarge = 0.9;
   const int64_t large = p.dtype == Dtype::kFloat32 ? 641 : 1025;
-  return step_time_of_steps(p, k) * (p.hidden_size >= large ? k.torch_large : k.torch_small);
+  return step_time_of_steps(p) * (p.hidden_size >= large ? kLarge : kSmall);
 }
 
 // Of the configurations with this name, or with this kernel, or of all, the fastest that serves.
@@ -153,10 +147,9 @@ int estimate_groups_at_once(const Choice& c, const Device& device) {
   return blocks_at_once(c, device) * device.multiprocessors / c.blocks;
 }
 
-double step_time(const Configuration& c, const Problem& p, const Device& device,
-                 const StepTimes& k) {
-  if (c.kernel == Kernel::kTorch) return step_time_of_torch(p, k);
-  return c.has_groups() ? step_time_of_groups(c, p, device, k) : step_time_of_steps(p, k);
+double step_time(const Configuration& c, const Problem& p, const Device& device) {
+  if (c.kernel == Kernel::kTorch) return step_time_of_torch(p);
+  return c.has_groups() ? step_time_of_groups(c, p, device) : step_time_of_steps(p);
 }
 
 std::vector<Choice> configurations() {

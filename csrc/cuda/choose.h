@@ -59,6 +59,9 @@ std::vector<Choice> configurations();
 // for any other name, and where that configuration cannot serve the call.
 Choice choose(const Problem& problem, const Device& device, const std::string& forced = "");
 
+// Estimated nanoseconds of a step of all rows, by which choose() compares.
+double step_time(const Configuration& c, const Problem& problem, const Device& device);
+
 // Whether the device can hold one block of this configuration.
 bool can_launch(const Choice& choice, const Device& device);
 // Blocks of it that a multiprocessor holds at a time.
