@@ -333,20 +333,31 @@ def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "hidden", "expected"),
+    ("device", "dtype", "hidden", "expected"),
     [
-        (FLOAT32, 512, "cluster"),
-        (FLOAT32, 640, "step"),
-        (FLOAT32, 641, "torch"),
-        (FLOAT64, 1024, "step"),
-        (FLOAT64, 1025, "torch"),
-        (FLOAT16, 1024, "cluster"),
-        (BFLOAT16, 1025, "torch"),
+        # One of cuDNN's kernels stays on the GPU for all steps, and ours needs clusters for it.
+        ("A100", FLOAT32, 256, "torch"),
+        ("A100", FLOAT16, 384, "torch"),
+        ("A100", FLOAT16, 1024, "torch"),
+        # It has none.
+        ("A100", FLOAT32, 257, "step"),
+        ("A100", BFLOAT16, 512, "step"),
+        ("A100", FLOAT16, 576, "step"),
+        ("A100", FLOAT16, 1152, "step"),
+        ("A100", FLOAT64, 64, "step"),
+        # Ours is faster.
+        ("A100", FLOAT32, 128, "vector"),
+        ("A100", FLOAT16, 256, "tile"),
+        ("H200", FLOAT32, 256, "cluster"),
+        ("H200", FLOAT16, 1024, "cluster"),
+        ("H200", FLOAT32, 1024, "step"),
     ],
 )
-def test_torchs_operator_is_a_choice(cuda: Any, dtype: int, hidden: int, expected: str) -> None:
+def test_torchs_operator_is_a_choice(
+    cuda: Any, device: str, dtype: int, hidden: int, expected: str
+) -> None:
     """Where cuDNN is expected to be faster, and only for calls that it can serve."""
-    call = (dtype, False, False, 512, 64, hidden, 1, DEVICES["H200"])
+    call = (dtype, False, False, 512, 64, hidden, 1, DEVICES[device])
     assert cuda.choose(*call, "", True)[0] == expected
     assert cuda.choose(*call, "torch", True)[0] == "torch"
     assert cuda.choose(*call, "")[0] == ("step" if expected == "torch" else expected)

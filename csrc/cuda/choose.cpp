@@ -67,12 +67,18 @@ double step_time_of_steps(const Problem& p) {
   return kLaunches + rows * p.num_directions * H * H / (exact ? kExactRate : kTensorRate);
 }
 
-// cuDNN takes steps one by one too. For large ones it is expected to be faster than our product and
-// kernel, for the others slower; to be measured.
+// cuDNN's, near what nn.RNN took on an H200 (benchmarks/results/gpu-h200.json): where a kernel
+// stays on the GPU for all steps, 0.3 us at H 64, 1 to 2 us at H 256, 4 us in float16 up to H 1024;
+// else 13 to 23 us, of launches for each step. A call took 50 us more than one of ours.
 double step_time_of_torch(const Problem& p) {
-  constexpr double kSmall = 1.4, kLarge = 0.9;
-  const int64_t large = p.dtype == Dtype::kFloat32 ? 641 : 1025;
-  return step_time_of_steps(p) * (p.hidden_size >= large ? kLarge : kSmall);
+  const double H = static_cast<double>(p.hidden_size), call = of_each_step(50000, p);
+  const double rows = static_cast<double>(p.batch) * p.num_directions;
+  const bool single = p.dtype == Dtype::kFloat32, half = p.dtype == Dtype::kFloat16;
+  const bool even = p.hidden_size % 128 == 0 && p.batch % 8 == 0;
+  if (!p.packed && single && H <= 256) return call + 250 + H * H / 45 * (1 + rows / 200);
+  if (!p.packed && half && H <= 256) return call + 450 + 2.5 * H + rows * H / 400;
+  if (!p.packed && half && rows < 96 && H <= (even ? 1024 : 384)) return call + 4000;
+  return call + 10000 + step_time_of_steps(p);
 }
 
 // Of the configurations with this name, or with this kernel, or of all, the fastest that serves.

@@ -44,6 +44,7 @@ struct Problem {
   int64_t hidden_size;
   int num_directions;
   bool torch_can_serve = false;  // the whole call, which is inference
+  bool packed = false;           // rows of different lengths, for cuDNN
 };
 
 // A configuration of kConfigurations as a choice, where it can serve this problem on this device.

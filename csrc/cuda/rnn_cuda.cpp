@@ -88,6 +88,7 @@ bool goes_to_torch(FASTRNN_ARGUMENTS) {
   const Context context = on_device.context();
   Problem problem = problem_of(input, s, context, false);
   problem.torch_can_serve = at::globalContext().userEnabledCuDNN() && are_flat(weights);
+  problem.packed = batch_sizes.has_value();
   if (allowed_choice(problem, context, true).kernel == Kernel::kTorch) return true;
   if (!at::globalContext().benchmarkCuDNN() || !context.forced.empty()) return false;
   // Of sizes that vary, those within a power of two share what is timed.
