@@ -118,7 +118,7 @@ def test_estimates_of_steps(choice: Choice) -> None:
         ("float32 1 backward 256 256", "cluster:256x8x2"),
         ("float32 0 forward 256 256", "cluster:256x4x2"),
         ("float32 0 backward 16 264", "cluster:384x1x4"),
-        ("float32 1 forward 64 384", "cluster:384x4x4"),
+        ("float32 1 forward 64 384", "cluster:384x8x4"),
         ("float32 0 forward 1 512", "cluster:512x1x8"),
         ("float32 0 forward 64 512", "cluster:512x2x8"),
         ("float32 1 backward 128 512", "cluster:512x8x8"),

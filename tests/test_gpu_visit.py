@@ -294,10 +294,10 @@ def test_sanitizers_begin_with_what_failed(faulty: tuple[Path, str]) -> None:
             expected[tool, key] = "failed as without the tool"
         if FAULTS.get(key) == "hang" or (tool, key.split()[0]) == ("initcheck", "vector:64x1x1"):
             expected[tool, key] = "without an answer in time"
-    expected["racecheck", "tile:64x8x1 packed"] = "with findings"
+    expected["racecheck", "tile:64x8x1 whole"] = "with findings"
     assert runs == expected
     failures = (folder / "out/failures.txt").read_text()
-    assert failures.count("=== racecheck of tile:64x8x1 float16 packed\n") == 1
+    assert failures.count("=== racecheck of tile:64x8x1 float16 whole\n") == 1
     assert "RACECHECK SUMMARY: 1 hazards" in failures
     for tool in ("memcheck", "synccheck", "initcheck"):
         assert f"=== {tool} of" not in failures
