@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -189,13 +190,15 @@ def train(module: nn.Module, device: str, dtype: torch.dtype | None, steps: int)
 
 @HALVES
 def test_learns_as_in_float32(dtype: torch.dtype, device: str) -> None:
-    final = {}
-    for name, used in (("float32", None), ("half", dtype)):
-        torch.manual_seed(0)
-        losses = train(RNN(2, 16), device, used, steps=150)
-        final[name] = torch.stack(losses[-20:]).mean().item()
-        assert final[name] < 0.1 * losses[0].item()
-    assert final["half"] < final["float32"] + 0.01
+    """On average: what a single training ends with varies by a third from seed to seed."""
+    final: dict[torch.dtype | None, list[float]] = {None: [], dtype: []}
+    for seed in range(4):
+        for used, ends in final.items():
+            torch.manual_seed(seed)
+            losses = train(RNN(2, 16), device, used, steps=150)
+            ends.append(torch.stack(losses[-20:]).mean().item())
+            assert ends[-1] < 0.1 * losses[0].item()
+    assert mean(final[dtype]) < 1.5 * mean(final[None])
 
 
 def test_grad_scaler_skips_a_step_with_inf(device: str) -> None:

@@ -197,8 +197,8 @@ def plot_ratios(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> 
             points = [(ratio, kinds.index(row.shape.kind) + 0.15 * (i - 1.5)) for row, r in rows
                       if row.mode == mode and row.setting == setting
                       and (ratio := ratio_of(r, form)) is not None]  # fmt: skip
-            if points:
-                ax.plot(*zip(*points, strict=True), ".", label=str(setting), markersize=5)
+            x, y = zip(*points, strict=True) if points else ((), ())
+            ax.plot(x, y, ".", color=f"C{i}", label=str(setting), markersize=5)
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set_xscale("log")
         plots.plain_ticks(ax.xaxis)

@@ -166,7 +166,8 @@ def machine(visit: Visit) -> None:
         else:
             visit.fail(f"nvidia-smi {ended.how}", ended.output)
         visit.card = card_of(found.get("gpu", "gpu"))
-    command = " ".join(["python -m benchmarks.gpu.visit", *visit.args.words])
+    words = ["DIR" if word == str(visit.out) else word for word in visit.args.words]
+    command = " ".join(["python -m benchmarks.gpu.visit", *words])
     visit.document = {"gpu_visit": 1, "card": visit.card, "device": visit.args.device}
     visit.document |= {"command": command, "machine": found, "steps": {}}
     visit.document["rows"] = visit.earlier_rows()
