@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "arguments.h"
 #include "cuda/guard.h"
+#include "cuda/launchers.h"
 #include "cuda/stack.h"
 #include "cuda/step.h"
 
@@ -60,6 +62,62 @@ Variant variant_of(const std::string& name, int dtype) {
   for (const Variant& v : variants(h200()))
     if (name_of(v.choice) == name && static_cast<int>(v.dtype) == dtype) return v;
   throw std::invalid_argument("no " + name);
+}
+
+// Tensors of a direction, as recurrence.h names them; of any strides, at any address.
+using ForwardTensors = std::tuple<bool, Tensor, OptionalTensor, OptionalTensor, OptionalTensor,
+                                  Tensor, Tensor, OptionalTensor, Tensor>;
+using BackwardTensors =
+    std::tuple<bool, Tensor, Tensor, OptionalTensor, OptionalTensor, Tensor, OptionalTensor>;
+
+void* data_of(const OptionalTensor& x) { return x ? x->data_ptr() : nullptr; }
+Sequence sequence_of(const OptionalTensor& x) {  // [T, B, H]
+  return x ? Sequence{x->data_ptr(), x->stride(0), x->stride(1)} : Sequence{};
+}
+ForwardDirection direction_of(const ForwardTensors& tensors) {
+  const auto& [reverse, w_hh, b_ih, b_hh, hx, igates, output, copy, hn] = tensors;
+  return {reverse,
+          data_of(w_hh),
+          data_of(b_ih),
+          data_of(b_hh),
+          data_of(hx),
+          hx ? hx->stride(0) : 0,
+          sequence_of(igates),
+          sequence_of(output),
+          sequence_of(copy),
+          data_of(hn)};
+}
+BackwardDirection direction_of(const BackwardTensors& tensors) {
+  const auto& [reverse, w_hh, output, grad_output, grad_hn, grad_pre, grad_hx] = tensors;
+  return {reverse,          data_of(w_hh),         sequence_of(output), sequence_of(grad_output),
+          data_of(grad_hn), sequence_of(grad_pre), data_of(grad_hx)};
+}
+
+// One launch of a configuration for rows that all have every step, without an operator around it.
+// Tells how many copies its threads began in the background.
+template <typename Direction, typename Tensors>
+int64_t launch_alone(const std::string& name, bool relu, const std::vector<Tensors>& directions) {
+  constexpr bool kForward = std::is_same_v<Direction, ForwardDirection>;
+  const Tensor& output = std::get<kForward ? 6 : 2>(directions[0]);
+  const Variant variant = variant_of(name, static_cast<int>(dtype_of(output)));
+  Recurrence<Direction> r{};
+  r.dtype = variant.dtype;
+  r.nonlinearity = relu ? Nonlinearity::kRelu : Nonlinearity::kTanh;
+  r.tf32 = variant.tf32();
+  r.rows.seq_len = output.size(0);
+  r.rows.batch = output.size(1);
+  r.hidden_size = output.size(2);
+  for (const Tensors& tensors : directions) r.direction[r.num_directions++] = direction_of(tensors);
+  planted.copies = 0;
+  const auto run = [&](auto* launcher) { return launcher(r, variant.choice, nullptr); };
+  cudaError_t error;
+  if constexpr (kForward) {
+    error = run(forward_launcher(variant.choice.kernel));
+  } else {
+    error = run(backward_launcher(variant.choice.kernel));
+  }
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  return planted.copies;
 }
 
 void plant(const char* spoiled, int of_launches, int of_device, int hang, bool endless,
@@ -126,6 +184,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                            const py::object& ours) {
         return guard.is_faster(key, nullptr, [&] { theirs(); }, [&] { ours(); });
       });
+  m.def("launch_forward", launch_alone<ForwardDirection, ForwardTensors>);
+  m.def("launch_backward", launch_alone<BackwardDirection, BackwardTensors>);
   m.def("forward", run_forward);
   m.def("backward", run_backward);
   m.def("choose", run_choose, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
