@@ -253,9 +253,9 @@ def demangled(names: list[str]) -> list[str]:
     run = subprocess.run([filt], input="\n".join(names), capture_output=True, text=True, check=True)
     short = [re.sub(r"fastrnn::cuda::|\(anonymous namespace\)::|^void ", "", line)
              for line in run.stdout.splitlines()]  # fmt: skip
-    # Configurations by their names, without the kernel's.
-    short = [re.sub(r"Configuration\{.*?(\d+), (\d+), (\d+), \d+\}", r"\1x\2x\3", line)
-             for line in short]  # fmt: skip
+    # Configurations by their names, without the kernel's: the numbers after its two enums.
+    configuration = r"Configuration\{[^}]*?\d+, [^}]*?\d+, (\d+), (\d+), (\d+), [^}]*\}"
+    short = [re.sub(configuration, r"\1x\2x\3", line) for line in short]
     return [re.sub(r"\(fastrnn.*|\((?![^<]*>).*$", "", line) for line in short]
 
 

@@ -131,6 +131,19 @@ def test_what_is_wrong_is_found(tmp_path: Path) -> None:
     assert (status, line["failed"]) == (1, "invalid argument")
 
 
+def test_names_of_compiled_kernels() -> None:
+    """Of a configuration, hidden units x rows x blocks, as everywhere else."""
+    if shutil.which("c++filt") is None:
+        pytest.skip("no c++filt")
+    vector = "NS0_11VectorGroupIXtlNS0_13ConfigurationELNS0_6KernelE2ELNS0_10ArithmeticE0E"
+    vector += "Li192ELi2ELi1ELi16ELi4ELi586ELi589EEEEE"
+    mangled = f"_ZN7fastrnn4cuda21backward_block_kernelI{vector}NS0_11AnyBackwardIS6_Li4EEEEE"
+    mangled += "vNS0_10RecurrenceINS0_17BackwardDirectionEEE"
+    group = "VectorGroup<192x2x1>"
+    (name,) = cuda_build.demangled([mangled])
+    assert name == f"backward_block_kernel<{group}, AnyBackward<{group}, 4> >"
+
+
 def test_compiles_for_the_gpu(tmp_path: Path) -> None:
     nvcc = cuda_build.find_nvcc()
     if nvcc is None:
