@@ -15,8 +15,8 @@ from benchmarks.gpu.process import Ended, Job, Record, records, run, run_all
 ROWS = ("whole", "packed", "lengths", "marks", "bare", "full")  # of a check, as it prints them
 AT_ONCE = 8  # processes that share the GPU where nothing is timed
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")  # on what failed
-# On all; but racecheck not on clusters: it does not know what the barriers of store_async order, and
-# reports each read of the state beside the write of two steps later.
+# On all; but racecheck not on clusters: it does not know what the barriers of store_async order,
+# and reports each read of the state beside the write of two steps later.
 RUNS = [("memcheck", "marks"), ("racecheck", "whole"), ("synccheck", "whole")]
 FOUND = 86  # exit status of a tool that has found something
 UNABLE = re.compile(
