@@ -14,6 +14,7 @@
 #include <stdexcept>
 
 #include "cuda/choose.h"
+#include "cuda/times.h"
 
 using namespace fastrnn;
 using namespace fastrnn::cuda;
@@ -39,7 +40,7 @@ void list() {
     std::printf(
         "{\"name\": \"%s\", \"dtypes\": [%s], \"units\": %d, \"rows\": %d, \"alone\": %d, "
         "\"full\": %d, \"at_once\": %d}\n",
-        name_of(c).c_str(), dtypes.c_str(), c.units, c.rows, c.alone, c.full,
+        name_of(c).c_str(), dtypes.c_str(), c.units, c.rows, times_of(c).alone, times_of(c).full,
         estimate_groups_at_once(choice, device));
   }
 }

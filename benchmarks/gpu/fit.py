@@ -3,7 +3,7 @@
     build/gpu/kernels time > times.jsonl    # on the GPU; python -m benchmarks.gpu.prepare builds it
     python -m benchmarks.gpu.fit times.jsonl
 
-csrc/cuda/choose.cpp estimates the time of a step from two columns of csrc/cuda/configurations.h.
+csrc/cuda/choose.cpp estimates the time of a step from the table csrc/cuda/times.h.
 This prints these columns as measured and as they stand, and for the calls of the benchmarks the
 regret: the time of the configuration that is chosen over that of the best one.
 """
@@ -82,7 +82,7 @@ def build() -> Path:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A row of csrc/cuda/configurations.h, and how many groups run at once on an H200."""
+    """A row of csrc/cuda/times.h, and how many groups run at once on an H200."""
 
     name: str
     dtypes: list[str]

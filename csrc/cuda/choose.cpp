@@ -4,6 +4,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "cuda/times.h"
+
 namespace fastrnn::cuda {
 namespace {
 
@@ -53,9 +55,10 @@ double step_time_of_groups(const Configuration& c, const Problem& p, const Devic
   const auto waves = static_cast<double>(groups / at_once);
   const auto rest = static_cast<double>(groups % at_once);
   const double load = of_each_step(c.units * c.units / c.blocks / kLoaded, p);
+  const Times& t = times_of(c);
   const double last =
-      rest > 0 ? c.alone + (c.full - c.alone) * (rest - 1) / (at_once - 1) + load : 0;
-  return waves * (c.full + load) + last;
+      rest > 0 ? t.alone + (t.full - t.alone) * (rest - 1) / (at_once - 1) + load : 0;
+  return waves * (t.full + load) + last;
 }
 
 // A GEMM and a kernel: launches and, for large sizes, the product. What its split over the
