@@ -1,6 +1,11 @@
 #include "arguments.h"
 
+#include <c10/util/safe_numerics.h>
+
+#include <algorithm>
+#include <new>
 #include <numeric>
+#include <stdexcept>
 
 namespace fastrnn {
 
@@ -39,13 +44,36 @@ Dtype dtype_of(const Tensor& x) {
 
 namespace {
 
+// Whether sizes and strides mean places in a storage: not in a wrapper, nor in a compiler's tensor.
+bool has_own_storage(const at::TensorImpl& x) {
+  return x.has_storage() && !x.is_python_dispatch() && !x.has_symbolic_sizes_strides() &&
+         !x.key_set().has(c10::DispatchKey::Functionalize);
+}
+
+// Bytes from the start of the storage to the end of the last element; nothing if they overflow.
+std::optional<int64_t> bytes_spanned(const at::TensorImpl& x) {
+  int64_t last = x.storage_offset(), bytes = 0;
+  bool overflows = false;
+  const at::IntArrayRef sizes = x.sizes(), strides = x.strides();
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    int64_t step = 0;
+    overflows |= c10::mul_overflows(sizes[d] - 1, strides[d], &step);
+    overflows |= c10::add_overflows(last, step, &last);
+  }
+  overflows |= c10::add_overflows(last, int64_t{1}, &last);
+  overflows |= c10::mul_overflows(last, static_cast<int64_t>(x.itemsize()), &bytes);
+  return overflows ? std::nullopt : std::optional(bytes);
+}
+
 // `like` of the same dtype and device, with these sizes.
-void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, const Tensor& like) {
+void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, const Tensor& like,
+                  int64_t index = -1) {
   TORCH_CHECK(x.sizes() == sizes, "rnn: expected ", name, " of shape ", sizes, ", got ", x.sizes());
   TORCH_CHECK(x.scalar_type() == like.scalar_type(), "rnn: expected ", name, " of dtype ",
               like.scalar_type(), ", got ", x.scalar_type());
   TORCH_CHECK(x.device() == like.device(), "rnn: expected ", name, " on ", like.device(), ", got ",
               x.device());
+  check_storage(index < 0 ? name : "weights", x, index);
 }
 
 void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
@@ -56,6 +84,7 @@ void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
   TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_contiguous(),
               "rnn: expected batch_sizes with one dimension, contiguous, got shape ",
               batch_sizes.sizes());
+  check_storage("batch_sizes", batch_sizes);
   TORCH_CHECK_INDEX(batch_sizes.numel() > 0, "rnn: expected batch_sizes with a step, got none");
   const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
   int64_t rows = 0;
@@ -72,6 +101,34 @@ void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
 
 }  // namespace
 
+void check_storage(const char* name, const Tensor& x, int64_t index) {
+  const at::TensorImpl& impl = *x.unsafeGetTensorImpl();
+  if (!has_own_storage(impl) || impl.numel() == 0) return;
+  const std::optional<int64_t> bytes = bytes_spanned(impl);
+  const size_t there = impl.unsafe_storage().nbytes();
+  if (bytes && static_cast<size_t>(*bytes) <= there) return;
+  TORCH_CHECK(false, "rnn: expected ", name, index < 0 ? "" : c10::str("[", index, "]"),
+              " to have ", bytes ? c10::str(*bytes) : "more than 2^63",
+              " bytes of storage, for shape ", x.sizes(), " and strides ", x.strides(),
+              " from element ", x.storage_offset(), " on, got ", there,
+              ": was it freed or resized?");
+}
+
+void check_storages(const Tensor& input, const OptionalTensor& hx, TensorList weights,
+                    const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                    const OptionalTensor& reset, const OptionalTensor& dropout_mask) {
+  check_storage("input", input);
+  for (const auto& [name, x] : {std::pair{"hx", &hx},
+                                {"batch_sizes", &batch_sizes},
+                                {"lengths", &lengths},
+                                {"reset", &reset},
+                                {"dropout_mask", &dropout_mask}}) {
+    if (*x) check_storage(name, **x);
+  }
+  for (size_t i = 0; i < weights.size(); ++i)
+    check_storage("weights", weights[i], static_cast<int64_t>(i));
+}
+
 Shape check(FASTRNN_ARGUMENTS) {
   Shape s{};
   s.nonlinearity = nonlinearity_of(nonlinearity);
@@ -86,6 +143,7 @@ Shape check(FASTRNN_ARGUMENTS) {
   TORCH_CHECK(input.layout() == at::kStrided, "rnn: expected a strided input, got layout ",
               input.layout());
   dtype_of(input);
+  check_storage("input", input);
   s.input_size = input.size(-1);
   TORCH_CHECK(weights[1].dim() == 2, "rnn: expected w_hh with 2 dimensions, got ",
               weights[1].dim());
@@ -94,10 +152,11 @@ Shape check(FASTRNN_ARGUMENTS) {
               s.input_size, ", ", H);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t features = i < s.num_directions ? s.input_size : s.num_directions * H;
-    check_tensor("w_ih", weights[i * per_index], {H, features}, input);
-    check_tensor("w_hh", weights[i * per_index + 1], {H, H}, input);
-    for (int64_t k = 2; k < per_index; ++k)
-      check_tensor(k == 2 ? "b_ih" : "b_hh", weights[i * per_index + k], {H}, input);
+    const int64_t first = i * per_index;
+    check_tensor("w_ih", weights[first], {H, features}, input, first);
+    check_tensor("w_hh", weights[first + 1], {H, H}, input, first + 1);
+    for (int64_t k = first + 2; k < first + per_index; ++k)
+      check_tensor(k == first + 2 ? "b_ih" : "b_hh", weights[k], {H}, input, k);
   }
   if (batch_sizes) {
     check_batch_sizes(*batch_sizes, input);
@@ -121,6 +180,7 @@ Shape check(FASTRNN_ARGUMENTS) {
         lengths->scalar_type(), " and ", lengths->sizes());
     TORCH_CHECK_VALUE(lengths->device() == input.device(), "rnn: expected lengths on ",
                       input.device(), ", got ", lengths->device());
+    check_storage("lengths", *lengths);
   }
   if (reset) {
     const int64_t sizes[2] = {batch_first ? s.batch : s.seq_len, batch_first ? s.seq_len : s.batch};
@@ -129,6 +189,7 @@ Shape check(FASTRNN_ARGUMENTS) {
                       ", got ", reset->scalar_type(), " and ", reset->sizes());
     TORCH_CHECK_VALUE(reset->device() == input.device(), "rnn: expected reset on ", input.device(),
                       ", got ", reset->device());
+    check_storage("reset", *reset);
   }
   if (dropout_mask) {
     const int64_t features = s.num_directions * H;

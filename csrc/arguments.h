@@ -23,6 +23,14 @@ struct Shape {
   int64_t features() const { return num_directions * hidden_size; }
 };
 
+// Throws unless all elements of `x` lie in its storage, which may have been freed or shrunk. Of a
+// list, `index` says which tensor it is.
+FASTRNN_API void check_storage(const char* name, const Tensor& x, int64_t index = -1);
+// The same for all tensors of a call, for torch's own operators, of which not all look.
+FASTRNN_API void check_storages(const Tensor& input, const OptionalTensor& hx, TensorList weights,
+                                const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                                const OptionalTensor& reset, const OptionalTensor& dropout_mask);
+
 // Throws what is wrong with the arguments. Values of `lengths` are left to the kernels' side, which
 // may have to fetch them from a device.
 Shape check(FASTRNN_ARGUMENTS);

@@ -146,6 +146,7 @@ std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS) {
 
 template <c10::DispatchKey kKey, c10::DeviceType kDevice>
 std::tuple<Tensor, Tensor> rnn_autocast(FASTRNN_ARGUMENTS) {
+  check_storages(input, hx, weights, batch_sizes, lengths, reset, dropout_mask);
   c10::impl::ExcludeDispatchKeyGuard below(kKey);
   const auto dtype = at::autocast::get_autocast_dtype(kDevice);
   const auto cast = [&](const Tensor& x) { return at::autocast::cached_cast(dtype, x, kDevice); };

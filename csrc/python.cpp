@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 
+#include "arguments.h"
 #include "cpu/rnn_cpu.h"
 #include "cuda/configurations.h"
 #include "ops.h"
@@ -66,6 +67,12 @@ bool has_kernels(const Tensor& x) {
 
 bool alike(const Tensor& x, const Tensor& y) {
   return x.scalar_type() == y.scalar_type() && x.device() == y.device();
+}
+
+// With a dimension of one. Of a tensor without its storage a view would fail in other words.
+Tensor unsqueezed(const char* name, const Tensor& x, int64_t dim) {
+  check_storage(name, x);
+  return x.unsqueeze(dim);
 }
 
 using Weights = c10::SmallVector<Tensor, 8>;
@@ -136,7 +143,7 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
   if (!py_hx.is_none()) {
     const Tensor* t = plain_tensor(py_hx.ptr());
     if (!t || t->dim() != input->dim() || !alike(*t, *input)) return left_to_python();
-    hx = batched ? *t : t->unsqueeze(1);
+    hx = batched ? *t : unsqueezed("hx", *t, 1);
   }
   if (!py_lengths.is_none() || !py_reset.is_none()) {
     if (!batched) return left_to_python();
@@ -150,8 +157,9 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
     if (lengths && lengths->scalar_type() != at::kLong) return left_to_python();
     if (reset && (reset->scalar_type() != at::kBool || reset->dim() != 2)) return left_to_python();
   }
-  auto results = call(batched ? *input : input->unsqueeze(1), hx, weights, lengths, reset,
-                      has_biases, num_layers, nonlinearity, bidirectional, batched && batch_first);
+  auto results =
+      call(batched ? *input : unsqueezed("input", *input, 1), hx, weights, lengths, reset,
+           has_biases, num_layers, nonlinearity, bidirectional, batched && batch_first);
   if (!results) return left_to_python();
   auto& [output, hn] = *results;
   if (!batched) {
@@ -177,11 +185,13 @@ py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list&
   if (!py_hx.is_none()) {
     const Tensor* t = plain_tensor(py_hx.ptr());
     if (!t || t->dim() != input->dim() + 1 || !alike(*t, *input)) return left_to_python();
-    hx = batched ? *t : t->unsqueeze(1);
+    hx = batched ? *t : unsqueezed("hx", *t, 1);
   }
-  auto results = call(batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0), hx, weights,
-                      std::nullopt, std::nullopt, has_biases, num_layers, nonlinearity,
-                      /*bidirectional=*/false, /*batch_first=*/false);
+  Tensor step = unsqueezed("input", *input, 0);
+  if (!batched) step = step.unsqueeze(0);
+  auto results =
+      call(step, hx, weights, std::nullopt, std::nullopt, has_biases, num_layers, nonlinearity,
+           /*bidirectional=*/false, /*batch_first=*/false);
   if (!results) return left_to_python();
   auto& [output, hn] = *results;
   // No views, as in rnn_cell_eager.
@@ -212,10 +222,12 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   if (!py_hx.is_none()) {
     const Tensor* t = plain_tensor(py_hx.ptr());
     if (!t || t->dim() != input->dim() || !alike(*t, *input)) return left_to_python();
-    hx = batched ? t->unsqueeze(0) : t->unsqueeze(0).unsqueeze(0);
+    hx = unsqueezed("hx", *t, 0);
+    if (!batched) hx = hx->unsqueeze(0);
   }
-  const Tensor steps = batched ? input->unsqueeze(0) : input->unsqueeze(0).unsqueeze(0);
-  const auto results = call(steps, hx, weights, std::nullopt, std::nullopt, has_biases, 1,
+  Tensor step = unsqueezed("input", *input, 0);
+  if (!batched) step = step.unsqueeze(0);
+  const auto results = call(step, hx, weights, std::nullopt, std::nullopt, has_biases, 1,
                             nonlinearity, false, false);
   if (!results) return left_to_python();
   const Tensor& output = std::get<0>(*results);
@@ -226,6 +238,19 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(h)));
 }
 
+// For calls that torch's own operators serve; what is no tensor is left to their words.
+void check_storages_from_python(const py::list& weights, const py::kwargs& others) {
+  for (const auto& [name, x] : others) {
+    if (THPVariable_Check(x.ptr()))
+      check_storage(name.cast<std::string>().c_str(), THPVariable_Unpack(x.ptr()));
+  }
+  int64_t index = 0;
+  for (py::handle w : weights) {
+    if (THPVariable_Check(w.ptr())) check_storage("weights", THPVariable_Unpack(w.ptr()), index);
+    ++index;
+  }
+}
+
 // Keeps a Python function for the C++ backward, which may call it from a thread of the autograd
 // engine.
 void set_reference_backward_from_python(py::object function) {
@@ -233,6 +258,9 @@ void set_reference_backward_from_python(py::object function) {
       new py::object(std::move(function));  // never freed: the interpreter may be gone at exit
   set_reference_backward([kept](const OptionalTensor& grad_output, const OptionalTensor& grad_hn,
                                 FASTRNN_ARGUMENTS) {
+    for (const auto& [name, grad] : {std::pair{"grad_output", &grad_output}, {"grad_hn", &grad_hn}})
+      if (*grad) check_storage(name, **grad);
+    check_storages(input, hx, weights, batch_sizes, lengths, reset, dropout_mask);
     py::gil_scoped_acquire gil;
     return (*kept)(grad_output, grad_hn, input, hx, weights.vec(), batch_sizes, lengths, reset,
                    dropout_mask, has_biases, num_layers, nonlinearity, bidirectional, batch_first)
@@ -277,6 +305,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn", rnn_eager);
   m.def("rnn_step", rnn_step_eager);
   m.def("rnn_cell", rnn_cell_eager);
+  m.def("check_storages", check_storages_from_python);
   m.def("set_reference_backward", set_reference_backward_from_python);
   m.def("cpu_kernels", cpu::kernels_name);
   m.def("cuda_configurations", cuda_configurations);

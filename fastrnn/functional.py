@@ -166,6 +166,15 @@ def rnn_positional(
     if reset_state is not None and reset is None:
         raise ValueError("rnn: reset_state goes with reset, got none")
     packed = isinstance(input, PackedSequence)
+    if not torch.compiler.is_compiling():
+        _C.check_storages(
+            weights,
+            hx=hx,
+            lengths=lengths,
+            reset=reset.data if isinstance(reset, PackedSequence) else reset,
+            reset_state=reset_state,
+            **(input._asdict() if packed else {"input": input}),
+        )
     if not packed:
         if not isinstance(bidirectional, bool):
             raise TypeError(
@@ -285,6 +294,9 @@ def rnn_cell(
         result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
         if result is not None:
             return result
+    weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+    if not torch.compiler.is_compiling():
+        _C.check_storages(weights, input=input, hx=hx)
     _checks.check_cell_rank(input, hx)
     if not known:
         raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
@@ -294,7 +306,6 @@ def rnn_cell(
         hx = None if hx is None else hx.unsqueeze(0)
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         _checks.check_cell_sizes(input, hx, w_ih, w_hh)
-    weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
     _checks.check_devices(input, hx, weights)
     given = (input, hx, *weights)
     if _path.why_no_kernel(given) is not None and _path.why_only_reference(given) is None:
@@ -325,6 +336,8 @@ def _reset_rows(
     """
     if reset is None:
         raise ValueError(f"{name}: reset_state goes with reset, got none")
+    if not torch.compiler.is_compiling():
+        _C.check_storages([], hx=hx, reset=reset, reset_state=reset_state)
     reset = _checks.as_reset(reset, input.dim() - 1)
     _checks.check_marks("reset", reset, torch.bool, tuple(input.shape[:-1]), input)
     for state in (hx, reset_state):
