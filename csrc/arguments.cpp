@@ -99,6 +99,21 @@ void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
   }
 }
 
+// A tensor may be expanded to any size, and what the kernels need for it would overflow. The sums
+// are of the bytes of all tensors, of packed weights and of a thousand threads' scratch.
+void check_sizes(const Shape& s) {
+  constexpr double kElement = 8, kPadding = 64, kScratch = 1 << 20, kMost = int64_t{1} << 60;
+  const double layers = static_cast<double>(s.num_layers),
+               rows = static_cast<double>(s.rows) + static_cast<double>(s.batch),
+               H = static_cast<double>(s.features()) + kPadding,
+               I = static_cast<double>(s.input_size) + H, steps = static_cast<double>(s.seq_len);
+  TORCH_CHECK(
+      kElement * (layers * H * (rows + I + H) + rows * I + kScratch * (I + H) + steps) < kMost,
+      "rnn: expected sizes whose results fit in memory, got seq_len ", s.seq_len, ", batch ",
+      s.batch, ", input_size ", s.input_size, ", hidden_size ", s.hidden_size, ", num_layers ",
+      s.num_layers);
+}
+
 }  // namespace
 
 void check_storage(const char* name, const Tensor& x, int64_t index) {
@@ -134,10 +149,14 @@ Shape check(FASTRNN_ARGUMENTS) {
   s.nonlinearity = nonlinearity_of(nonlinearity);
   s.num_layers = num_layers;
   s.num_directions = bidirectional ? 2 : 1;
-  const int64_t per_index = has_biases ? 4 : 2, count = num_layers * s.num_directions;
   TORCH_CHECK(num_layers > 0, "rnn: expected num_layers > 0, got ", num_layers);
-  TORCH_CHECK(static_cast<int64_t>(weights.size()) == count * per_index, "rnn: expected ",
-              count * per_index, " weights, got ", weights.size());
+  const int64_t per_index = has_biases ? 4 : 2, per_layer = s.num_directions * per_index;
+  int64_t expected = 0;
+  TORCH_CHECK(!c10::mul_overflows(num_layers, per_layer, &expected) &&
+                  static_cast<int64_t>(weights.size()) == expected,
+              "rnn: expected ", per_layer, " weights for each of num_layers = ", num_layers,
+              ", got ", weights.size());
+  const int64_t count = s.states();
   const int64_t dims = batch_sizes ? 2 : 3;
   TORCH_CHECK(input.dim() == dims, "input must have ", dims, " dimensions, got ", input.dim());
   TORCH_CHECK(input.layout() == at::kStrided, "rnn: expected a strided input, got layout ",
@@ -169,9 +188,10 @@ Shape check(FASTRNN_ARGUMENTS) {
   } else {
     s.seq_len = input.size(batch_first ? 1 : 0);
     s.batch = input.size(batch_first ? 0 : 1);
-    s.rows = s.seq_len * s.batch;
+    s.rows = s.seq_len * s.batch;  // no more than the input's elements
     TORCH_CHECK(s.seq_len > 0, "Expected sequence length to be larger than 0 in RNN");
   }
+  check_sizes(s);
   if (hx) check_tensor("hx", *hx, {count, s.batch, H}, input);
   if (lengths) {
     TORCH_CHECK_VALUE(

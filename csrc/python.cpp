@@ -99,10 +99,11 @@ Results call_quietly(const Tensor& input, const OptionalTensor& hx, TensorList w
                      bool batch_first) {
   std::optional<at::AutoDispatchBelowADInplaceOrView> below;
   if (!wants_grad(input, hx, weights)) below.emplace();
-  constexpr int64_t kShortCall = 1 << 17;  // multiply-adds: microseconds
-  const int64_t rows = input.numel() / input.size(-1),
-                count = weights.size() / (has_biases ? 4 : 2);
-  const int64_t work = rows * (weights[0].numel() + weights[1].numel()) * count;
+  constexpr double kShortCall = 1 << 17;  // multiply-adds: microseconds
+  const double rows = static_cast<double>(input.numel()) / static_cast<double>(input.size(-1)),
+               per_row = static_cast<double>(weights[0].numel()) +
+                         static_cast<double>(weights[1].numel());
+  const double work = rows * per_row * static_cast<double>(weights.size() / (has_biases ? 4 : 2));
   std::optional<py::gil_scoped_release> no_gil;
   if (input.is_cuda() || work > kShortCall) no_gil.emplace();
   try {

@@ -37,6 +37,18 @@ def check_rank(input: Tensor, hx: Tensor | None) -> None:
         )
 
 
+def check_count(
+    weights: Sequence[Tensor], has_biases: bool, num_layers: int, bidirectional: bool
+) -> None:
+    """Check the number of weights."""
+    expected = num_layers * (4 if has_biases else 2) * (2 if bidirectional else 1)
+    if len(weights) != expected:
+        raise RuntimeError(
+            f"rnn: expected {expected} weights for num_layers={num_layers}, bias={has_biases}, "
+            f"bidirectional={bidirectional}, got {len(weights)}"
+        )
+
+
 def check_args(
     input: Tensor,
     hx: Tensor | None,

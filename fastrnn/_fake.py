@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
+from fastrnn import _checks
 from fastrnn._checks import Options
 
 
@@ -18,6 +19,7 @@ def _sizes(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options
 ) -> tuple[list[Any], list[Any]]:
     """Shapes of ``output``, time-major, and of ``hn``."""
+    _checks.check_count(weights, options.has_biases, options.num_layers, options.bidirectional)
     batch_sizes, num_directions = options.batch_sizes, 2 if options.bidirectional else 1
     hidden_size = weights[1].size(0)
     batch: Any
@@ -63,7 +65,8 @@ def _rnn_backward_fake(
     weights: list[Tensor],
     *args: Any,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    want_input, want_hx, want_weights = args[-3:]
+    options, (want_input, want_hx, want_weights) = Options(*args[:-3]), args[-3:]
+    _checks.check_count(weights, options.has_biases, options.num_layers, options.bidirectional)
     return (
         input.new_empty(input.shape if want_input else [0]),
         input.new_empty(hx.shape if want_hx and hx is not None else [0]),

@@ -104,12 +104,7 @@ def rnn(
         if isinstance(weights, Tensor):
             raise TypeError("rnn: expected a sequence of weights, got one tensor")
         weights = list(weights)
-    per_layer = (4 if bias else 2) * (2 if bidirectional else 1)
-    if len(weights) != num_layers * per_layer:
-        raise RuntimeError(
-            f"rnn: expected {num_layers * per_layer} weights for num_layers={num_layers}, "
-            f"bias={bias}, bidirectional={bidirectional}, got {len(weights)}"
-        )
+    _checks.check_count(weights, bias, num_layers, bidirectional)
     return rnn_positional(
         input,
         hx,
@@ -195,6 +190,7 @@ def rnn_positional(
             return handle_torch_function(
                 rnn_positional, tensors, input, hx, weights, *given, reset_state
             )
+    _checks.check_count(weights, bias, num_layers, bidirectional)
     options = Options(
         batch_sizes=input.batch_sizes.contiguous() if packed else None,
         lengths=lengths,

@@ -230,3 +230,89 @@ def test_all_of_a_storage_may_be_used() -> None:
     views[3].untyped_storage().resize_(memory.numel() * 4 - 4)
     with pytest.raises(RuntimeError, match=rf"have {memory.numel() * 4} bytes of storage"):
         module(views[3])
+
+
+HUGE = [2**62 + 1, 2**61, 2**63 - 1, 2**33]
+
+
+@pytest.mark.parametrize("num_layers", HUGE)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_layers_that_overflow(num_layers: int, bidirectional: bool, device: str) -> None:
+    given = {name: x for name, x in padded().items() if name in ("has_biases", "nonlinearity")}
+    w = [x.to(device) for x in weights()]
+    x = torch.randn(T, B, I, device=device)
+    changes = {"input": x, "weights": w, "num_layers": num_layers, "bidirectional": bidirectional}
+    args = [(dict.fromkeys(NAMES) | {"batch_first": False} | given | changes)[n] for n in NAMES]
+    with pytest.raises(RuntimeError, match=f"weights for .*num_layers ?= ?{num_layers}.* got 8"):
+        OPS.rnn(*args)
+    with pytest.raises(RuntimeError, match=r"weights for .* got 8"):
+        OPS.rnn_forward(*args, True)
+    output, saved = torch.zeros(T, B, H, device=device), torch.zeros(L, T * B, H, device=device)
+    with pytest.raises(RuntimeError, match=r"weights for .* got 8"):
+        OPS.rnn_backward(output, None, saved, *args, True, True, True)
+    with pytest.raises(RuntimeError, match=f"weights for num_layers={num_layers}"):
+        fastrnn.functional.rnn(x, None, w, num_layers=num_layers, bidirectional=bidirectional)
+
+
+@pytest.mark.parametrize("num_layers", HUGE)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(
+    "call", [call_rnn, call_step, call_packed, call_autocast, call_reset_state]
+)
+def test_module_with_layers_that_overflow(call: Any, num_layers: int, dropout: float) -> None:
+    module = RNN(I, H)
+    module.num_layers, module.dropout = num_layers, dropout
+    x = torch.randn(B, I) if call is call_step else torch.randn(T, B, I)
+    with pytest.raises(RuntimeError, match=f"weights for num_layers={num_layers}"):
+        call(module, x, torch.randn(1, B, H))
+    with pytest.raises(RuntimeError, match=f"weights for num_layers={num_layers}"):
+        call(module, x, None)
+
+
+def test_compiled_module_with_layers_that_overflow() -> None:
+    module = RNN(I, H)
+    module.num_layers = 2**62 + 1
+    with pytest.raises(Exception, match=r"weights for num_layers=4611686018427387905"):
+        torch.compile(module, backend="eager", fullgraph=True)(torch.randn(T, B, I))
+
+
+SIZES = {
+    "steps and rows": (2**40, 2**20, 1),
+    "steps": (2**50, 1, 1),
+    "rows": (1, 2**50, 1),
+    "bytes that overflow": (2**31, 2**30, 1),
+    "bytes that overflow by hidden units": (2**30, 2**29, 1),
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("module", [RNN(1, 1), RNN(1, 3, 2, bidirectional=True)], ids=["1", "4"])
+@pytest.mark.parametrize("trains", [False, True], ids=["inference", "training"])
+def test_sizes_that_no_memory_holds(sizes: tuple[int, ...], module: RNN, trains: bool) -> None:
+    x = torch.zeros(1).expand(sizes)
+    with torch.set_grad_enabled(trains), pytest.raises(RuntimeError, match=r"memory|overflow"):
+        module(x)
+
+
+@pytest.mark.parametrize("features", [2**40, 2**55, 2**61])
+def test_features_that_no_memory_holds(features: int) -> None:
+    zero = torch.zeros(1)
+    given = [zero.expand(H, features // 8), zero.expand(H, H), zero.expand(H), zero.expand(H)]
+    x = zero.expand(T, 2, features // 8)
+    options = (None, None, None, None, True, 1, "tanh", False, False)
+    with pytest.raises(RuntimeError, match=r"memory|overflow"):
+        OPS.rnn(x, None, given, *options)
+    x, given[0], given[1] = zero.expand(T, 1, 1), zero.expand(2**30, 1), zero.expand(2**30, 2**30)
+    given[2:] = [zero.expand(2**30)] * 2
+    with pytest.raises(RuntimeError, match=r"memory|overflow"):
+        OPS.rnn(x, None, given, *options)
+
+
+def test_lengths_of_more_rows_than_memory_holds() -> None:
+    x = torch.zeros(1).expand(2**55, 0, 1)
+    options = (None, torch.zeros(0, dtype=torch.int64), None, None, True, 1, "tanh", False, False)
+    given = [torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1), torch.zeros(1)]
+    message = f"can't allocate memory: you tried to allocate {8 * 2**55} bytes"
+    with pytest.raises(RuntimeError, match=message):
+        OPS.rnn(x, None, given, *options)

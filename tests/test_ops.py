@@ -108,7 +108,7 @@ BAD = {
         {"weights": [torch.randn(5, 4), torch.randn(5, 5), torch.randn(5), torch.randn(4)]},
         r"expected b_hh of shape \[5\], got \[4\]",
     ),
-    "weights": ({"weights": []}, r"expected 4 weights, got 0"),
+    "weights": ({"weights": []}, r"expected 4 weights for each of num_layers = 1, got 0"),
     "layers": ({"num_layers": 0}, r"expected num_layers > 0, got 0"),
     "dtype": ({"input": torch.zeros(3, 2, 4, dtype=LONG)}, r"expected a dtype of float32"),
     "sizes": (

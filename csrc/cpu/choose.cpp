@@ -48,9 +48,10 @@ constexpr int64_t kLargeStep = 400'000;
 constexpr int64_t kShortPanel = 32;
 
 int threads_for(const Problem& p, int available) {
-  const int64_t H = p.hidden_size, D = p.num_directions;
-  const int64_t per_row = D * H * (p.input_size + H + (p.num_layers - 1) * (D * H + H));
-  const int64_t rows = p.packed ? p.rows : p.seq_len * p.batch;
+  // As floats, which do not overflow.
+  const double H = p.hidden_size, D = p.num_directions, I = p.input_size;
+  const double per_row = D * H * (I + H + (p.num_layers - 1) * (D * H + H));
+  const double rows = p.packed ? p.rows : p.seq_len * p.batch;
   return available > 1 && rows * per_row >= kLeastWork ? available : 1;
 }
 
@@ -61,7 +62,7 @@ bool shares_columns(const Problem& p, int threads) {
   // What a step hands on of types of 16 bits lies in each thread's own scratch.
   return threads > 1 && storage_bytes(p.dtype) > 2 &&
          p.batch < (uncached ? kLeastRowsUncached : kLeastRows) * threads &&
-         p.batch * weights >= kLeastStepWork;
+         static_cast<double>(p.batch) * weights >= kLeastStepWork;
 }
 
 // It goes by the rows that there are, for padded and packed calls alike.

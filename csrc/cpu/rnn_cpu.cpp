@@ -196,7 +196,8 @@ std::tuple<Tensor, Tensor> rnn_autograd_cpu(FASTRNN_ARGUMENTS) {
 const char* kernels_name() { return chosen_kernels().name; }
 
 bool prefers_torch(int64_t batch, int64_t hidden_size) {
-  return batch * hidden_size * hidden_size >= least_step_of_torch();
+  const double rows = static_cast<double>(batch), H = static_cast<double>(hidden_size);
+  return rows * H * H >= static_cast<double>(least_step_of_torch());
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
