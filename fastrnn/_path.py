@@ -110,9 +110,9 @@ def why_no_kernel(tensors: Iterable[Tensor | None]) -> str | None:
     for dtype in dtypes:
         if dtype not in KERNEL_DTYPES:
             return f"no kernel for {dtype}"
-    # A trace would record the size.
-    if not torch.jit.is_tracing() and given[0].shape[-1:] == (0,):  # type: ignore[attr-defined, no-untyped-call]
-        return "the input has no features"
+    # A trace would record the sizes.
+    if not torch.jit.is_tracing() and any(x.shape[-1:] == (0,) for x in given):  # type: ignore[attr-defined, no-untyped-call]
+        return "the input or the state has no features"
     for x in given:
         if x.layout != torch.strided:
             return f"no kernel for {x.layout}"

@@ -313,8 +313,10 @@ def rnn_cell(
     state = None if hx is None else hx.unsqueeze(0)
     options = Options(has_biases=len(weights) == 4, nonlinearity=nonlinearity)
     output, _ = _path.run(input.unsqueeze(0), state, weights, options)
+    # A trace would record the size.
+    batch = -1 if torch.jit.is_tracing() else input.size(0)  # type: ignore[attr-defined, no-untyped-call]
     # No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
-    h = torch.ops.aten._unsafe_view(output, [-1, w_hh.size(0)])
+    h = torch.ops.aten._unsafe_view(output, [batch, w_hh.size(0)])
     return h if batched else h.squeeze(0)
 
 
