@@ -223,6 +223,19 @@ Shape check(FASTRNN_ARGUMENTS) {
   return s;
 }
 
+void out_of_memory(int64_t bytes) {
+  TORCH_CHECK(false, "rnn: can't allocate memory: you tried to allocate ", bytes, " bytes");
+}
+
+std::vector<int64_t> zeros(int64_t count) {
+  try {
+    return std::vector<int64_t>(count);
+  } catch (const std::bad_alloc&) {
+  } catch (const std::length_error&) {
+  }
+  out_of_memory(count * int64_t{sizeof(int64_t)});
+}
+
 MaybeOwned contiguous_features(const Tensor& x) {
   return x.stride(-1) == 1 || x.size(-1) == 1 ? MaybeOwned::borrowed(x)
                                               : MaybeOwned::owned(x.contiguous());
@@ -246,9 +259,9 @@ Arguments::Arguments(FASTRNN_ARGUMENTS)
                   : dropout_mask->expect_contiguous();
   }
   if (batch_sizes) {
-    const int64_t* sizes = batch_sizes->const_data_ptr<int64_t>();
-    active.assign(sizes, sizes + shape.seq_len);
-    start.resize(shape.seq_len);
+    active = zeros(shape.seq_len);
+    start = zeros(shape.seq_len);
+    std::copy_n(batch_sizes->const_data_ptr<int64_t>(), shape.seq_len, active.begin());
     std::exclusive_scan(active.begin(), active.end(), start.begin(), int64_t{0});
   }
   if (reset) {

@@ -35,6 +35,10 @@ FASTRNN_API void check_storages(const Tensor& input, const OptionalTensor& hx, T
 // may have to fetch them from a device.
 Shape check(FASTRNN_ARGUMENTS);
 
+// Throws what torch's allocator says.
+[[noreturn]] void out_of_memory(int64_t bytes);
+std::vector<int64_t> zeros(int64_t count);
+
 using MaybeOwned = c10::MaybeOwned<Tensor>;
 
 // Borrowed where the tensor is right as it came, so that a small step does not count references.

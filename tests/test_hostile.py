@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -394,3 +396,49 @@ def test_module_without_steps_or_rows(sizes: tuple[int, ...]) -> None:
     assert type(ours) is type(theirs)
     if not isinstance(theirs, tuple):
         assert ours == theirs
+
+
+LIMITED = """
+import re, resource, sys, torch, fastrnn
+torch.set_num_threads(1)
+
+def within(megabytes, run):
+    status = open("/proc/self/status").read()
+    used = int(re.search(r"VmSize:\\s+(\\d+)", status).group(1)) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), -1))
+    try:
+        return run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+"""
+
+# Packed, the weights take 75 MB; as they came, nothing.
+FEW_ROWS = """
+rnn = fastrnn.RNN(64, 2500, 2)
+x = torch.randn(3, 20, 64)
+output, hn = within(30, lambda: rnn(x))
+torch.testing.assert_close((output, hn), rnn(x), rtol=1e-4, atol=1e-5)
+"""
+
+# Scratch of 96 rows of a million features.
+NO_ROOM = """
+import pytest
+x = torch.randn(1, 2, 1 << 20, requires_grad=True)
+rnn = fastrnn.RNN(1 << 20, 1)
+output, hn = rnn(x)
+for run in (
+    lambda: rnn(x),
+    lambda: fastrnn.RNNCell(1 << 20, 1)(x[0]),
+    lambda: rnn.step(x[0]),
+    lambda: output.sum().backward(),
+):
+    with pytest.raises(RuntimeError, match=r"tried to allocate \\d{9,} bytes") as e:
+        within(100, run)
+    assert e.type is RuntimeError
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("program", [FEW_ROWS, NO_ROOM], ids=["few rows", "no room"])
+def test_little_memory(program: str) -> None:
+    subprocess.run([sys.executable, "-c", LIMITED + program], check=True)

@@ -57,3 +57,51 @@ def test_peak_memory(layers: int, bidirectional: bool, dtype: torch.dtype) -> No
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert 0 < int(run.stdout) * 1024 <= limit, f"{run.stdout.strip()} KiB, limit {limit / 1024}"
+
+
+PACKED = """
+import re, torch, fastrnn
+torch.set_num_threads(1)
+layers, H = 6, 1024
+rnn = fastrnn.RNN(H, H, layers).requires_grad_(False)
+x = torch.randn(40, 1, H)
+
+def kib(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
+
+rnn(x[:1])
+open("/proc/self/clear_refs", "w").write("5")
+before = kib("VmRSS")
+rnn(x)
+print(kib("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_large_weights_are_packed_a_layer_at_a_time() -> None:
+    run = subprocess.run([sys.executable, "-c", PACKED], capture_output=True, text=True, check=True)
+    one_layer = 2 * 1024 * 1024 * 4
+    assert int(run.stdout) * 1024 < 1.75 * one_layer
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_results_where_weights_are_packed_a_layer_at_a_time(bidirectional: bool) -> None:
+    """Three layers of 6 MB or more, against the same layers one by one."""
+    size = 640
+    rnn = fastrnn.RNN(size, size, 3, bidirectional=bidirectional)
+    directions = 1 + bidirectional
+    x = torch.randn(30, 2, size, requires_grad=True)
+    output, hn = rnn(x)
+    h, states, parameters = x, [], list(rnn.parameters())
+    for layer in range(3):
+        of_layer = parameters[layer * 4 * directions : (layer + 1) * 4 * directions]
+        h, state = fastrnn.functional.rnn(h, None, of_layer, bidirectional=bidirectional)
+        states.append(state)
+    torch.testing.assert_close((output, hn), (h, torch.cat(states)), rtol=0, atol=0)
+    wanted, grad = [x, *parameters], torch.randn_like(output)
+    torch.testing.assert_close(
+        torch.autograd.grad(output, wanted, grad, retain_graph=True),
+        torch.autograd.grad(h, wanted, grad),
+        rtol=1e-4,
+        atol=1e-4,
+    )

@@ -70,7 +70,7 @@ Form form_for(const Problem& p, const KernelTraits& kernels) {
   const bool one_step = p.rows == p.first_rows && kernels.packed_form != Form::kPackedPairs;
   const int64_t few = !one_step ? kFewRows : p.backward ? kFewRowsOfOneStepBack : kFewRowsOfOneStep;
   const bool unpacked = p.hidden_size >= kLeastUnpackedSize && p.rows <= few;
-  return unpacked ? Form::kAsTheyCame : kernels.packed_form;
+  return unpacked || !p.may_pack ? Form::kAsTheyCame : kernels.packed_form;
 }
 
 // Steps of the rows before row i, as if rows were sorted by length.

@@ -33,9 +33,10 @@ struct Problem {
   int64_t hidden_size;
   int64_t num_layers;
   int64_t num_directions;
-  int64_t rows;        // of all steps, those beyond a row's length not counted
-  int64_t first_rows;  // of the first step, which has the most
-  bool packed;         // the sequence: the rows of a step follow those of the step before
+  int64_t rows;          // of all steps, those beyond a row's length not counted
+  int64_t first_rows;    // of the first step, which has the most
+  bool packed;           // the sequence: the rows of a step follow those of the step before
+  bool may_pack = true;  // weights; false: there is no memory for a copy
 };
 
 constexpr int64_t kNever = INT64_MAX;

@@ -37,10 +37,11 @@ bool goes_to_torch(FASTRNN_ARGUMENTS) {
   return prefers_torch(s.batch, s.hidden_size);
 }
 
-Plan plan_for(const Stack& stack, bool backward) {
+Plan plan_for(const Stack& stack, bool backward, bool may_pack) {
   const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  return choose(problem_of(stack, backward), kernels_for(chosen_kernels(), stack.dtype).traits,
-                threads);
+  Problem problem = problem_of(stack, backward);
+  problem.may_pack = may_pack;
+  return choose(problem, kernels_for(chosen_kernels(), stack.dtype).traits, threads);
 }
 
 // at::empty without its way through the dispatcher, but with its NaNs in deterministic mode.
@@ -107,7 +108,7 @@ struct Call : Arguments {
   void sort_rows(const Tensor& lengths) {
     const Tensor values = lengths.contiguous();
     const int64_t* length = values.const_data_ptr<int64_t>();
-    active.assign(shape.seq_len, 0);
+    active = zeros(shape.seq_len);
     for (int64_t b = 0; b < shape.batch; ++b) {
       TORCH_CHECK_VALUE(length[b] >= 0 && length[b] <= shape.seq_len,
                         "rnn: expected lengths between 0 and ", shape.seq_len, ", got ", length[b],
@@ -115,7 +116,7 @@ struct Call : Arguments {
       if (length[b] > 0) ++active[length[b] - 1];
     }
     for (int64_t t = shape.seq_len - 1; t > 0; --t) active[t - 1] += active[t];
-    order.resize(shape.batch);
+    order = zeros(shape.batch);
     std::iota(order.begin(), order.end(), int64_t{0});
     std::stable_sort(order.begin(), order.end(),
                      [&](int64_t a, int64_t b) { return length[a] > length[b]; });
@@ -124,13 +125,25 @@ struct Call : Arguments {
   }
 };
 
+// Where there is no memory for packed weights, with the weights as they came.
+template <typename Run, typename Task>
+void run(const Run& run_task, const Task& task, const Call& call, bool backward) {
+  for (const bool may_pack : {true, false}) {
+    try {
+      return run_task(task, chosen_kernels(), plan_for(call.stack, backward, may_pack));
+    } catch (const OutOfMemory& e) {
+      if (!may_pack) out_of_memory(e.bytes);
+    }
+  }
+}
+
 // Runs the call; saved is where the output of every layer goes, or undefined.
 std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved) {
   Tensor output = call.new_sequence(call.shape.features(), true);
   Tensor hn = call.new_state();
   void* kept = saved.defined() ? saved.mutable_data_ptr() : nullptr;
-  run_forward({call.stack, call.sequence(output), hn.mutable_data_ptr(), kept}, chosen_kernels(),
-              plan_for(call.stack, false));
+  run(run_forward, Forward{call.stack, call.sequence(output), hn.mutable_data_ptr(), kept}, call,
+      false);
   return {output, hn};
 }
 
@@ -182,7 +195,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
     }
     backward.grad_weights = grad_weight_data.data();
   }
-  run_backward(backward, chosen_kernels(), plan_for(call.stack, true));
+  run(run_backward, backward, call, true);
   if (want_hx && reset) grad_hx = call.without_begun(grad_hx);
   return {grad_input, grad_hx, std::move(grad_weights)};
 }

@@ -1,8 +1,8 @@
 #include "cpu/stack.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
-#include <new>
 #include <type_traits>
 
 #if defined(_OPENMP)
@@ -51,7 +51,7 @@ class Workspace {
 
   static Block allocate(int64_t bytes) {
     void* p = std::aligned_alloc(kAlignment, aligned(bytes));
-    if (!p) throw std::bad_alloc();
+    if (!p) throw OutOfMemory(aligned(bytes));
     return Block(static_cast<char*>(p));
   }
 
@@ -122,9 +122,11 @@ class Places {
         bytes_(storage_bytes(s.dtype)) {}
 
   int64_t rows() const { return rows_; }
+  int64_t directions() const { return D_; }
   int64_t count() const { return s_.num_layers * D_; }
   int64_t features(int64_t layer) const { return layer == 0 ? s_.input_size : D_ * H_; }
   int64_t layer(int64_t index) const { return index / D_; }
+  int64_t first_of_layer(int64_t index) const { return layer(index) * D_; }
   int64_t per_index() const { return s_.has_biases ? 4 : 2; }
   const void* weight(int64_t index, int k) const { return s_.weights[index * per_index() + k]; }
   const void* bias(int64_t index, int k) const {
@@ -168,6 +170,10 @@ int64_t largest_features(const Stack& s) {
   return inner > s.input_size ? inner : s.input_size;
 }
 
+// Packed weights of more bytes than this are packed a layer at a time, in one place: the waits cost
+// little beside the packing.
+constexpr int64_t kPackedTogether = 8 << 20;
+
 // The weights of a stack as its kernels want them: packed, or with few rows as they came; and the
 // sums of the biases.
 class Weights {
@@ -181,13 +187,23 @@ class Weights {
         packed_(form != Form::kAsTheyCame),
         H_(s.hidden_size),
         bytes_(accumulator_bytes(s.dtype)) {
-    for (int64_t i = 0; i < places_.count(); ++i) size_ += size(i, 0) + size(i, 1) + size(i, 2);
+    size_ = bytes_of(0, places_.count());
+    together_ = size_ <= kPackedTogether;
+    if (together_) return;
+    // Of the layers above the lowest, all are alike.
+    const int64_t D = s.num_directions, last = places_.count() - D;
+    size_ = std::max(bytes_of(0, D), bytes_of(last, last + D));
   }
   int64_t bytes() const { return size_; }
 
-  // Every member packs its share; wait before reading.
-  void pack(char* memory, const Team& team) const {
-    for (int64_t i = 0; i < places_.count(); ++i) {
+  // Every member packs its share of what a layer's tasks read: at the first layer that is walked
+  // all layers, or one layer in the place of another.
+  void pack(char* memory, const Team& team, int64_t layer, bool first) const {
+    if (together_ && !first) return;
+    if (!first) team.wait();  // for all that read the layer before
+    const int64_t D = places_.directions(), begin = together_ ? 0 : layer * D;
+    const int64_t end = together_ ? places_.count() : begin + D;
+    for (int64_t i = begin; i < end; ++i) {
       for (int k = 0; k < 2 && packed_; ++k) {
         const int64_t in = k == 0 ? features(i) : H_;
         const int64_t depth = forward_ ? in : H_, columns = forward_ ? H_ : in;
@@ -199,6 +215,7 @@ class Weights {
         kernels_.add_biases(memory, places_.bias(i, 0), places_.bias(i, 1), H_);
       memory += size(i, 2);
     }
+    team.wait();
   }
   const void* w_ih(const char* memory, int64_t index) const {
     return packed_ ? at(memory, index, 0) : places_.weight(index, 0);
@@ -216,15 +233,20 @@ class Weights {
     const int64_t in = k == 0 ? features(index) : H_;
     return aligned((forward_ ? in * padded(H_) : H_ * padded(in)) * bytes_);
   }
+  int64_t bytes_of(int64_t begin, int64_t end) const {
+    int64_t sum = 0;
+    for (int64_t i = begin; i < end; ++i) sum += size(i, 0) + size(i, 1) + size(i, 2);
+    return sum;
+  }
   const char* at(const char* memory, int64_t index, int k) const {
-    for (int64_t i = 0; i < index; ++i) memory += size(i, 0) + size(i, 1) + size(i, 2);
+    memory += bytes_of(together_ ? 0 : places_.first_of_layer(index), index);
     for (int j = 0; j < k; ++j) memory += size(index, j);
     return memory;
   }
 
   Places places_;
   const TypedKernels& kernels_;
-  bool forward_, packed_;
+  bool forward_, packed_, together_;
   int64_t H_, bytes_, size_ = 0;
 };
 
@@ -278,11 +300,10 @@ void run_forward(const Forward& call, const Kernels& kernels, const Plan& plan) 
 
   in_parallel(plan.threads, [&](const Team& team) {
     char* own_scratch = scratches + team.index * scratch;
-    weights.pack(packed, team);
-    team.wait();
     const Work work(plan, s.steps, team);
     Sequence input = s.input;
     for (int64_t layer = 0; layer < L; ++layer) {
+      weights.pack(packed, team, layer, layer == 0);
       Sequence output = layer == L - 1 ? call.output : places.dense(buffers[layer & 1], D * H);
       Sequence copy{};
       if (call.saved) {
@@ -343,11 +364,10 @@ void run_backward(const Backward& call, const Kernels& kernels, const Plan& plan
 
   in_parallel(plan.threads, [&](const Team& team) {
     char* own_scratch = scratches + team.index * scratch;
-    weights.pack(packed, team);
-    team.wait();
     const Work work(plan, s.steps, team);
     for (int64_t layer = L - 1; layer >= 0; --layer) {
       const bool top = layer == L - 1;
+      weights.pack(packed, team, layer, top);
       const Sequence grad_output = top ? call.grad_output : places.dense(handed_down, D * H);
       const Sequence state = places.layer_of(call.saved, layer);
       const Sequence input = layer == 0 ? s.input : places.layer_of(call.saved, layer - 1);

@@ -116,7 +116,7 @@ struct Call : Arguments {
 
  private:
   void take_batch_sizes() {
-    std::vector<int64_t> lengths(shape.batch);
+    std::vector<int64_t> lengths = zeros(shape.batch);
     int64_t t = shape.seq_len;
     for (int64_t b = 0; b < shape.batch; ++b) {
       while (t > 0 && active[t - 1] <= b) --t;
