@@ -1,10 +1,16 @@
 // The operators' autograd and autocast keys.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
+
+#include <algorithm>
+#include <iterator>
 
 #include "arguments.h"
 #include "by_torch.h"
@@ -51,64 +57,169 @@ struct Options {
   }
 };
 
+// What a node keeps: the values that its gradients need, of first and of higher order, and no more.
+// So anything else may be freed, changed in place, or be an inference tensor, as with torch.nn.RNN.
+//
+//   kept                                  if a gradient is wanted of
+//   input                                 a w_ih of the first layer
+//   hx                                    a w_hh
+//   w_ih                                  its layer's input: `input`, or anything below the layer
+//   w_hh                                  hx; with more than one step, its layer's input or any
+//                                         weight or bias of its layer and direction
+//   b_ih, b_hh                            (never)
+//   dropout_mask                          a w_ih above the first layer, or anything below one
+//   saved, batch_sizes, lengths, reset    anything; saved and batch_sizes are our own copies
+struct Needed {
+  bool input = false, hx = false, dropout_mask = false;
+  c10::SmallVector<bool, 8> weights;
+
+  // The edges are valid where a gradient is wanted.
+  Needed(const torch::autograd::edge_list& edges, const Options& options, bool one_step)
+      : weights(edges.size() - 2, false) {
+    const size_t per_index = options.has_biases ? 4 : 2, D = options.bidirectional ? 2 : 1;
+    const bool want_hx = edges[1].is_valid();
+    bool below = edges[0].is_valid();  // of the layer's input
+    for (size_t i = 0; i < weights.size();) {
+      const size_t layer_end = i + D * per_index;
+      const bool bottom = i == 0;
+      bool here = below || want_hx;
+      if (!bottom && below) dropout_mask = true;
+      for (; i < layer_end; i += per_index) {
+        const auto* const edge = &edges[2 + i];
+        const bool own = std::any_of(edge, edge + per_index, [](auto& e) { return e.is_valid(); });
+        (bottom ? input : dropout_mask) |= edge[0].is_valid();
+        hx |= edge[1].is_valid();
+        weights[i] = below;
+        weights[i + 1] = want_hx || (!one_step && (below || own));
+        here |= own;
+      }
+      below = here;
+    }
+  }
+};
+
+bool has_one_step(const Tensor& input, const OptionalTensor& batch_sizes, bool batch_first) {
+  return (batch_sizes ? batch_sizes->sym_size(0) : input.sym_size(batch_first ? 1 : 0))
+             .maybe_as_int() == 1;
+}
+
+// Stands in for a tensor whose values are not needed: its sizes, but for the last, in the memory of
+// one row.
+Tensor stand_in(const Tensor& x, const c10::SymInt& features) {
+  c10::SymDimVector sizes(x.sym_sizes().begin(), x.sym_sizes().end());
+  sizes.back() = features;
+  return at::empty_symint({features}, x.options()).expand_symint(sizes);
+}
+
+// The weights, with others in place of those that were not kept.
+void fill_in(variable_list& weights, const Tensor& input, const Tensor& saved,
+             const Options& options) {
+  const size_t per_index = options.has_biases ? 4 : 2, D = options.bidirectional ? 2 : 1;
+  const c10::SymInt H = saved.sym_size(-1) / static_cast<int64_t>(D);
+  Tensor bias;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    Tensor& w = weights[i];
+    if (w.defined()) continue;
+    const auto empty = [&](c10::SymIntArrayRef sizes) {
+      return at::empty_symint(sizes, saved.options());
+    };
+    if (i % per_index == 0) {
+      w = empty({H, i < D * per_index ? input.sym_size(-1) : saved.sym_size(-1)});
+    } else if (i % per_index == 1) {
+      w = empty({H, H});
+    } else {
+      if (!bias.defined()) bias = empty({H});
+      w = bias;
+    }
+  }
+}
+
 struct RnnFunction : torch::autograd::Function<RnnFunction> {
-  static variable_list forward(AutogradContext* ctx, FASTRNN_ARGUMENTS) {
+  static variable_list forward(AutogradContext* ctx, const torch::autograd::edge_list& edges,
+                               FASTRNN_ARGUMENTS) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [output, hn, saved] = rnn_forward(FASTRNN_PASS, true);
-    variable_list kept{input,
-                       hx.value_or(Tensor()),
-                       batch_sizes.value_or(Tensor()),
+    const Options options{has_biases, num_layers, nonlinearity_of(nonlinearity), bidirectional,
+                          batch_first};
+    const Needed needed(edges, options, has_one_step(input, batch_sizes, batch_first));
+    const auto if_needed = [](bool is_needed, const OptionalTensor& x) {
+      return is_needed && x ? *x : Tensor();
+    };
+    variable_list kept{if_needed(needed.input, input),
+                       if_needed(needed.hx, hx),
+                       batch_sizes ? batch_sizes->clone() : Tensor(),
                        lengths.value_or(Tensor()),
                        reset.value_or(Tensor()),
-                       dropout_mask.value_or(Tensor()),
-                       saved};  // our own copy: the caller may write to output
-    kept.insert(kept.end(), weights.begin(), weights.end());
+                       if_needed(needed.dropout_mask, dropout_mask),
+                       saved};  // the caller may write to output
+    kept.reserve(kept.size() + weights.size());
+    for (size_t i = 0; i < weights.size(); ++i)
+      kept.push_back(needed.weights[i] ? weights[i] : Tensor());
     ctx->save_for_backward(std::move(kept));
-    ctx->saved_data["options"] =
-        Options{has_biases, num_layers, nonlinearity_of(nonlinearity), bidirectional, batch_first}
-            .bits();
+    ctx->saved_data["options"] = options.bits();
+    if (!needed.input)
+      ctx->saved_data["input"] = stand_in(input, edges[0].is_valid() ? input.sym_size(-1) : 1);
+    if (!needed.hx && edges[1].is_valid()) ctx->saved_data["hx"] = stand_in(*hx, hx->sym_size(-1));
     ctx->set_materialize_grads(false);
     return {output, hn};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list kept = ctx->get_saved_variables();
+    variable_list kept = ctx->get_saved_variables();
     constexpr int64_t kFirstWeight = 7;
-    const Tensor input = kept[0], saved = kept[6];
-    const OptionalTensor hx = defined(kept[1]), batch_sizes = defined(kept[2]),
-                         lengths = defined(kept[3]), reset = defined(kept[4]),
-                         dropout_mask = defined(kept[5]);
-    const TensorList weights = TensorList(kept).slice(kFirstWeight);
-    const auto [has_biases, num_layers, f, bidirectional, batch_first] =
-        Options::of(ctx->saved_data["options"].toInt());
+    const auto kept_or_stand_in = [&](const Tensor& x, const char* name) {
+      if (x.defined()) return x;
+      const auto found = ctx->saved_data.find(name);
+      return found == ctx->saved_data.end() ? x : found->second.toTensor();
+    };
+    Tensor input = kept_or_stand_in(kept[0], "input");
+    OptionalTensor hx = defined(kept_or_stand_in(kept[1], "hx"));
+    const OptionalTensor batch_sizes = defined(kept[2]), lengths = defined(kept[3]),
+                         reset = defined(kept[4]), dropout_mask = defined(kept[5]);
+    const Tensor saved = kept[6];
+    const Options options = Options::of(ctx->saved_data["options"].toInt());
+    variable_list weights(std::make_move_iterator(kept.begin() + kFirstWeight),
+                          std::make_move_iterator(kept.end()));
+    fill_in(weights, input, saved, options);
+    const auto [has_biases, num_layers, f, bidirectional, batch_first] = options;
     const c10::string_view nonlinearity = name_of(f);
     const OptionalTensor grad_output = defined(grads[0]), grad_hn = defined(grads[1]);
 
     variable_list results(2 + weights.size());  // of input, hx and the weights
     if (!grad_output && !grad_hn) return results;
+    std::vector<bool> wanted(results.size());
+    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = ctx->needs_input_grad(i);
     if (at::GradMode::is_enabled() || functorch_is_active() || needs_reference(grad_output) ||
         needs_reference(grad_hn)) {
       TORCH_CHECK(
           reference_backward(),
           "rnn: gradients of gradients need the Python package fastrnn, which is not loaded");
-      const std::vector<Tensor> wanted = reference_backward()(grad_output, grad_hn, FASTRNN_PASS);
-      size_t next = 0;
-      if (input.requires_grad()) results[0] = wanted.at(next++);
-      if (hx && hx->requires_grad()) results[1] = wanted.at(next++);
-      for (size_t i = 0; i < weights.size(); ++i) {
-        if (weights[i].requires_grad()) results[2 + i] = wanted.at(next++);
+      // Where gradients go was settled by the call: an argument may have been detached since, or
+      // not be kept.
+      const auto node = torch::autograd::get_current_node();
+      const auto connect = [&](Tensor& x, size_t i) {
+        x = x.tensor_data();
+        if (const auto& edge = node->next_edge(i); edge.is_valid())
+          torch::autograd::impl::set_gradient_edge(x, edge);
+      };
+      connect(input, 0);
+      if (hx) connect(*hx, 1);
+      for (size_t i = 0; i < weights.size(); ++i) connect(weights[i], 2 + i);
+      std::vector<Tensor> found =
+          reference_backward()(grad_output, grad_hn, saved, wanted, FASTRNN_PASS);
+      for (size_t i = 0, next = 0; i < results.size(); ++i) {
+        if (wanted[i]) results[i] = std::move(found.at(next++));
       }
       return results;
     }
-    bool want_weights = false;
-    for (size_t i = 0; i < weights.size(); ++i) want_weights |= ctx->needs_input_grad(2 + i);
-    const bool want_input = ctx->needs_input_grad(0), want_hx = ctx->needs_input_grad(1);
+    const bool want_input = wanted[0], want_hx = wanted[1],
+               want_weights = std::find(wanted.begin() + 2, wanted.end(), true) != wanted.end();
     auto [grad_input, grad_hx, grad_weights] =
         rnn_backward(grad_output, grad_hn, saved, FASTRNN_PASS, want_input, want_hx, want_weights);
     if (want_input) results[0] = grad_input;
     if (want_hx) results[1] = grad_hx;
     for (size_t i = 0; i < weights.size(); ++i) {
-      if (ctx->needs_input_grad(2 + i)) results[2 + i] = grad_weights[i];
+      if (wanted[2 + i]) results[2 + i] = grad_weights[i];
     }
     return results;
   }
@@ -124,6 +235,23 @@ auto new_node(const c10::intrusive_ptr<torch::autograd::Node>&) {
   return c10::make_intrusive<Node>();
 }
 
+struct KnownActivation : torch::autograd::Node {
+  torch::autograd::SavedVariable value;
+  bool is_tanh = false;
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard lock(mutex_);
+    if (!grads[0].defined()) return {Tensor()};
+    const Tensor h = value.unpack(getptr());
+    return {is_tanh ? at::tanh_backward(grads[0], h) : at::threshold_backward(grads[0], h, 0)};
+  }
+  void release_variables() override {
+    const std::lock_guard lock(mutex_);
+    value.reset_data();
+  }
+  std::string name() const override { return "KnownActivation"; }
+};
+
 // As RnnFunction::apply, which costs a small step more: it also notes the sizes of all arguments
 // and results, to make zeros for missing gradients (forward asks for none), and looks for arguments
 // among the results. The edges are those of input, hx, even if it is not there, and the weights.
@@ -137,7 +265,7 @@ std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS) {
   variable_list results;
   {
     at::AutoGradMode no_grad(false);
-    results = RnnFunction::forward(&node->ctx_, FASTRNN_PASS);
+    results = RnnFunction::forward(&node->ctx_, node->next_edges(), FASTRNN_PASS);
   }
   for (const Tensor& x : results) torch::autograd::set_history(x, node);
   node->save_variables_to_ctx();
@@ -189,6 +317,17 @@ std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS,
   }
   at::AutoDispatchBelowADInplaceOrView below;
   return rnn(FASTRNN_PASS);
+}
+
+Tensor known_activation(const Tensor& pre, const Tensor& value, bool is_tanh) {
+  Tensor h = value.detach().clone();
+  if (!at::GradMode::is_enabled() || !pre.requires_grad()) return h;
+  const auto node = new_node<KnownActivation>(torch::autograd::Edge().function);
+  node->is_tanh = is_tanh;
+  node->set_next_edges(torch::autograd::collect_next_edges(pre));
+  torch::autograd::set_history(h, node);
+  node->value = torch::autograd::SavedVariable(h, /*is_output=*/true);
+  return h;
 }
 
 void set_reference_backward(ReferenceBackward f) { reference_backward() = std::move(f); }

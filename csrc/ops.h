@@ -48,10 +48,14 @@ std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS,
 // Whether autograd is to see a call with these tensors.
 FASTRNN_API bool wants_grad(const Tensor& input, const OptionalTensor& hx, TensorList weights);
 
-// The gradients of those of input, hx, weights that require one, differentiable again. The Python
+// The gradients of those of input, hx, weights that are wanted, differentiable again. The Python
 // package provides it.
 using ReferenceBackward = std::function<std::vector<Tensor>(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_hn, FASTRNN_ARGUMENTS)>;
+    const OptionalTensor& grad_output, const OptionalTensor& grad_hn, const Tensor& saved,
+    const std::vector<bool>& wanted, FASTRNN_ARGUMENTS)>;
 FASTRNN_API void set_reference_backward(ReferenceBackward f);
+
+// An activation of `pre` whose value is known: then no derivative needs the values of `pre`.
+FASTRNN_API Tensor known_activation(const Tensor& pre, const Tensor& value, bool is_tanh);
 
 }  // namespace fastrnn

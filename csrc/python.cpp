@@ -258,13 +258,15 @@ void set_reference_backward_from_python(py::object function) {
   auto* kept =
       new py::object(std::move(function));  // never freed: the interpreter may be gone at exit
   set_reference_backward([kept](const OptionalTensor& grad_output, const OptionalTensor& grad_hn,
+                                const Tensor& saved, const std::vector<bool>& wanted,
                                 FASTRNN_ARGUMENTS) {
     for (const auto& [name, grad] : {std::pair{"grad_output", &grad_output}, {"grad_hn", &grad_hn}})
       if (*grad) check_storage(name, **grad);
     check_storages(input, hx, weights, batch_sizes, lengths, reset, dropout_mask);
     py::gil_scoped_acquire gil;
-    return (*kept)(grad_output, grad_hn, input, hx, weights.vec(), batch_sizes, lengths, reset,
-                   dropout_mask, has_biases, num_layers, nonlinearity, bidirectional, batch_first)
+    return (*kept)(grad_output, grad_hn, saved, wanted, input, hx, weights.vec(), batch_sizes,
+                   lengths, reset, dropout_mask, has_biases, num_layers, nonlinearity,
+                   bidirectional, batch_first)
         .cast<std::vector<Tensor>>();
   });
 }
@@ -307,6 +309,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn_step", rnn_step_eager);
   m.def("rnn_cell", rnn_cell_eager);
   m.def("check_storages", check_storages_from_python);
+  m.def("known_activation", known_activation);
   m.def("set_reference_backward", set_reference_backward_from_python);
   m.def("cpu_kernels", cpu::kernels_name);
   m.def("cuda_configurations", cuda_configurations);

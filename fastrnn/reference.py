@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastrnn import _C
+
 
 def rnn_layer(
     input: Tensor,
@@ -25,6 +27,7 @@ def rnn_layer(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
+    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run one layer in one direction.
 
@@ -41,6 +44,8 @@ def rnn_layer(
         reset: (T, B) bool, true where a new sequence begins: the state before that step is
             ``reset_state``.
         reset_state: (B, H), zeros by default.
+        states: (T, B, H), the output if it is known: then the arguments matter as far as
+            derivatives need them.
 
     Returns:
         The output (T, B, H) and the state after each row's last step, (B, H).
@@ -54,6 +59,8 @@ def rnn_layer(
         valid = steps < lengths  # (T, B)
         input = torch.where(valid.unsqueeze(-1), input, torch.zeros_like(input))
         reset = None if reset is None else reset & valid
+        if states is not None:
+            states = torch.where(valid.unsqueeze(-1), states, torch.zeros_like(states))
     igates = F.linear(input, w_ih, b_ih)
     seq_len = input.size(0)
     if reset_state is None:
@@ -66,7 +73,12 @@ def rnn_layer(
         boundary = t + 1 if reverse else t
         if reset is not None and boundary < seq_len:
             h_prev = torch.where(reset[boundary].unsqueeze(-1), reset_state, h_prev)
-        h_t = activation(igates[t] + F.linear(h_prev, w_hh, b_hh))
+        h_t = igates[t] + F.linear(h_prev, w_hh, b_hh)
+        h_t = (
+            activation(h_t)
+            if states is None
+            else _C.known_activation(h_t, states[t], activation is torch.tanh)
+        )
         if lengths is None:
             h = h_t
             output.append(h_t)
@@ -91,6 +103,7 @@ def rnn(
     bidirectional: bool = False,
     batch_first: bool = False,
     reset_state: Tensor | None = None,
+    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run all layers and directions; the arguments are those of the operator ``fastrnn::rnn``.
 
@@ -107,6 +120,7 @@ def rnn(
             the last.
         reset_state: (L*D, B, H), the state where a new sequence begins, or None for zeros; the
             operator takes none.
+        states: (L, rows of all steps, D*H), the output of every layer, if it is known.
 
     Returns:
         ``output``, like ``input`` with D*H features, and ``hn`` (L*D, B, H).
@@ -124,6 +138,7 @@ def rnn(
             nonlinearity,
             bidirectional,
             reset_state,
+            states,
         )
     if batch_first:
         input = input.transpose(0, 1)
@@ -132,6 +147,8 @@ def rnn(
     if hx is None:
         hidden_size = weights[1].size(-1)
         hx = input.new_zeros(num_layers * num_directions, input.size(1), hidden_size)
+    if states is not None:
+        states = states.view(num_layers, *input.shape[:2], states.size(-1))
     per_direction = 4 if has_biases else 2
     activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
     hn = []
@@ -148,6 +165,9 @@ def rnn(
                 lengths=lengths,
                 reset=reset,
                 reset_state=None if reset_state is None else reset_state[i],
+                states=None
+                if states is None
+                else states[layer].chunk(num_directions, -1)[direction],
             )
             outputs.append(output)
             hn.append(h)
@@ -169,6 +189,7 @@ def _rnn_packed(
     nonlinearity: str,
     bidirectional: bool,
     reset_state: Tensor | None,
+    states: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Unpack to padded rows, run with their lengths, pack again."""
     seq_len, batch = batch_sizes.numel(), int(batch_sizes[0])
@@ -183,6 +204,8 @@ def _rnn_packed(
 
     if dropout_mask is not None:
         dropout_mask = torch.stack([pad(mask) for mask in dropout_mask])
+    if states is not None:
+        states = torch.stack([pad(layer) for layer in states]).flatten(1, 2)
     output, hn = rnn(
         pad(data),
         hx,
@@ -195,6 +218,7 @@ def _rnn_packed(
         nonlinearity=nonlinearity,
         bidirectional=bidirectional,
         reset_state=reset_state,
+        states=states,
     )
     return output.flatten(0, 1).index_select(0, places), hn
 
@@ -202,6 +226,8 @@ def _rnn_packed(
 def rnn_backward(
     grad_output: Tensor | None,
     grad_hn: Tensor | None,
+    saved: Tensor,
+    wanted: Sequence[bool],
     input: Tensor,
     hx: Tensor | None,
     weights: Sequence[Tensor],
@@ -212,10 +238,13 @@ def rnn_backward(
     Args:
         grad_output: The gradient of ``output``, or None.
         grad_hn: The gradient of ``hn``, or None.
-        input, hx, weights, args: The arguments of :func:`rnn`.
+        saved: The output of every layer, (L, rows of all steps, D*H).
+        wanted: Of each of ``input, hx, *weights``, whether its gradient is wanted.
+        input, hx, weights, args: The arguments of :func:`rnn`. Those that no gradient needs may
+            hold anything.
 
     Returns:
-        The gradients of those of ``input, hx, *weights`` that require one, in this order.
+        The gradients of those that are wanted, in this order.
     """
     create_graph = torch.is_grad_enabled()
     arguments = [input, hx, *weights]
@@ -229,13 +258,13 @@ def rnn_backward(
     with torch.enable_grad(), as_called:
         # An argument may be computed from another, or be given twice: each has a name of its own.
         own = [x if x is None else x.view_as(x) for x in arguments]
-        results = rnn(own[0], own[1], own[2:], *args)  # type: ignore[arg-type]
+        results = rnn(own[0], own[1], own[2:], *args, states=saved)  # type: ignore[arg-type, misc]
         given = [
             (y, g) for y, g in zip(results, (grad_output, grad_hn), strict=True) if g is not None
         ]
         grads = torch.autograd.grad(
             [y for y, _ in given],
-            [x for x in own if x is not None and x.requires_grad],
+            [x for x, want in zip(own, wanted, strict=True) if x is not None and want],
             [g for _, g in given],
             create_graph=create_graph,
             materialize_grads=True,

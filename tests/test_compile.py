@@ -236,10 +236,13 @@ def test_gradients_nobody_wants_do_not_share_memory(device: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_under_compiled_autograd() -> None:
+@pytest.mark.parametrize("frozen", ["", "weight_ih", "weight_hh", "weight"])
+def test_under_compiled_autograd(frozen: str) -> None:
     module = RNN(3, 6, 2)
-    input, hx = torch.randn(5, 2, 3, requires_grad=True), torch.randn(2, 2, 6)
-    leaves = [input, *module.parameters()]
+    for name, w in module.named_parameters():
+        w.requires_grad_(not (frozen and frozen in name))
+    input, hx = torch.randn(5, 2, 3), torch.randn(2, 2, 6, requires_grad=True)
+    leaves = [hx, *(w for w in module.parameters() if w.requires_grad)]
 
     def gradients() -> list[Tensor]:
         for leaf in leaves:
@@ -247,6 +250,7 @@ def test_under_compiled_autograd() -> None:
         module(input, hx)[0].square().sum().backward()
         return [leaf.grad for leaf in leaves]
 
+    counters.clear()
     eager = gradients()
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
         compiled = gradients()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -105,3 +107,37 @@ def test_results_where_weights_are_packed_a_layer_at_a_time(bidirectional: bool)
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+FROZEN: dict[str, Callable[[str], bool]] = {
+    "no weight": lambda name: False,
+    "w_ih": lambda name: "weight_ih" in name,
+    "w_hh": lambda name: "weight_hh" in name,
+    "the lower layer": lambda name: "l0" in name,
+}
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["first derivative", "second derivative"])
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_nothing_is_kept_that_no_gradient_needs(frozen: str, second: bool) -> None:
+    """What nn.RNN frees, ours frees, and both then have their derivatives."""
+    kept, grads = [], []
+    for cls in (torch.nn.RNN, fastrnn.RNN):
+        torch.manual_seed(0)
+        rnn = cls(3, 4, 2, dtype=torch.float64)
+        for name, w in rnn.named_parameters():
+            w.requires_grad_(not FROZEN[frozen](name))
+        input, hx = torch.randn(5, 2, 3).double(), torch.randn(2, 2, 4).double()
+        output, _ = rnn(input, hx)
+        alive = [weakref.ref(input), weakref.ref(hx)]
+        del input, hx
+        kept.append([ref() is not None for ref in alive])
+        wanted = [w for w in rnn.parameters() if w.requires_grad]
+        first = torch.autograd.grad(output.square().sum(), wanted, create_graph=second)
+        if second:
+            first = torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+        grads.append(first)
+    theirs, ours = kept
+    assert ours == [frozen in ("no weight", "w_hh"), frozen != "w_hh"]
+    assert theirs[0] == ours[0]  # of hx, nn.RNN keeps views
+    torch.testing.assert_close(grads[1], grads[0])
