@@ -134,6 +134,10 @@ void fill_in(variable_list& weights, const Tensor& input, const Tensor& saved,
   }
 }
 
+OptionalTensor contiguous(const Tensor& x) {
+  return x.defined() ? OptionalTensor(x.contiguous()) : std::nullopt;
+}
+
 struct RnnFunction : torch::autograd::Function<RnnFunction> {
   static variable_list forward(AutogradContext* ctx, const torch::autograd::edge_list& edges,
                                FASTRNN_ARGUMENTS) {
@@ -174,9 +178,10 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     };
     Tensor input = kept_or_stand_in(kept[0], "input");
     OptionalTensor hx = defined(kept_or_stand_in(kept[1], "hx"));
-    const OptionalTensor batch_sizes = defined(kept[2]), lengths = defined(kept[3]),
+    // The hooks of saved tensors may have changed their layout.
+    const OptionalTensor batch_sizes = contiguous(kept[2]), lengths = defined(kept[3]),
                          reset = defined(kept[4]), dropout_mask = defined(kept[5]);
-    const Tensor saved = kept[6];
+    const Tensor saved = kept[6].contiguous();
     const Options options = Options::of(ctx->saved_data["options"].toInt());
     variable_list weights(std::make_move_iterator(kept.begin() + kFirstWeight),
                           std::make_move_iterator(kept.end()));

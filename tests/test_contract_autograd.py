@@ -645,6 +645,51 @@ def test_saved_tensors_hooks_and_a_second_derivative() -> None:
     assert_same(*results)
 
 
+LAYOUTS = {
+    "last dimension first": lambda t: t.movedim(-1, 0).contiguous().movedim(0, -1),
+    "first dimension last": lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0),
+    "every other element": lambda t: torch.stack([t, t], -1)[..., 0],
+    "an offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+}
+
+CALLS_TO_SAVE = {
+    "padded": lambda cls, input: cls(I, H, 2, batch_first=True, bidirectional=True)(input)[0],
+    "packed": lambda cls, input: (
+        cls(I, H, 2, bidirectional=True)(
+            PackedSequence(input.flatten(0, 1), torch.tensor([4, 3, 2, 1]))
+        )[0].data
+    ),
+    "dropout": lambda cls, input: cls(I, H, 2, dropout=0.5)(input)[0],
+    "lengths": lambda cls, input: RNN(I, H, 2)(input, lengths=torch.tensor([3, 5]))[0],
+    "reset": lambda cls, input: RNN(I, H, 2)(input, x(2, B, H), reset=torch.eye(T, B).bool())[0],
+}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("call", CALLS_TO_SAVE)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_saved_tensors_in_another_layout(layout: str, call: str, create_graph: bool) -> None:
+    def run(pack: Callable[[Tensor], Tensor]) -> object:
+        torch.manual_seed(0)
+        input = x(requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            output = CALLS_TO_SAVE[call](RNN, input)
+        (grad,) = torch.autograd.grad(output.square().sum(), input, create_graph=create_graph)
+        if create_graph:
+            return grad, torch.autograd.grad(grad.square().sum(), input)
+        return grad
+
+    packed: list[Tensor] = []
+    expected = run(lambda t: t)
+
+    def pack(t: Tensor) -> Tensor:
+        packed.append(t)
+        return LAYOUTS[layout](t) if t.numel() else t
+
+    torch.testing.assert_close(run(pack), expected)
+    assert packed
+
+
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 @pytest.mark.filterwarnings("ignore:Error detected in")
 def test_anomaly_mode_finds_the_nan() -> None:
