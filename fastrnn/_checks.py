@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +25,47 @@ class Options(NamedTuple):
     nonlinearity: str = "tanh"
     bidirectional: bool = False
     batch_first: bool = False
+
+
+def check_types(**given: Any) -> None:
+    """Check the types of a module's or a call's configuration."""
+    for name, value in given.items():
+        whole = name == "num_layers"
+        fits = isinstance(value, numbers.Integral) if whole else type(value) is bool
+        if not fits or (whole and isinstance(value, bool)):
+            expected, got = "int" if whole else "bool", type(value).__name__
+            raise TypeError(f"{name} should be of type {expected}, got: {got}")
+
+
+def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RNN") -> None:
+    """Check the types of a call's tensors; of the first two AttributeError, as nn.RNN has it."""
+    if not isinstance(input, Tensor):
+        what = "a Tensor or a PackedSequence" if op == "RNN" else "a Tensor"
+        got = _got(input, "input")
+        if isinstance(input, tuple) and len(input) == 2:
+            got = "a tuple: where it is the (output, hn) of another RNN, give output alone"
+        raise AttributeError(f"{op}: expected input to be {what}, got {got}")
+    if hx is not None and not isinstance(hx, Tensor):
+        if isinstance(hx, tuple) and len(hx) == 2:
+            got = "a tuple: where an LSTM has (h, c), an RNN has one state. Give the first, hx[0]"
+        else:
+            got = _got(hx, "hx")
+        raise AttributeError(f"{op}: expected hx to be a Tensor or None, got {got}")
+    if reset_state is not None and not isinstance(reset_state, Tensor):
+        got = _got(reset_state, "reset_state")
+        raise TypeError(f"{op}: expected reset_state to be a Tensor, got {got}")
+
+
+def _got(x: Any, name: str) -> str:
+    """The type of what came, and how to make a tensor of it."""
+    kind = type(x).__name__
+    if isinstance(x, PackedSequence):
+        return f"{kind}: pad_packed_sequence({name}) makes one"
+    if isinstance(x, list | tuple):
+        if x and all(isinstance(part, Tensor) for part in x):
+            return f"{kind}: torch.stack({name}) makes one of tensors of one size"
+        return f"{kind}: torch.tensor({name}) makes one of numbers"
+    return f"{kind}: torch.as_tensor({name}) makes one" if hasattr(x, "__array__") else kind
 
 
 def check_rank(input: Tensor, hx: Tensor | None) -> None:
@@ -60,11 +103,21 @@ def check_args(
     for w in weights:
         if not isinstance(w, Tensor):
             raise TypeError(f"rnn: expected weights that are tensors, got {type(w).__name__}")
+    directions = 2 if options.bidirectional else 1
+    count = options.num_layers * directions * (4 if options.has_biases else 2)
+    if options.num_layers > 0 and len(weights) != count:
+        raise RuntimeError(
+            f"rnn: expected {count} weights for num_layers={options.num_layers}, "
+            f"bias={options.has_biases}, bidirectional={options.bidirectional}, got {len(weights)}"
+        )
     w_ih, w_hh = weights[0], weights[1]
     if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
+        advice = f", or convert model: model.to({input.dtype})"
+        if not (input.is_floating_point() or input.is_complex()):
+            advice = ". If they number words or classes, nn.Embedding goes before the RNN"
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). "
-            f"Convert input: input.to({w_ih.dtype}), or convert model: model.to({input.dtype})"
+            f"Convert input: input.to({w_ih.dtype}){advice}"
         )
     batch_sizes = options.batch_sizes
     expected_dim = 3 if batch_sizes is None else 2
@@ -81,19 +134,18 @@ def check_args(
                 "rnn: vmap over the lengths of packed sequences is not supported: "
                 "give padded input with lengths= instead"
             )
-        given = hx is not None or options.reset is not None
+        given = hx is not None or reset_state is not None
         if given and not torch.compiler.is_compiling():  # a compiler has no values
-            batch = int(batch_sizes[0])
-            check_states(hx, reset_state, batch, w_hh, options)
-            check_marks("reset", options.reset, torch.bool, (batch_sizes.numel(), batch), input)
+            check_states(hx, reset_state, int(batch_sizes[0]), w_hh, options)
     else:
         seq_len, batch = input.shape[:2][::-1] if options.batch_first else input.shape[:2]
         check_states(hx, reset_state, batch, w_hh, options)
         if seq_len == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        check_marks("lengths", options.lengths, torch.int64, (batch,), input)
-        check_marks("reset", options.reset, torch.bool, tuple(input.shape[:2]), input)
+        check_lengths_given(options.lengths, batch, input)
+        check_reset(options.reset, tuple(input.shape[:2]), input)
     check_devices(input, hx, weights)
+    check_dtypes(input, hx, weights, reset_state)
 
 
 def check_devices(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> None:
@@ -104,6 +156,29 @@ def check_devices(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -
                 f"Input and {kind} tensors are not at the same device, "
                 f"found input tensor at {input.device} and {kind} tensor at {other.device}"
             )
+
+
+def check_dtypes(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    reset_state: Tensor | None = None,
+    *,
+    op: str = "RNN",
+) -> None:
+    """Check that all has the first weight's dtype; autocast casts."""
+    if torch._C._is_any_autocast_enabled():
+        return
+    dtype = weights[0].dtype
+    for name, x in (("input", input), ("hx", hx), ("reset_state", reset_state)):
+        if x is not None and x.dtype != dtype:
+            raise RuntimeError(
+                f"{op}: expected {name} of dtype {dtype}, that of the weights, got {x.dtype}. "
+                f"Convert it: {name}.to({dtype})"
+            )
+    for w in weights:
+        if w.dtype != dtype:
+            raise RuntimeError(f"{op}: expected weights of one dtype, got {dtype} and {w.dtype}")
 
 
 def check_states(
@@ -118,19 +193,40 @@ def check_states(
 
 
 def as_lengths(lengths: Any, input: Tensor) -> Any:
-    """Integers of any type, or a list of them, as int64; all else as it is, for the checks."""
-    integers = (torch.uint8, torch.int8, torch.int16, torch.int32)
+    """Integers of any type, in a tensor, array or list, as int64; all else as it is."""
     if isinstance(lengths, Tensor):
+        integers = (torch.uint8, torch.int8, torch.int16, torch.int32)
         return lengths.to(torch.int64) if lengths.dtype in integers else lengths
-    if isinstance(lengths, list | tuple) and all(isinstance(n, int) for n in lengths):
-        return torch.tensor(lengths, dtype=torch.int64, device=input.device)
+    if hasattr(lengths, "__array__"):
+        lengths = lengths.tolist()
+    if isinstance(lengths, list | tuple):
+        whole = [n if type(n) is int else _as_integer(n, lengths) for n in lengths]
+        return torch.tensor(whole, dtype=torch.int64, device=input.device)
     return lengths
 
 
-def as_reset(reset: Any, dim: int) -> Any:
-    """``reset`` as a bool tensor with ``dim`` dimensions, from numbers or with a last one of 1."""
+def _as_integer(n: Any, lengths: Sequence[Any]) -> int:
+    try:
+        if not isinstance(n, bool):
+            return operator.index(n)
+    except TypeError:
+        pass
+    raise TypeError(f"rnn: expected lengths of integers, got {n!r} in a {type(lengths).__name__}")
+
+
+def as_reset(reset: Any, dim: int, input: Tensor) -> Any:
+    """``reset`` as a bool tensor with ``dim`` dimensions, from numbers or with a last one of 1.
+
+    Lists and arrays become tensors; all else stays as it is, for the checks.
+    """
     if not isinstance(reset, Tensor):
-        return reset
+        values = isinstance(reset, list | tuple | int) and not isinstance(reset, PackedSequence)
+        if not values and not hasattr(reset, "__array__"):
+            return reset
+        try:
+            reset = torch.as_tensor(reset, device=input.device)
+        except (TypeError, ValueError):  # a list of tensors, or of no numbers
+            return reset
     if reset.dim() == dim + 1 and reset.size(-1) == 1:
         reset = reset.squeeze(-1)
     return reset if reset.dtype == torch.bool else reset != 0
@@ -138,41 +234,69 @@ def as_reset(reset: Any, dim: int) -> Any:
 
 def packed_reset(reset: Any, packed: PackedSequence, batch_first: bool) -> Any:
     """``reset`` of a packed sequence as (T, B) bool, its rows sorted as those of the sequence."""
+    data, batch_sizes, sorted_indices, _ = packed
     if isinstance(reset, PackedSequence):
-        for name in ("batch_sizes", "sorted_indices"):
-            theirs, ours = getattr(reset, name), getattr(packed, name)
-            same = theirs is ours is None or (
-                theirs is not None and ours is not None and torch.equal(theirs, ours)
-            )
-            if not same:
-                raise ValueError(f"rnn: expected reset packed like the input, got other {name}")
-        data = as_reset(reset.data, 1)
-        sequence = PackedSequence(data, packed.batch_sizes)
-        return pad_packed_sequence(sequence)[0]
-    reset = as_reset(reset, 2)
-    if not isinstance(reset, Tensor):
-        return reset
+        if not torch.equal(reset.batch_sizes, batch_sizes):
+            raise ValueError("rnn: expected reset packed like the input, got other batch_sizes")
+        if not _same_order(reset.sorted_indices, sorted_indices):
+            raise ValueError("rnn: expected reset packed like the input, got other sorted_indices")
+        marks = as_reset(reset.data, 1, data)
+        check_reset(marks, (reset.data.size(0),), data)
+        return pad_packed_sequence(PackedSequence(marks, batch_sizes))[0]
+    reset = as_reset(reset, 2, data)
+    if not torch.compiler.is_compiling():  # a compiler has no values
+        shape = (batch_sizes.numel(), int(batch_sizes[0]))
+        check_reset(reset, shape[::-1] if batch_first else shape, data)
     if batch_first:
         reset = reset.transpose(0, 1)
-    indices = packed.sorted_indices
-    return reset if indices is None else reset.index_select(1, indices)
+    return reset if sorted_indices is None else reset.index_select(1, sorted_indices)
 
 
-def check_marks(
-    name: str, marks: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], input: Tensor
-) -> None:
-    """Check ``lengths`` or ``reset``."""
-    if marks is None:
-        return
-    if not isinstance(marks, Tensor):
-        raise TypeError(f"rnn: expected {name} to be a tensor, got {type(marks).__name__}")
-    if marks.dtype != dtype or tuple(marks.shape) != shape:
-        raise ValueError(
-            f"rnn: expected {name} of dtype {dtype} and shape {shape}, "
-            f"got {marks.dtype} and {tuple(marks.shape)}"
+def _same_order(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two packed sequences sort their rows alike; without indices they keep the order."""
+    if a is None or b is None:
+        given = b if a is None else a
+        return given is None or torch.equal(
+            given, torch.arange(given.numel(), dtype=given.dtype, device=given.device)
         )
-    if marks.device != input.device:
-        raise ValueError(f"rnn: expected {name} on {input.device}, got {marks.device}")
+    return torch.equal(a, b)
+
+
+def check_lengths_given(lengths: Any, batch: int, input: Tensor) -> None:
+    """Check the type, dtype, shape and device of ``lengths``."""
+    if lengths is None:
+        return
+    if not isinstance(lengths, Tensor):
+        got = type(lengths).__name__
+        raise TypeError(f"rnn: expected lengths to be a tensor or list of integers, got {got}")
+    if lengths.dtype != torch.int64:
+        convert = ": lengths.long() converts them" if lengths.is_floating_point() else ""
+        raise ValueError(f"rnn: expected lengths of integers, got {lengths.dtype}{convert}")
+    if tuple(lengths.shape) != (batch,):
+        raise ValueError(
+            f"rnn: expected lengths of shape {(batch,)}, one for each row of the batch, "
+            f"got {tuple(lengths.shape)}"
+        )
+    if lengths.device != input.device:
+        raise ValueError(f"rnn: expected lengths on {input.device}, got {lengths.device}")
+
+
+def check_reset(reset: Any, shape: tuple[int, ...], input: Tensor, *, op: str = "rnn") -> None:
+    """Check the type, shape and device of ``reset``, which :func:`as_reset` has made bool."""
+    if reset is None:
+        return
+    if not isinstance(reset, Tensor):
+        got = _got(reset, "reset") if isinstance(reset, list | tuple) else type(reset).__name__
+        raise TypeError(
+            f"{op}: expected reset to be a tensor of shape {shape}, bool or 0/1, got {got}"
+        )
+    if tuple(reset.shape) != shape:
+        raise ValueError(
+            f"{op}: expected reset of shape {shape}, that of the input without its features, "
+            f"got {tuple(reset.shape)}"
+        )
+    if reset.device != input.device:
+        raise ValueError(f"{op}: expected reset on {input.device}, got {reset.device}")
 
 
 def check_lengths(lengths: Tensor, seq_len: int) -> None:

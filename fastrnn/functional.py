@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -14,6 +15,8 @@ from fastrnn import _C, _checks, _path
 from fastrnn._checks import Options
 
 __all__ = ["rnn"]
+
+_WITHOUT_RESET = "{}: reset_state is the state where reset is true: expected reset too, got None"
 
 
 def rnn(
@@ -72,6 +75,7 @@ def rnn(
         ValueError: A wrong rank, dtype or dropout, an unknown nonlinearity, or ``reset_state``
             without ``reset``.
         TypeError: A wrong type.
+        AttributeError: ``input`` or ``hx`` of a wrong type, as nn.RNN raises it.
         RuntimeError: A wrong size or device.
 
     Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
@@ -93,16 +97,19 @@ def rnn(
         and type(bidirectional) is bool
         and type(batch_first) is bool
     ):
-        _check_types(  # says which
+        _checks.check_types(  # says which
             num_layers=num_layers, bias=bias, bidirectional=bidirectional, batch_first=batch_first
         )
     if num_layers <= 0:
         raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+    if not isinstance(dropout, int | float):
+        raise TypeError(f"dropout should be a number, got: {type(dropout).__name__}")
     if dropout and not 0 <= dropout <= 1:
         raise ValueError(f"dropout should be a probability between 0 and 1, got {dropout}")
     if type(weights) is not list:
-        if isinstance(weights, Tensor):
-            raise TypeError("rnn: expected a sequence of weights, got one tensor")
+        if isinstance(weights, Tensor) or not isinstance(weights, Iterable):
+            got = "one tensor" if isinstance(weights, Tensor) else type(weights).__name__
+            raise TypeError(f"rnn: expected a sequence of weights, got {got}")
         weights = list(weights)
     _checks.check_count(weights, bias, num_layers, bidirectional)
     return rnn_positional(
@@ -121,13 +128,6 @@ def rnn(
     )
 
 
-def _check_types(**given: Any) -> None:
-    for name, value in given.items():
-        expected, got = int if name == "num_layers" else bool, type(value)
-        if got is not expected:
-            raise TypeError(f"{name} should be of type {expected.__name__}, got: {got.__name__}")
-
-
 def rnn_positional(
     input: Any,
     hx: Tensor | None,
@@ -143,7 +143,7 @@ def rnn_positional(
     reset_state: Tensor | None,
 ) -> tuple[Any, Tensor]:
     """:func:`rnn` without its checks of the configuration: usually one call into C++."""
-    if dropout == 0.0 and reset_state is None and not torch.compiler.is_compiling():
+    if dropout == 0.0 and reset_state is None and not is_dynamo_compiling():
         result: tuple[Tensor, Tensor] | None = _C.rnn(
             input,
             hx,
@@ -158,23 +158,43 @@ def rnn_positional(
         )
         if result is not None:
             return result
+    return rnn_in_python(
+        input,
+        hx,
+        weights,
+        bias,
+        num_layers,
+        nonlinearity,
+        bidirectional,
+        batch_first,
+        dropout,
+        lengths,
+        reset,
+        reset_state,
+    )
+
+
+def rnn_in_python(
+    input: Any,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    num_layers: int,
+    nonlinearity: str,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    lengths: Tensor | None,
+    reset: Any,
+    reset_state: Tensor | None,
+) -> tuple[Any, Tensor]:
+    """What the direct entry leaves to Python: packed input, transforms, compilers, errors."""
     if reset_state is not None and reset is None:
-        raise ValueError("rnn: reset_state goes with reset, got none")
+        raise ValueError(_WITHOUT_RESET.format("rnn"))
+    if not isinstance(bidirectional, bool):
+        _checks.check_types(bidirectional=bidirectional)
     packed = isinstance(input, PackedSequence)
-    if not torch.compiler.is_compiling():
-        _C.check_storages(
-            weights,
-            hx=hx,
-            lengths=lengths,
-            reset=reset.data if isinstance(reset, PackedSequence) else reset,
-            reset_state=reset_state,
-            **(input._asdict() if packed else {"input": input}),
-        )
     if not packed:
-        if not isinstance(bidirectional, bool):
-            raise TypeError(
-                f"bidirectional should be of type bool, got: {type(bidirectional).__name__}"
-            )
         tensors = (input, hx, *weights)
         if has_torch_function(tensors):
             given = (
@@ -190,7 +210,17 @@ def rnn_positional(
             return handle_torch_function(
                 rnn_positional, tensors, input, hx, weights, *given, reset_state
             )
+        _checks.check_tensors(input, hx, reset_state)
     _checks.check_count(weights, bias, num_layers, bidirectional)
+    if not torch.compiler.is_compiling():
+        _C.check_storages(
+            weights,
+            hx=hx,
+            lengths=lengths,
+            reset=reset.data if isinstance(reset, PackedSequence) else reset,
+            reset_state=reset_state,
+            **(input._asdict() if packed else {"input": input}),
+        )
     options = Options(
         batch_sizes=input.batch_sizes.contiguous() if packed else None,
         lengths=lengths,
@@ -205,7 +235,7 @@ def rnn_positional(
             options = options._replace(reset=_checks.packed_reset(reset, input, batch_first))
         return _rnn_packed(input, hx, weights, dropout, options, reset_state)
     _checks.check_rank(input, hx)
-    reset = _checks.as_reset(reset, input.dim() - 1)
+    reset = _checks.as_reset(reset, input.dim() - 1, input)
     if input.dim() == 3:
         lengths = _checks.as_lengths(lengths, input)
         options = options._replace(lengths=lengths, reset=reset)
@@ -213,6 +243,7 @@ def rnn_positional(
     if lengths is not None:
         raise ValueError("rnn: lengths go with batched input, got 2-D input")
     if reset is not None:
+        _checks.check_reset(reset, (input.size(0),), input)
         reset = reset.unsqueeze(1)
     output, hn = _rnn_batched(
         input.unsqueeze(1),
@@ -236,15 +267,19 @@ def rnn_step(
     reset: Tensor | None,
     reset_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and hn."""
+    """One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and hn.
+
+    For what the direct entry has not taken: with ``reset`` it is asked here.
+    """
     if reset is not None or reset_state is not None:
         hx = _reset_rows(
             "RNN.step", input, hx, reset, reset_state, (num_layers, weights[1].size(-1))
         )
-    if dropout == 0.0 and not torch.compiler.is_compiling():
-        result = _C.rnn_step(input, hx, weights, bias, num_layers, nonlinearity)
-        if result is not None:
-            return result
+        if dropout == 0.0 and not is_dynamo_compiling():
+            result = _C.rnn_step(input, hx, weights, bias, num_layers, nonlinearity)
+            if result is not None:
+                return result
+    _checks.check_tensors(input, hx, op="RNN.step")
     dim = input.dim()
     if dim not in (1, 2):
         raise ValueError(f"RNN.step: expected input with 1 or 2 dimensions, got {dim}")
@@ -253,7 +288,7 @@ def rnn_step(
             f"RNN.step: expected hx with {dim + 1} dimensions for input with {dim}, got {hx.dim()}"
         )
     sequence = input.unsqueeze(0)
-    output, hn = rnn_positional(
+    output, hn = rnn_in_python(
         sequence,
         hx,
         weights,
@@ -282,14 +317,18 @@ def rnn_cell(
     reset: Tensor | None,
     reset_state: Tensor | None,
 ) -> Tensor:
-    """One step of one layer: (B, I) or (I) and (B, H) or (H) to (B, H) or (H)."""
+    """One step of one layer: (B, I) or (I) and (B, H) or (H) to (B, H) or (H).
+
+    For what the direct entry has not taken: with ``reset`` it is asked here.
+    """
+    known = nonlinearity in ("tanh", "relu")
     if reset is not None or reset_state is not None:
         hx = _reset_rows("RNNCell", input, hx, reset, reset_state, (w_hh.size(-1),))
-    known = nonlinearity in ("tanh", "relu")
-    if known and not torch.compiler.is_compiling():
-        result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
-        if result is not None:
-            return result
+        if known and not is_dynamo_compiling():
+            result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+            if result is not None:
+                return result
+    _checks.check_tensors(input, hx, op="RNNCell")
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
     if not torch.compiler.is_compiling():
         _C.check_storages(weights, input=input, hx=hx)
@@ -303,6 +342,7 @@ def rnn_cell(
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         _checks.check_cell_sizes(input, hx, w_ih, w_hh)
     _checks.check_devices(input, hx, weights)
+    _checks.check_dtypes(input, hx, weights, op="RNNCell")
     given = (input, hx, *weights)
     if _path.why_no_kernel(given) is not None and _path.why_only_reference(given) is None:
         if hx is None:
@@ -333,11 +373,12 @@ def _reset_rows(
     ``size`` is that of a state without its batch: (L, H) or (H).
     """
     if reset is None:
-        raise ValueError(f"{name}: reset_state goes with reset, got none")
+        raise ValueError(_WITHOUT_RESET.format(name))
+    _checks.check_tensors(input, hx, reset_state, op=name)
     if not torch.compiler.is_compiling():
         _C.check_storages([], hx=hx, reset=reset, reset_state=reset_state)
-    reset = _checks.as_reset(reset, input.dim() - 1)
-    _checks.check_marks("reset", reset, torch.bool, tuple(input.shape[:-1]), input)
+    reset = _checks.as_reset(reset, input.dim() - 1, input)
+    _checks.check_reset(reset, tuple(input.shape[:-1]), input, op=name)
     for state in (hx, reset_state):
         expected = (*size[:-1], *reset.shape, size[-1])
         if state is not None and tuple(state.shape) != expected:
@@ -360,6 +401,7 @@ def _rnn_packed(
     if options.lengths is not None:
         raise ValueError("rnn: lengths go with padded input, got a PackedSequence")
     data, batch_sizes, sorted_indices, unsorted_indices = packed
+    _checks.check_tensors(data, hx, reset_state)
     if sorted_indices is not None:
         if hx is not None:
             hx = hx.index_select(1, sorted_indices)

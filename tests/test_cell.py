@@ -156,14 +156,9 @@ ERRORS = {
     "nonlinearity": lambda cell: cell(I, H, nonlinearity="sigmoid")(x(B, I)),
     "shape before nonlinearity": lambda cell: cell(I, H, nonlinearity="sigmoid")(x(1, B, I)),
     "nonlinearity before size": lambda cell: cell(I, H, nonlinearity="gelu")(x(B, I + 1)),
-    "dtype": lambda cell: cell(I, H)(x(B, I, dtype=torch.float64)),
-    "hx dtype": lambda cell: cell(I, H)(x(B, I), x(B, H, dtype=torch.float64)),
-    "hx dtype, no bias": lambda cell: cell(I, H, bias=False)(x(B, I), x(B, H).half()),
     "relu of complex": lambda cell: cell(I, H, nonlinearity="relu", dtype=torch.complex64)(
         x(B, I, dtype=torch.complex64)
     ),
-    "None": lambda cell: cell(I, H)(None),
-    "tuple": lambda cell: cell(I, H)(x(B, I), (x(B, H),)),
     "unknown keyword": lambda cell: cell(I, H)(x(B, I), state=None),
 }
 
@@ -175,6 +170,68 @@ def test_errors(name: str) -> None:
         assert all(isinstance(outcome(ERRORS[name], c), Raised) for c in (nn.RNNCell, RNNCell))
     else:
         assert_raise_alike(ERRORS[name], RNNCell)
+
+
+CLEARER = {  # the call, torch's type and a part of our words, which say more than torch's
+    "dtype": (
+        lambda cell: cell(I, H)(x(B, I, dtype=torch.float64)),
+        RuntimeError,
+        r"RNNCell: expected input of dtype torch.float32, that of the weights, got torch.float64. "
+        r"Convert it: input.to\(torch.float32\)",
+    ),
+    "integers": (
+        lambda cell: cell(I, H)(x(B, I).int()),
+        RuntimeError,
+        "expected input of dtype torch.float32, .* got torch.int32",
+    ),
+    "hx dtype": (
+        lambda cell: cell(I, H)(x(B, I), x(B, H, dtype=torch.float64)),
+        RuntimeError,
+        "RNNCell: expected hx of dtype torch.float32, .* got torch.float64",
+    ),
+    "hx dtype, no bias": (
+        lambda cell: cell(I, H, bias=False)(x(B, I), x(B, H).half()),
+        RuntimeError,
+        "RNNCell: expected hx of dtype torch.float32, .* got torch.float16",
+    ),
+    "None": (
+        lambda cell: cell(I, H)(None),
+        AttributeError,
+        "RNNCell: expected input to be a Tensor, got NoneType",
+    ),
+    "array": (
+        lambda cell: cell(I, H)(x(B, I).numpy()),
+        AttributeError,
+        r"got ndarray: torch.as_tensor\(input\) makes one",
+    ),
+    "packed": (
+        lambda cell: cell(I, H)(nn.utils.rnn.pack_sequence([x(2, I)])),
+        AttributeError,
+        r"got PackedSequence: pad_packed_sequence\(input\) makes one",
+    ),
+    "hx of an LSTM": (
+        lambda cell: cell(I, H)(x(B, I), (x(B, H), x(B, H))),
+        AttributeError,
+        r"RNNCell: expected hx to be a Tensor or None, got a tuple: where an LSTM has \(h, c\)",
+    ),
+    "tuple of one": (
+        lambda cell: cell(I, H)(x(B, I), (x(B, H),)),
+        AttributeError,
+        r"expected hx to be a Tensor or None, got tuple: torch.stack\(hx\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLEARER)
+def test_errors_in_words_of_our_own(name: str) -> None:
+    """The type is torch's; the sentence says what was expected, what came, and what to do."""
+    call, kind, words = CLEARER[name]
+    with pytest.raises(kind) as theirs:
+        call(nn.RNNCell)
+    assert theirs.type is kind
+    with pytest.raises(kind, match=words) as ours:
+        call(RNNCell)
+    assert ours.type is kind
 
 
 @pytest.mark.parametrize("where", ["weights", "hx", "input"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from both import B, H, I, Raised, T, assert_agree, assert_raise_alike, outcome
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from fastrnn import RNN
 
@@ -112,6 +113,30 @@ def test_special_values_propagate(value: float, nonlinearity: str) -> None:
     assert output[:, 1].isfinite().all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_special_values_of_w_hh_show_from_the_second_step_on(value: float) -> None:
+    """A difference: without ``hx`` the first step has no product with w_hh; with it, it has."""
+
+    def run(cls: type) -> object:
+        module = cls(I, H)
+        with torch.no_grad():
+            module.weight_hh_l0[1] = value
+        sequence = torch.randn(T, B, I)
+        return module(sequence, torch.zeros(1, B, H))[0], module(sequence)[0]
+
+    theirs, ours = outcome(run, nn.RNN), outcome(run, RNN)
+    torch.testing.assert_close(ours[0], theirs[0], equal_nan=True)
+    for output in (*theirs, ours[0]):
+        assert output[0, :, 1].isnan().all()
+    assert ours[1][0].isfinite().all()
+    module = RNN(I, H)
+    with torch.no_grad():
+        module.weight_hh_l0[1] = float("nan")
+    output, _ = module(torch.randn(T, B, I))
+    assert output[0].isfinite().all()
+    assert output[1:, :, 1].isnan().all()
+
+
 def test_derivative_of_relu_is_zero_at_zero() -> None:
     def run(cls: type) -> object:
         module = cls(I, H, nonlinearity="relu", bias=False)
@@ -193,7 +218,6 @@ ERRORS = {
     "hx rank before dtype": lambda rnn: rnn(I, H)(x(dtype=torch.float64), x(1, H)),
     "float64": lambda rnn: rnn(I, H)(x(dtype=torch.float64)),
     "float16": lambda rnn: rnn(I, H)(x().half()),
-    "int64": lambda rnn: rnn(I, H)(torch.ones(T, B, I, dtype=torch.int64)),
     "float32 into float64": lambda rnn: rnn(I, H).double()(x()),
     "float32 into complex": lambda rnn: rnn(I, H, dtype=torch.complex64)(x()),
     "dtype before size": lambda rnn: rnn(I, H)(x(T, B, 9, dtype=torch.float64)),
@@ -207,28 +231,15 @@ ERRORS = {
     "hx directions": lambda rnn: rnn(I, H, bidirectional=True)(x(), x(1, B, H)),
     "hx features": lambda rnn: rnn(I, H)(x(), x(1, B, H + 1)),
     "hx, no batch": lambda rnn: rnn(I, H)(x(T, I), x(1, H + 1)),
-    "hx dtype": lambda rnn: rnn(I, H)(x(), x(1, B, H, dtype=torch.float64)),
-    "hx dtype, no bias": lambda rnn: rnn(I, H, bias=False)(x(), x(1, B, H, dtype=torch.float64)),
-    "hx dtype, no batch": lambda rnn: rnn(I, H)(x(T, I), x(1, H).half()),
-    "hx dtype, complex": lambda rnn: rnn(I, H)(x(), x(1, B, H, dtype=torch.complex64)),
     "hx device": lambda rnn: rnn(I, H)(x(), x(1, B, H, device="meta")),
     "weight device": lambda rnn: rnn(I, H, device="meta")(x()),
     "input device": lambda rnn: rnn(I, H)(x(device="meta")),
     "one weight's device": lambda rnn: with_weight(rnn(I, H), "bias_hh_l0", x(H, device="meta"))(
         x()
     ),
-    "one weight's dtype": lambda rnn: with_weight(
-        rnn(I, H), "weight_hh_l0", x(H, H, dtype=torch.float64)
-    )(x()),
     "no steps": lambda rnn: rnn(I, H)(x(0, B, I)),
     "no steps, batch_first": lambda rnn: rnn(I, H, batch_first=True)(x(B, 0, I)),
     "no steps, no batch": lambda rnn: rnn(I, H)(x(0, I)),
-    "list": lambda rnn: rnn(I, H)([1.0, 2.0]),
-    "tuple": lambda rnn: rnn(I, H)((x(), None)),
-    "None": lambda rnn: rnn(I, H)(None),
-    "array": lambda rnn: rnn(I, H)(np.ones((T, B, I), np.float32)),
-    "tuple hx": lambda rnn: rnn(I, H)(x(), (x(1, B, H), x(1, B, H))),
-    "list hx": lambda rnn: rnn(I, H)(x(T, I), [x(1, H)]),
     "no input": lambda rnn: rnn(I, H)(),
     "unknown keyword": lambda rnn: rnn(I, H)(x(), state=None),
 }
@@ -237,6 +248,134 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name: str) -> None:
     assert_raise_alike(ERRORS[name])
+
+
+CLEARER = {  # the call, torch's type and a part of our words, which say more than torch's
+    "int64": (
+        lambda rnn: rnn(I, H)(torch.ones(T, B, I, dtype=torch.int64)),
+        ValueError,
+        r"RNN input dtype \(torch.int64\) does not match weight dtype \(torch.float32\). Convert "
+        r"input: input.to\(torch.float32\). If they number words or classes, nn.Embedding goes",
+    ),
+    "bool": (
+        lambda rnn: rnn(I, H)(torch.ones(T, B, I, dtype=torch.bool)),
+        ValueError,
+        r"Convert input: input.to\(torch.float32\). If",
+    ),
+    "hx dtype": (
+        lambda rnn: rnn(I, H)(x(), x(1, B, H, dtype=torch.float64)),
+        RuntimeError,
+        r"RNN: expected hx of dtype torch.float32, that of the weights, got torch.float64. "
+        r"Convert it: hx.to\(torch.float32\)",
+    ),
+    "hx dtype, no bias": (
+        lambda rnn: rnn(I, H, bias=False)(x(), x(1, B, H).int()),
+        RuntimeError,
+        "expected hx of dtype torch.float32, .* got torch.int32",
+    ),
+    "hx dtype, no batch": (
+        lambda rnn: rnn(I, H)(x(T, I), x(1, H).half()),
+        RuntimeError,
+        "expected hx of dtype torch.float32, .* got torch.float16",
+    ),
+    "hx dtype, complex": (
+        lambda rnn: rnn(I, H)(x(), x(1, B, H, dtype=torch.complex64)),
+        RuntimeError,
+        "expected hx of dtype torch.float32, .* got torch.complex64",
+    ),
+    "hx dtype, packed": (
+        lambda rnn: rnn(I, H)(packed(), x(1, B, H, dtype=torch.float64)),
+        RuntimeError,
+        "expected hx of dtype torch.float32, .* got torch.float64",
+    ),
+    "hx dtype, dropout": (
+        lambda rnn: rnn(I, H, 2, dropout=0.5)(x(), x(2, B, H, dtype=torch.float64)),
+        RuntimeError,
+        "expected hx of dtype torch.float32, .* got torch.float64",
+    ),
+    "one weight's dtype": (
+        lambda rnn: with_weight(rnn(I, H), "weight_hh_l0", x(H, H, dtype=torch.float64))(x()),
+        RuntimeError,
+        "RNN: expected weights of one dtype, got torch.float32 and torch.float64",
+    ),
+    "one bias's dtype": (
+        lambda rnn: with_weight(rnn(I, H), "bias_hh_l0", x(H, dtype=torch.float64))(x()),
+        RuntimeError,
+        "RNN: expected weights of one dtype, got torch.float32 and torch.float64",
+    ),
+    "list": (
+        lambda rnn: rnn(I, H)([1.0, 2.0]),
+        AttributeError,
+        r"expected input to be a Tensor or a PackedSequence, got list: torch.tensor\(input\) makes",
+    ),
+    "list of tensors": (
+        lambda rnn: rnn(I, H)([x(B, I), x(B, I)]),
+        AttributeError,
+        r"got list: torch.stack\(input\) makes one of tensors of one size",
+    ),
+    "result of another RNN": (
+        lambda rnn: rnn(H, H)(rnn(I, H)(x())),
+        AttributeError,
+        r"got a tuple: where it is the \(output, hn\) of another RNN, give output alone",
+    ),
+    "None": (
+        lambda rnn: rnn(I, H)(None),
+        AttributeError,
+        "RNN: expected input to be a Tensor or a PackedSequence, got NoneType",
+    ),
+    "array": (
+        lambda rnn: rnn(I, H)(np.ones((T, B, I), np.float32)),
+        AttributeError,
+        r"got ndarray: torch.as_tensor\(input\) makes one",
+    ),
+    "hx of an LSTM": (
+        lambda rnn: rnn(I, H)(x(), (x(1, B, H), x(1, B, H))),
+        AttributeError,
+        r"RNN: expected hx to be a Tensor or None, got a tuple: where an LSTM has \(h, c\), an RNN "
+        r"has one state. Give the first, hx\[0\]",
+    ),
+    "hx of an LSTM, packed": (
+        lambda rnn: rnn(I, H)(packed(), (x(1, B, H), x(1, B, H))),
+        AttributeError,
+        r"where an LSTM has \(h, c\), an RNN has one state",
+    ),
+    "hx of an LSTM, dropout": (
+        lambda rnn: rnn(I, H, 2, dropout=0.5)(x(), (x(2, B, H), x(2, B, H))),
+        AttributeError,
+        r"where an LSTM has \(h, c\), an RNN has one state",
+    ),
+    "list hx": (
+        lambda rnn: rnn(I, H)(x(T, I), [x(1, H)]),
+        AttributeError,
+        r"expected hx to be a Tensor or None, got list: torch.stack\(hx\) makes one",
+    ),
+    "array hx": (
+        lambda rnn: rnn(I, H)(x(), np.ones((1, B, H), np.float32)),
+        AttributeError,
+        r"expected hx to be a Tensor or None, got ndarray: torch.as_tensor\(hx\) makes one",
+    ),
+    "number hx": (
+        lambda rnn: rnn(I, H)(x(), 0),
+        AttributeError,
+        "expected hx to be a Tensor or None, got int",
+    ),
+}
+
+
+def packed() -> PackedSequence:
+    return pack_padded_sequence(x(), [T, T - 1])
+
+
+@pytest.mark.parametrize("name", CLEARER)
+def test_errors_in_words_of_our_own(name: str) -> None:
+    """The type is torch's; the sentence says what was expected, what came, and what to do."""
+    call, kind, words = CLEARER[name]
+    with pytest.raises(kind) as theirs:
+        call(nn.RNN)
+    assert theirs.type is kind
+    with pytest.raises(kind, match=words) as ours:
+        call(RNN)
+    assert ours.type is kind
 
 
 LAYOUTS = {

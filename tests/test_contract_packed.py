@@ -168,10 +168,7 @@ ERRORS = {
     "rows of hx without indices": lambda rnn: rnn(I, H)(packed(3, 2), torch.zeros(1, 4, H)),
     "2-D hx": lambda rnn: rnn(I, H)(packed(3, 2), torch.zeros(1, H)),
     "2-D hx with indices": lambda rnn: rnn(I, H)(permuted(3), torch.zeros(3, H)),
-    "tuple hx": lambda rnn: rnn(I, H)(packed(3, 2), (torch.zeros(1, 3, H), None)),
-    "hx dtype": lambda rnn: rnn(I, H)(packed(3, 2), torch.zeros(1, 3, H, dtype=torch.float64)),
     "int32 batch sizes": lambda rnn: rnn(I, H)(packed(3, 2, dtype=torch.int32)),
-    "plain tuple": lambda rnn: rnn(I, H)(tuple(packed(4, 3, 2))),
     "relu in complex": lambda rnn: rnn(I, H, nonlinearity="relu", dtype=torch.complex64)(
         PackedSequence(DATA.to(torch.complex64), torch.tensor([4, 3, 1]))
     ),
@@ -185,6 +182,18 @@ def test_errors(name: str) -> None:
 
 # Where nn.RNN fails on the way, in the words of the operation that happened to be next.
 ERRORS_IN_OTHER_WORDS = {
+    "tuple hx": (
+        lambda rnn: rnn(I, H)(packed(3, 2), (torch.zeros(1, 3, H), None)),
+        "where an LSTM has (h, c), an RNN has one state. Give the first, hx[0]",
+    ),
+    "hx dtype": (
+        lambda rnn: rnn(I, H)(packed(3, 2), torch.zeros(1, 3, H, dtype=torch.float64)),
+        "expected hx of dtype torch.float32, that of the weights, got torch.float64",
+    ),
+    "plain tuple": (
+        lambda rnn: rnn(I, H)(tuple(packed(4, 3, 2))),
+        "expected input to be a Tensor or a PackedSequence, got tuple",
+    ),
     "rising batch sizes": (lambda rnn: rnn(I, H)(packed(2, 3)), "do not increase"),
     "negative batch sizes": (lambda rnn: rnn(I, H)(packed(2, -1)), "not negative"),
     "too many rows": (

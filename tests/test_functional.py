@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from both import B, H, I, T, assert_same
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 from fastrnn import RNN
 from fastrnn.functional import rnn
@@ -92,6 +93,30 @@ ERRORS = {
         lambda: rnn(torch.randn(T, B, I), None, weights(), dropout=-0.5, training=True),
         (ValueError, r"dropout should be a probability between 0 and 1, got -0.5"),
     ),
+    "dropout that is no number": (
+        lambda: rnn(torch.randn(T, B, I), None, weights(), dropout="0.5"),
+        (TypeError, r"dropout should be a number, got: str"),
+    ),
+    "no weights": (
+        lambda: rnn(torch.randn(T, B, I), None, None),
+        (TypeError, r"expected a sequence of weights, got NoneType"),
+    ),
+    "an array": (
+        lambda: rnn(torch.randn(T, B, I).numpy(), None, weights()),
+        (AttributeError, r"got ndarray: torch.as_tensor\(input\) makes one"),
+    ),
+    "the state of an LSTM": (
+        lambda: rnn(torch.randn(T, B, I), (torch.zeros(1, B, H),) * 2, weights()),
+        (AttributeError, r"where an LSTM has \(h, c\), an RNN has one state"),
+    ),
+    "dtype of hx": (
+        lambda: rnn(torch.randn(T, B, I), torch.zeros(1, B, H).double(), weights()),
+        (RuntimeError, r"expected hx of dtype torch.float32, .* got torch.float64"),
+    ),
+    "reset_state alone": (
+        lambda: rnn(torch.randn(T, B, I), None, weights(), reset_state=torch.zeros(1, B, H)),
+        (ValueError, r"reset_state is the state where reset is true: expected reset too, got None"),
+    ),
     "one weight": (
         lambda: rnn(torch.randn(T, B, I), None, torch.randn(4, H)),
         (TypeError, r"expected a sequence of weights, got one tensor"),
@@ -102,7 +127,7 @@ ERRORS = {
     ),
     "reset of packed input": (
         lambda: rnn(INPUTS["packed"](), None, weights(), reset=torch.zeros(T + 1, B)),
-        (ValueError, rf"expected reset of dtype torch.bool and shape \({T}, {B}\), got"),
+        (ValueError, rf"expected reset of shape \({T}, {B}\), that of the input .* got"),
     ),
 }
 
@@ -115,13 +140,41 @@ def test_errors(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "mark", [{"lengths": [5, 2.0]}, {"lengths": "52"}, {"reset": [[True, False]] * 5}], ids=str
+    ("mark", "message"),
+    [
+        ({"lengths": [5, 2.0]}, r"expected lengths of integers, got 2.0 in a list"),
+        ({"lengths": [3.0] * 2}, r"expected lengths of integers, got 3.0 in a list"),
+        ({"lengths": [True, True]}, r"expected lengths of integers, got True in a list"),
+        ({"lengths": "52"}, r"expected lengths to be a tensor or list of integers, got str"),
+        ({"lengths": 5}, r"expected lengths to be a tensor or list of integers, got int"),
+        ({"reset": "no"}, r"expected reset to be a tensor of shape \(5, 2\), bool or 0/1, got str"),
+        ({"reset": [torch.zeros(2)] * 5}, r"got list: torch.stack\(reset\) makes one"),
+        (
+            {"reset": pack_padded_sequence(torch.zeros(5, 2), torch.tensor([5, 2]))},
+            r"got PackedSequence: pad_packed_sequence\(reset\) makes one",
+        ),
+    ],
+    ids=str,
 )
-def test_marks_that_are_no_tensor(mark: dict[str, Any]) -> None:
-    ((name, value),) = mark.items()
-    message = f"expected {name} to be a tensor, got {type(value).__name__}"
+def test_marks_that_are_no_tensor(mark: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         RNN(3, 4)(torch.zeros(5, 2, 3), **mark)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        np.array([5, 2]),
+        [np.int64(5), np.int32(2)],
+        [torch.tensor(5), torch.tensor([2])],
+        (5, 2),
+    ],
+    ids=["array", "numbers of NumPy", "tensors", "tuple"],
+)
+def test_lengths_from_lists_and_arrays(lengths: Any) -> None:
+    module, x = RNN(3, 4, bidirectional=True), torch.randn(5, 2, 3)
+    expected = module(x, lengths=torch.tensor([5, 2]))
+    assert all(map(torch.equal, module(x, lengths=lengths), expected))
 
 
 def test_weights_may_come_from_an_iterator() -> None:

@@ -197,23 +197,38 @@ def test_steps_are_those_of_the_sequence(state: str, form: Any, device: str) -> 
 
 def test_wrong_arguments() -> None:
     rnn, cell, x = RNN(I, H), RNNCell(I, H), torch.randn(T, 2, I)
+    by_rows = RNN(I, H, batch_first=True)
     reset, hx = torch.zeros(T, 2, dtype=torch.bool), torch.zeros(1, 2, H)
     lengths = torch.tensor([T, 4])
     packed = pack_padded_sequence(x, lengths)
     turned = pack_padded_sequence(x, lengths.flip(0), enforce_sorted=False)
     wrong: list[tuple[Any, type, str]] = [
-        (lambda: rnn(x, reset=reset.t()), ValueError, r"reset of .* shape \(9, 2\), got"),
-        (lambda: rnn(x, reset=[[True] * 2] * T), TypeError, "reset to be a tensor, got list"),
-        (lambda: rnn(x, reset_state=hx), ValueError, "reset_state goes with reset, got none"),
+        (lambda: rnn(x, reset=reset.t()), ValueError, r"reset of shape \(9, 2\), .* got"),
+        (lambda: rnn(x, reset=reset.float().t()), ValueError,
+         r"expected reset of shape \(9, 2\), that of the input without its features, got \(2, 9\)"),
+        (lambda: rnn(x, reset=True), ValueError, r"reset of shape \(9, 2\), .* got \(\)"),
+        (lambda: rnn(x, reset={}), TypeError, r"a tensor of shape \(9, 2\), bool or 0/1, got dict"),
+        (lambda: rnn(x[:, 0], reset=reset), ValueError, r"reset of shape \(9,\), .* got \(9, 2\)"),
+        (lambda: rnn(x, reset_state=hx), ValueError,
+         "rnn: reset_state is the state where reset is true: expected reset too, got None"),
+        (lambda: rnn(x, reset=reset, reset_state=(hx, hx)), TypeError, "reset_state to be a T"),
+        (lambda: rnn(x, reset=reset, reset_state=hx.double()), RuntimeError,
+         "expected reset_state of dtype torch.float32, .* got torch.float64"),
         (lambda: rnn(x, reset=reset, reset_state=hx[0]), RuntimeError, "reset_state size"),
-        (lambda: rnn.step(x[0], reset_state=hx), ValueError, "RNN.step: reset_state goes with"),
-        (lambda: rnn.step(x[0], reset=reset), ValueError, r"reset of .* shape \(2,\), got"),
+        (lambda: rnn.step(x[0], reset_state=hx), ValueError, "RNN.step: reset_state is the state"),
+        (lambda: rnn.step(x[0], (hx, hx), reset=reset[0]), AttributeError, "an LSTM has"),
+        (lambda: rnn.step(x[0].numpy(), reset=reset[0]), AttributeError, "got ndarray: torch.as_"),
+        (lambda: cell(x[0], (hx[0],) * 2, reset=reset[0]), AttributeError, "an LSTM has"),
+        (lambda: cell(x[0], reset="no"), TypeError, r"RNNCell: .* a tensor of shape \(2,\), bool"),
+        (lambda: rnn.step(x[0], reset=reset), ValueError, r"reset of shape \(2,\), .* got"),
         (lambda: rnn.step(x[0], hx[:, :1], reset=reset[0]), RuntimeError, r"state \(1, 2, 8\),"),
         (lambda: rnn.step(x[0], reset=reset[0], reset_state=hx[0]), RuntimeError, "a state"),
         (lambda: rnn.step(x[0], reset=reset[0], reset_state=hx[..., :1]), RuntimeError, "a state"),
         (lambda: cell(x[0], reset=reset[0], reset_state=hx[0, :, :1]), RuntimeError, "a state"),
-        (lambda: cell(x[0], reset_state=hx[0]), ValueError, "RNNCell: reset_state goes with"),
-        (lambda: rnn(packed, reset=reset[1:]), ValueError, r"reset of .* shape \(9, 2\), got"),
+        (lambda: cell(x[0], reset_state=hx[0]), ValueError, "RNNCell: reset_state is the state"),
+        (lambda: rnn(packed, reset=reset[1:]), ValueError, r"reset of shape \(9, 2\), .* got"),
+        (lambda: rnn(turned, reset=reset[:, :1]), ValueError, r"shape \(9, 2\), .* got \(9, 1\)"),
+        (lambda: by_rows(packed, reset=reset), ValueError, r"shape \(2, 9\), .* got \(9, 2\)"),
         (lambda: rnn(packed, reset=pack_padded_sequence(reset, lengths - 1)), ValueError,
          "packed like the input"),
         (lambda: rnn(turned, reset=pack_padded_sequence(reset, lengths)), ValueError,
@@ -222,3 +237,52 @@ def test_wrong_arguments() -> None:
     for call, error, message in wrong:
         with pytest.raises(error, match=message):
             call()
+
+
+VALUES = {
+    "list": lambda reset: reset.tolist(),
+    "list of numbers": lambda reset: reset.int().tolist(),
+    "array": lambda reset: reset.numpy(),
+    "array of numbers": lambda reset: reset.double().numpy(),
+    "numbers, all but 0 true": lambda reset: torch.where(reset, float("nan"), -0.0),
+}
+
+
+@pytest.mark.parametrize("form", VALUES.values(), ids=VALUES)
+def test_lists_and_arrays(form: Any) -> None:
+    rnn, cell, x, reset = RNN(I, H), RNNCell(I, H), torch.randn(T, 2, I), marks("cpu")
+    hx = torch.randn(1, 2, H)
+    lengths = torch.tensor([T, 4])
+    packed = pack_padded_sequence(x, lengths)
+    for call in (
+        lambda reset: rnn(x, hx, reset=reset),
+        lambda reset: rnn(packed, hx, reset=reset),
+        lambda reset: fastrnn.functional.rnn(x, hx, list(rnn.parameters()), reset=reset),
+    ):
+        torch.testing.assert_close(call(form(reset)), call(reset), rtol=0, atol=0)
+    for t in range(T):
+        given = form(reset[t])
+        assert torch.equal(
+            rnn.step(x[t], hx, reset=given)[0], rnn.step(x[t], hx, reset=reset[t])[0]
+        )
+        assert torch.equal(cell(x[t], hx[0], reset=given), cell(x[t], hx[0], reset=reset[t]))
+    assert torch.equal(rnn.step(x[0, 0], hx[:, 0], reset=True)[0], rnn.step(x[0, 0])[0])
+
+
+@pytest.mark.parametrize("which", ["input", "reset"])
+def test_packed_in_order_with_indices_or_without(which: str) -> None:
+    """No indices, and the indices of the order as it is, say the same."""
+    rnn, x, reset = RNN(I, H, bidirectional=True), torch.randn(T, 2, I), marks("cpu")
+    packed, packed_marks = (pack_padded_sequence(y, torch.tensor([T, 4])) for y in (x, reset))
+    expected, hn = rnn(packed, reset=packed_marks)
+    order = torch.arange(2)
+    if which == "input":
+        packed = PackedSequence(packed.data, packed.batch_sizes, order, order)
+    else:
+        packed_marks = PackedSequence(packed_marks.data, packed_marks.batch_sizes, order, order)
+    output, state = rnn(packed, reset=packed_marks)
+    assert torch.equal(output.data, expected.data)
+    assert torch.equal(state, hn)
+    turned = PackedSequence(packed.data, packed.batch_sizes, order.flip(0), order.flip(0))
+    with pytest.raises(ValueError, match="got other sorted_indices"):
+        rnn(turned, reset=packed_marks)

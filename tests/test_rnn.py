@@ -329,12 +329,14 @@ def test_bad_lengths_and_reset_arguments() -> None:
     rnn = fastrnn.RNN(3, 4)
     x = torch.randn(5, 2, 3)
     with pytest.raises(
-        ValueError, match=r"lengths of dtype torch.int64 and shape \(2,\), got torch.float32"
+        ValueError, match=r"lengths of integers, got torch.float32: lengths.long\(\) converts"
     ):
         rnn(x, lengths=torch.tensor([1.0, 2.0]))
-    with pytest.raises(ValueError, match=r"lengths of dtype torch.int64 and shape \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"lengths of shape \(2,\), one for each row .* got \(3,\)"
+    ):
         rnn(x, lengths=torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match=r"reset of dtype torch.bool and shape \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"reset of shape \(5, 2\)"):
         rnn(x, reset=torch.zeros(2, 5, dtype=torch.bool))
     packed = pack_padded_sequence(x, torch.tensor([5, 3]))
     with pytest.raises(ValueError, match="lengths go with padded input"):

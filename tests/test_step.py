@@ -154,6 +154,21 @@ WRONG = {
         ValueError,
         "does not match weight dtype",
     ),
+    "an array": (
+        lambda: RNN(2, 3).step(torch.ones(4, 2).numpy()),
+        AttributeError,
+        r"RNN.step: expected input to be a Tensor, got ndarray: torch.as_tensor\(input\) makes one",
+    ),
+    "the state of an LSTM": (
+        lambda: RNN(2, 3).step(torch.ones(4, 2), (torch.ones(1, 4, 3),) * 2),
+        AttributeError,
+        r"RNN.step: expected hx to be a Tensor or None, got a tuple: where an LSTM has \(h, c\)",
+    ),
+    "dtype of the state": (
+        lambda: RNN(2, 3).step(torch.ones(4, 2), torch.ones(1, 4, 3).double()),
+        RuntimeError,
+        "expected hx of dtype torch.float32, .* got torch.float64",
+    ),
 }
 
 
