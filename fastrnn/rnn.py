@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.fx import Proxy
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _checks
-from fastrnn.functional import rnn_cell, rnn_positional, rnn_step
+from fastrnn import _C, _checks
+from fastrnn.functional import rnn_cell, rnn_in_python, rnn_positional, rnn_step
 
 _CHECKS = ("check_input", "check_hidden_size", "check_forward_args", "get_expected_hidden_size")
 _NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}  # of a module's mode
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class RNN(RNNBase):
@@ -44,14 +45,16 @@ class RNN(RNNBase):
         input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a
             ``PackedSequence``.
         hx: The initial state (L*D, B, H), or (L*D, H) without a batch; zeros by default.
-        lengths: (B) integers, 0 to T in any order: the valid steps of each row of padded input.
+        lengths: (B) integers, a tensor, an array or a list, 0 to T in any order: the valid steps of
+            each row of padded input.
             Outputs beyond them are zero, ``hn`` is the state after the last valid step, the
             reverse direction starts at each row's own end.
         reset: (T, B), or (B, T) with ``batch_first``: true where a new sequence begins; the state
             before that step is zero, and no gradient passes; a mark on the first step drops ``hx``.
-            Bool, or numbers (an environment's ``done``), with or without a last dimension of 1; of
-            a ``PackedSequence``, packed alike or padded. The reverse direction begins anew at the
-            step before, where the earlier sequence ends.
+            Bool, or numbers (an environment's ``done``), of which all but 0 are true, with or
+            without a last dimension of 1; a tensor, an array or a list; of a ``PackedSequence``,
+            packed alike or padded. The reverse direction begins anew at the step before, where the
+            earlier sequence ends.
         reset_state: (L*D, B, H), the state there instead of zeros; gradients flow to it. Takes the
             reference path.
 
@@ -61,7 +64,8 @@ class RNN(RNNBase):
     Raises:
         ValueError, TypeError: A wrong argument to the constructor, a wrong rank or dtype, or
             ``reset_state`` without ``reset``.
-        RuntimeError: A wrong size or device.
+        AttributeError: ``input`` or ``hx`` of a wrong type, as nn.RNN raises it.
+        RuntimeError: A wrong size or device, or a size of the module that is not its weights'.
 
     Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
 
@@ -149,29 +153,68 @@ class RNN(RNNBase):
         reset_state: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the RNN; see the class for the arguments."""
+        parameters: Any = self._parameters
+        if [*parameters] == self._flat_weights_names:
+            weights = [*parameters.values()]
+        else:
+            weights = self._weights_by_name()
+        bias, batch_first, training = self.bias, self.batch_first, self.training
+        if (
+            (bias is not True and bias is not False)
+            or (batch_first is not True and batch_first is not False)
+            or (training is not True and training is not False)
+        ):
+            _checks.check_types(bias=bias, batch_first=batch_first, training=training)
+        try:
+            nonlinearity = _NONLINEARITIES[self.mode]
+        except (KeyError, TypeError):
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}") from None
+        dropout = self.dropout
+        if dropout != 0.0:
+            dropout = self._dropout_now()
+        checked = not self._checks_overridden
+        if checked and not dropout and reset_state is None and not is_dynamo_compiling():
+            # As rnn_positional does: a call of Python less, for the calls that are short.
+            result: tuple[Tensor, Tensor] | None
+            try:
+                result = _C.rnn(
+                    input,
+                    hx,
+                    weights,
+                    bias,
+                    self.num_layers,
+                    nonlinearity,
+                    self.bidirectional,
+                    batch_first,
+                    lengths,
+                    reset,
+                )
+            except TypeError:
+                _checks.check_types(num_layers=self.num_layers)
+                raise
+            if result is not None:
+                # After the call, which no trace comes through: it would record the shape.
+                if weights[0].shape != (self.hidden_size, self.input_size) or self.proj_size != 0:
+                    self._check_sizes(weights, input, hx)
+                return result
         if isinstance(input, Proxy) and _is_leaf(self, RNN.forward, input):
             marks = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
             return _call_leaf(self, input, hx, **marks)  # type: ignore[no-any-return]
-        parameters: Any = self._parameters
-        try:
-            weights = [*map(parameters.__getitem__, self._flat_weights_names)]
-        except KeyError:
-            weights = self._computed_weights()
-        if self._checks_overridden:
+        if checked:
+            self._check_sizes(weights, input, hx)
+        else:
             self._run_checks(input, hx)
-        nonlinearity = _NONLINEARITIES.get(self.mode)
-        if nonlinearity is None:
-            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
-        return rnn_positional(
+        run = rnn_in_python if checked else rnn_positional
+        return run(
             input,
             hx,
             weights,
-            self.bias,
+            bias,
             self.num_layers,
             nonlinearity,
             self.bidirectional,
-            self.batch_first,
-            self.dropout if self.training else 0.0,
+            batch_first,
+            dropout,
             lengths,
             reset,
             reset_state,
@@ -193,8 +236,8 @@ class RNN(RNNBase):
         Args:
             input: (B, I), or (I) without a batch, whatever ``batch_first``.
             hx: The state (L, B, H), or (L, H) without a batch; zeros by default.
-            reset: (B): true where a new sequence begins, whose state before the step is zero. Bool
-                or numbers, with or without a last dimension of 1.
+            reset: (B): true where a new sequence begins, whose state before the step is zero. Bool,
+                or numbers, of which all but 0 are true, with or without a last dimension of 1.
             reset_state: (L, B, H), the state there instead of zeros.
 
         Returns:
@@ -221,19 +264,38 @@ class RNN(RNNBase):
                 "direction begins at the end of the input: call the module on the whole sequence"
             )
         parameters: Any = self._parameters
+        if [*parameters] == self._flat_weights_names:
+            weights = [*parameters.values()]
+        else:
+            weights = self._weights_by_name()
+        bias = self.bias
+        if bias is not True and bias is not False:
+            _checks.check_types(bias=bias)
         try:
-            weights = [*map(parameters.__getitem__, self._flat_weights_names)]
-        except KeyError:
-            weights = self._computed_weights()
-        nonlinearity = _NONLINEARITIES.get(self.mode)
-        if nonlinearity is None:
-            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
-        dropout = self.dropout if self.training else 0.0
+            nonlinearity = _NONLINEARITIES[self.mode]
+        except (KeyError, TypeError):
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}") from None
+        dropout = self.dropout
+        if dropout != 0.0:
+            dropout = self._dropout_now()
+        unmarked = reset is None and reset_state is None
+        if unmarked and not dropout and not is_dynamo_compiling():
+            result: tuple[Tensor, Tensor] | None
+            try:
+                result = _C.rnn_step(input, hx, weights, bias, self.num_layers, nonlinearity)
+            except TypeError:
+                _checks.check_types(num_layers=self.num_layers)
+                raise
+            if result is not None:
+                if weights[0].shape != (self.hidden_size, self.input_size):
+                    self._check_sizes(weights)
+                return result
+        self._check_sizes(weights)
         return rnn_step(
             input,
             hx,
             weights,
-            self.bias,
+            bias,
             self.num_layers,
             nonlinearity,
             dropout,
@@ -241,12 +303,47 @@ class RNN(RNNBase):
             reset_state,
         )
 
-    def _computed_weights(self) -> list[Any]:
-        """Parametrised, pruned or otherwise computed weights, which are attributes."""
-        return [
-            getattr(self, name, stale)
-            for name, stale in zip(self._flat_weights_names, self._flat_weights, strict=True)
-        ]
+    def _weights_by_name(self) -> list[Any]:
+        """The weights where there are other parameters, or some are computed: attributes."""
+        parameters: Any = self._parameters
+        try:
+            return [*map(parameters.__getitem__, self._flat_weights_names)]
+        except KeyError:
+            return [
+                getattr(self, name, stale)
+                for name, stale in zip(self._flat_weights_names, self._flat_weights, strict=True)
+            ]
+
+    def _dropout_now(self) -> float:
+        """The probability that applies, which may have been overwritten: as nn.RNN checks it."""
+        dropout: Any = self.dropout
+        if not isinstance(dropout, numbers.Real | Tensor):
+            raise TypeError(f"dropout should be a number, got: {type(dropout).__name__}")
+        if not self.training or self.num_layers == 1:
+            return 0.0
+        if not 0 <= self.dropout <= 1:
+            raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {dropout}")
+        return self.dropout
+
+    def _check_sizes(self, weights: list[Any], *call: Any) -> None:
+        """Check that the module's sizes are its weights': both may have been overwritten.
+
+        ``call`` is ``input, hx``, on which nn.RNN's own checks run first, or nothing for a step.
+        """
+        w_ih, expected = weights[0], (self.hidden_size, self.input_size)
+        # A trace would record the shape; what is no tensor has a message of its own.
+        if torch.jit.is_tracing() or not isinstance(w_ih, Tensor):  # type: ignore[attr-defined, no-untyped-call]
+            return
+        fits = w_ih.shape == expected
+        if fits and self.proj_size == 0:
+            return
+        if call:
+            self._run_checks(*call)
+        if not fits:
+            raise RuntimeError(
+                f"RNN: expected weight_ih_l0 of shape (hidden_size, input_size) = {expected}, got "
+                f"{tuple(w_ih.shape)}: the sizes or the weights were overwritten"
+            )
 
     def _run_checks(self, input: Any, hx: Tensor | None) -> None:
         """Call the checks that a subclass overrides as nn.RNN.forward does."""
@@ -257,6 +354,7 @@ class RNN(RNNBase):
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
         else:
+            _checks.check_tensors(input, hx)
             _checks.check_rank(input, hx)
             if input.dim() == 2:
                 input = input.unsqueeze(0 if self.batch_first else 1)
@@ -331,16 +429,41 @@ class RNNCell(RNNCellBase):
         reset_state: Tensor | None = None,
     ) -> Tensor:
         """Run one step; see the class for the arguments."""
-        if isinstance(input, Proxy) and _is_leaf(self, RNNCell.forward, input):
-            return _call_leaf(self, input, hx, reset=reset, reset_state=reset_state)
         parameters: Any = self._parameters
         try:
-            weights = [parameters[name] for name in _CELL_WEIGHTS]
+            w_ih, w_hh = parameters["weight_ih"], parameters["weight_hh"]
+            b_ih, b_hh = parameters["bias_ih"], parameters["bias_hh"]
         except KeyError:  # parametrised, pruned or otherwise computed weights are attributes
-            weights = [getattr(self, name) for name in _CELL_WEIGHTS]
+            w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        nonlinearity = self.nonlinearity
+        unmarked = reset is None and reset_state is None
+        if unmarked and nonlinearity in ("tanh", "relu") and not is_dynamo_compiling():
+            result: Tensor | None = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+            if result is not None:
+                # After the call, which no trace comes through: it would record the shape.
+                if hx is None and w_hh.shape[1] != self.hidden_size:
+                    self._check_hidden_size(w_hh)
+                return result
+        if isinstance(input, Proxy) and _is_leaf(self, RNNCell.forward, input):
+            return _call_leaf(self, input, hx, reset=reset, reset_state=reset_state)
+        if hx is None:
+            self._check_hidden_size(w_hh)
         return rnn_cell(
-            input, hx, self.nonlinearity, *weights, reset=reset, reset_state=reset_state
+            input, hx, nonlinearity, w_ih, w_hh, b_ih, b_hh, reset=reset, reset_state=reset_state
         )
+
+    def _check_hidden_size(self, w_hh: Any) -> None:
+        """Check the size of the state that is made, which may have been overwritten."""
+        expected: Any = self.hidden_size
+        # A trace would record the shape; what is no matrix has a message of its own.
+        if torch.jit.is_tracing() or not isinstance(w_hh, Tensor) or w_hh.dim() != 2:  # type: ignore[attr-defined, no-untyped-call]
+            return
+        if not isinstance(expected, int):
+            raise TypeError(f"hidden_size should be of type int, got: {type(expected).__name__}")
+        if w_hh.size(1) != expected:
+            raise RuntimeError(
+                f"hidden0 has inconsistent hidden_size: got {expected}, expected {w_hh.size(1)}"
+            )
 
     def __prepare_scriptable__(self) -> None:
         _refuse_script(self)
