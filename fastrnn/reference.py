@@ -73,12 +73,11 @@ def rnn_layer(
         boundary = t + 1 if reverse else t
         if reset is not None and boundary < seq_len:
             h_prev = torch.where(reset[boundary].unsqueeze(-1), reset_state, h_prev)
-        h_t = igates[t] + F.linear(h_prev, w_hh, b_hh)
-        h_t = (
-            activation(h_t)
-            if states is None
-            else _C.known_activation(h_t, states[t], activation is torch.tanh)
-        )
+        a_t = igates[t] + F.linear(h_prev, w_hh, b_hh)
+        if states is None:
+            h_t = activation(a_t)
+        else:
+            h_t = _C.known_activation(a_t, states[t], activation is torch.tanh)
         if lengths is None:
             h = h_t
             output.append(h_t)
