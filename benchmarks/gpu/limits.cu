@@ -71,7 +71,7 @@ constexpr const char* kChainNames[] = {"FFMA",
                                        "mma.sync m16n8k16 fp16",
                                        "mma.sync m16n8k8 TF32",
                                        "ex2, rcp of tanh",
-                                       "shfl",
+                                       "shfl, FADD",
                                        "__syncthreads"};
 
 // A chain of operations, each of which needs the result of the one before.
@@ -83,7 +83,7 @@ __global__ void latency_kernel(Result* to, unsigned zero) {
   unsigned place = zero;
   float x = 1.0f + zero, c[4] = {x, x, x, x};
   uint32_t a[4] = {zero, zero, zero, zero}, b[2] = {zero, zero};
-  const long long start = clock64();
+  const uint32_t start = clocks();  // in order with the asm statements, as clock64 is not
 #pragma unroll 16
   for (int step = 0; step < kSteps; ++step) {
     if constexpr (kChain == kFma) x = fmaf(x, x, x);
@@ -94,11 +94,11 @@ __global__ void latency_kernel(Result* to, unsigned zero) {
     if constexpr (kChain == kMmaHalf) mma<Half>(c, a, b);
     if constexpr (kChain == kMmaTf32) mma<float>(c, a, b);
     if constexpr (kChain == kTanh) x = x * fast_reciprocal(1.0f + fast_exp2(x));
-    if constexpr (kChain == kShuffle) x = shuffle_xor(x, 1);
+    if constexpr (kChain == kShuffle) x = shuffle_xor(x, 1) + 1.0f;
     if constexpr (kChain == kBlockSync) block_sync();
   }
-  const long long clocks = clock64() - start;
-  if (threadIdx.x == 0) to->clocks[blockIdx.x] = clocks;
+  const uint32_t end = clocks();
+  if (threadIdx.x == 0) to->clocks[blockIdx.x] = end - start;
   if (x + c[0] + place + a[0] == -1.0f) to->wrong = 1;  // keeps the chain
 }
 
@@ -149,23 +149,22 @@ void rate(int threads) {
               name, threads, of_a_warp * 8 * (threads / 32) / clocks);
 }
 
-// Loads of 16 bytes as vector.cuh does them: four neighbouring lanes read neighbouring addresses,
-// and all such fours of a warp the same. How many clocks of the multiprocessor a warp's load takes.
-__global__ void broadcast_kernel(Result* to) {
+// Loads of 16 bytes by warps that have four addresses each, of which `together` neighbouring lanes
+// have the same. How many clocks of the multiprocessor a warp's load takes.
+__global__ void broadcast_kernel(Result* to, int together) {
   constexpr int kIndependent = 8;
   unsigned* shared = shared_memory<unsigned>();
   for (int i = threadIdx.x; i < 1024; i += blockDim.x) shared[i] = 0;
   block_sync();
   unsigned x[kIndependent][4];
+  const SharedAddress own = shared_address(shared + threadIdx.x / together % 4 * 4);
   const long long start = clock64();
   for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
     for (int i = 0; i < kIndependent; ++i) {
-      const auto from =
-          static_cast<unsigned>(__cvta_generic_to_shared(shared + i * 16 + threadIdx.x % 4 * 4));
       asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(x[i][0]), "=r"(x[i][1]), "=r"(x[i][2]), "=r"(x[i][3])
-                   : "r"(from));
+                   : "r"(own + i * 64));
     }
   }
   block_sync();
@@ -175,12 +174,14 @@ __global__ void broadcast_kernel(Result* to) {
     if ((x[i][0] | x[i][1] | x[i][2] | x[i][3]) != 0) to->wrong = 1;
 }
 
-void broadcast(int threads) {
-  const int loads = kSteps * 8 * (threads / 32);
+void broadcast(int together) {
+  constexpr int kThreads = 256, kLoads = kSteps * 8 * (kThreads / 32);
   std::printf(
-      "{\"what\": \"ld.shared.v4 of a warp at 4 addresses, among many\", \"threads\": %d, "
+      "{\"what\": \"ld.shared.v4 of a warp at 4 addresses\", \"lanes together\": %d, "
       "\"clocks\": %.2f}\n",
-      threads, median_clocks("ld.shared.v4", broadcast_kernel, {1, threads, 4096, nullptr}, loads));
+      together,
+      median_clocks("ld.shared.v4", broadcast_kernel, {1, kThreads, 4096, nullptr}, kLoads,
+                    together));
 }
 
 // --- Inside a cluster
@@ -216,36 +217,42 @@ __global__ void ping_kernel(Result* to, int blocks) {
   cluster_sync();
 }
 
-// Every block sends its slice of `bytes` to all blocks of its cluster, at every step, as the
-// cluster kernels do: two buffers, two barriers, no cluster barrier in the loop. A thread sends its
-// 16 bytes to every block, so a block that has all of a step knows that every thread has read the
-// one before. A thread that sends nothing does not wait either: it could miss a phase.
-__global__ void gather_kernel(Result* to, int blocks, int bytes) {
+// The exchange of cluster.cuh and nothing else: at every step each warp writes `pieces` times 16
+// bytes for its own block and sends them to the others of the cluster; two buffers, two barriers.
+__global__ void exchange_kernel(Result* to, int blocks, int pieces) {
+  constexpr int kMostSends = 4, kBuffer = 16 << 10;
   auto* barriers = shared_memory<SharedBarrier>();
   unsigned char* buffers = shared_memory<unsigned char>() + 128;
-  const int rank = cluster_rank(), chunks = bytes / blocks / 16;  // of 16 bytes, in a slice
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32,
+            rank = cluster_rank(), to_send = (blocks - 1) * pieces;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; ++i) init_barrier(barriers + i, 1);
+    for (int i = 0; i < 2; ++i) init_barrier(barriers + i, warps);
     publish_barriers();
-    for (int i = 0; i < 2; ++i) arrive_expecting(barriers + i, bytes);
   }
   cluster_sync();
+  SharedAddress peers[kMostSends];
+#pragma unroll
+  for (int i = 0; i < kMostSends; ++i)
+    peers[i] = map_shared(barriers, (rank + 1 + (i * 32 + lane) / pieces) % blocks) -
+               shared_address(barriers);
   unsigned wrong = 0;
   const long long start = clock64();
-  for (unsigned step = 0; step < kSteps && threadIdx.x < chunks; ++step) {
-    const int half = step & 1, parity = step >> 1 & 1;
-    unsigned char* buffer = buffers + half * bytes;
-    for (int peer = 0; peer < blocks; ++peer) {
-      const SharedAddress bell = map_shared(barriers + half, peer);
-      for (int i = threadIdx.x; i < chunks; i += blockDim.x)
-        store_async(map_shared(buffer + (rank * chunks + i) * 16, peer),
-                    make_uint4(step, rank, i, 0), bell);
-    }
-    wait_a_while(barriers + half, parity);
-    if (threadIdx.x == 0) arrive_expecting(barriers + half, bytes);  // for the step after the next
-    for (int i = threadIdx.x; i < chunks; i += blockDim.x)
-      for (int peer = 0; peer < blocks; ++peer)
-        wrong += *(volatile unsigned*)(buffer + (peer * chunks + i) * 16) != step;
+#pragma unroll 2
+  for (unsigned step = 0; step < kSteps; ++step) {
+    const int half = step & 1;
+    unsigned char* buffer = buffers + half * kBuffer;
+    unsigned char* own = buffer + ((rank * warps + warp) * pieces + lane % pieces) * 16;
+    const uint4 x = make_uint4(step, step, step, step);
+    if (lane < pieces) *reinterpret_cast<uint4*>(own) = x;
+    warp_sync();
+#pragma unroll
+    for (int i = 0; i < kMostSends; ++i)
+      if (i * 32 + lane < to_send)
+        store_async(shared_address(own) + peers[i], x, shared_address(barriers + half) + peers[i]);
+    if (lane == 0) arrive_expecting(barriers + half, to_send * 16);
+    wait_a_while(barriers + half, step >> 1 & 1);
+    const int other = ((rank + 1) % blocks * warps + warp) * pieces;
+    wrong += *reinterpret_cast<volatile unsigned*>(buffer + other * 16) != step;
   }
   if (threadIdx.x == 0) to->clocks[blockIdx.x] = clock64() - start;
   if (wrong) atomicAdd(&to->wrong, wrong);
@@ -261,7 +268,7 @@ __global__ void cluster_sync_kernel(Result* to) {
 }
 
 int max_clusters(int blocks, int threads, int shared_bytes) {
-  const void* kernel = reinterpret_cast<const void*>(gather_kernel);
+  const void* kernel = reinterpret_cast<const void*>(exchange_kernel);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
         "shared");
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
@@ -303,15 +310,17 @@ void measure_clusters() {
     // multiprocessor.
     const int shared_bytes = 128 << 10, all = max_clusters(blocks, 256, shared_bytes);
     for (int clusters : {1, all}) {
-      if (clusters == 0) continue;  // a GPU too small
-      for (int bytes : {1 << 10, 4 << 10, 16 << 10, 32 << 10}) {
-        const Launch how{static_cast<unsigned>(blocks * clusters), 256, shared_bytes, nullptr,
-                         blocks};
-        std::printf(
-            "{\"what\": \"st.async all-gather\", \"blocks\": %d, \"clusters\": %d, \"bytes\": %d, "
-            "\"clocks\": %.0f}\n",
-            blocks, clusters, bytes,
-            median_clocks("st.async all-gather", gather_kernel, how, kSteps, blocks, bytes));
+      for (int threads : {128, 256}) {
+        for (int pieces : {4, 16}) {
+          if (clusters == 0 || blocks > 8) continue;  // a GPU too small; more than the kernels use
+          const Launch how{static_cast<unsigned>(blocks * clusters), threads, shared_bytes, nullptr,
+                           blocks};
+          std::printf(
+              "{\"what\": \"exchange\", \"blocks\": %d, \"clusters\": %d, \"warps\": %d, "
+              "\"bytes of a warp\": %d, \"clocks\": %.0f}\n",
+              blocks, clusters, threads / 32, pieces * 16,
+              median_clocks("exchange", exchange_kernel, how, kSteps, blocks, pieces));
+        }
       }
     }
   }
@@ -358,7 +367,7 @@ int main() {
   check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
   check(cudaMalloc(&result, sizeof(Result)), "cudaMalloc");
   // First what decides between designs, should time run out.
-  for (int threads : {128, 256, 512}) broadcast(threads);
+  for (int together : {1, 2, 4, 8}) broadcast(together);
   if (device.major >= 9) measure_clusters();
   measure_launches();
   latency<kFma>(32);

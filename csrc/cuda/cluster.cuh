@@ -58,8 +58,8 @@ FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, in
 //     between.
 //   Only shared memory is exchanged; try_wait (device.cuh) says in which scope it acquires.
 // Limits: clusters of at most 8 blocks, on devices with them; choose.cpp checks.
-// Why: w_hh beyond one block's registers and shared memory, at one hop a step: 350 clocks between 2
-// blocks and 700 between 8, on an H200, by what has to be sent.
+// Why: w_hh beyond one block's registers and shared memory, at one exchange a step: 350 clocks
+// between 2 blocks, 500 to 1100 between 8, on an H200 (benchmarks/gpu/limits.cu).
 template <typename Slice>
 struct ClusterGroup : Slice {
   using Slice::kBlocks, Slice::kRows, Slice::kRowBytes, Slice::kStateBytes, Slice::kThreads;
