@@ -66,17 +66,21 @@ struct VectorGroup {
   FASTRNN_DEVICE int unit(int e) const { return thread_unit() + first % kUnits + e; }
 
   FASTRNN_DEVICE void load(const float* w, int64_t H, bool transposed) {
+    // From a unit, and from a column, to the next.
+    const int64_t across = transposed ? 1 : H, along = transposed ? H : 1;
+    const int units = static_cast<int>(H), j = thread_unit(), k = 4 * (lane() / kApart);
+    const float* from = w + j * across + k * along;  // runs along with the columns
+    // A few at a time, as what is on its way takes registers.
 #pragma unroll
-    for (int n = 0; n < kUnits; ++n) {
-      const int64_t j = thread_unit() + n;
-      const auto element = [&](int64_t k) {
-        return j < H && k < H ? (transposed ? w[k * H + j] : w[j * H + k]) : 0.0f;
-      };
+    for (int i = 0; i < kFours; ++i) {
 #pragma unroll
-      for (int i = 0; i < kFours; ++i) {
-        const int k = 4 * (i * kLanes + lane() / kApart);
-        weights[n][i] = make_float4(element(k), element(k + 1), element(k + 2), element(k + 3));
+      for (int n = 0; n < kUnits; ++n) {
+        const int left = j + n < units ? units - k - 4 * i * kLanes : 0;
+        const float* at = from + n * across;
+        const auto element = [&](int c) { return float_of(load_bits(at + c * along, left > c)); };
+        weights[n][i] = make_float4(element(0), element(1), element(2), element(3));
       }
+      from = further(from, 4 * kLanes * along * int{sizeof(float)});
     }
   }
 
