@@ -178,10 +178,11 @@ def in_time(x: Tensor, direction: int) -> Tensor:
 def launches(names: str) -> pytest.MarkDecorator:
     """Every walk of every configuration, but of tensors off 16 bytes only where a name is theirs.
 
-    Where nothing is on its way, only a few.
+    Where nothing is on its way, only a few. The largest clusters are slow to emulate.
     """
+    large = ("cluster:384", "cluster:512", "cluster:1024")
     found = [
-        pytest.param(c, w, id=f"{c}-{w}")
+        pytest.param(c, w, id=f"{c}-{w}", marks=[pytest.mark.slow] * c.name.startswith(large))
         for c in CHOSEN
         for w in WALKS
         if set(w.off) <= set(names.split())
