@@ -218,12 +218,6 @@ FASTRNN_DEVICE void load_transposed(uint32_t (&to)[2], const void* row) {
                : "r"(shared_address(row))
                : "memory");
 }
-FASTRNN_DEVICE void load_matrices(uint32_t (&to)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(to[0]), "=r"(to[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
 
 // Copies kBytes (4, 8 or 16, aligned) from global to shared memory in the background, or zeros
 // where not `valid`; visible to this thread after wait_copies.
