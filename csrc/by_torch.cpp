@@ -31,7 +31,11 @@ std::tuple<Tensor, Tensor> rnn_by_torch(FASTRNN_ARGUMENTS) {
               bidirectional);
   }
   const auto op = is_relu ? at::_ops::rnn_relu_input::call : at::_ops::rnn_tanh_input::call;
-  return op(input, state, weights, has_biases, num_layers, 0.0, train, bidirectional, batch_first);
+  // Of another layout, its products would round otherwise where gradients are wanted.
+  const Tensor steps = (batch_first ? input.transpose(0, 1) : input).contiguous();
+  auto [output, hn] =
+      op(steps, state, weights, has_biases, num_layers, 0.0, train, bidirectional, false);
+  return {batch_first ? output.transpose(0, 1) : output, hn};
 }
 
 }  // namespace fastrnn

@@ -223,13 +223,39 @@ dropping = fastrnn.RNN(28, 128, 2, dropout=0.5)
 assert fastrnn.info(dropping, x)["kernel"] == "cpu baseline float32"
 dropping(x)[0].sum().backward()
 
-# Rows beyond the last step are no part of the sequence.
-longer = PackedSequence(torch.cat([packed.data, torch.full((5, 28), torch.nan)]), *packed[1:])
-ours = ours.eval()
-for enabled in (False, True):
-    with torch.set_grad_enabled(enabled):
-        results = [ours(given) for given in (packed, longer)]
-    torch.testing.assert_close(*[(y.data, hn) for y, hn in results], rtol=0, atol=0)
+# Rows beyond the last step are no part of the sequence, and get no gradient.
+for kind, dtype, layers in (("relu", torch.float16, 1), ("relu", torch.float32, 3),
+                            ("tanh", torch.float64, 2)):
+    rnn = fastrnn.RNN(28, 300, layers, kind, bidirectional=True, dtype=dtype)
+    results = []
+    for extra in (0, 5):
+        data = torch.cat([packed.data, torch.full((extra, 28), torch.nan)]).to(dtype)
+        data.requires_grad_()
+        given = PackedSequence(data, *packed[1:])
+        assert fastrnn.info(rnn, given)["kernel"].startswith("torch (faster")
+        with torch.no_grad():
+            y, hn = rnn(given)
+        with_grad = rnn(given)
+        assert torch.equal(y.data, with_grad[0].data) and torch.equal(hn, with_grad[1])
+        loss = with_grad[0].data.sum() + with_grad[1].sum()
+        grads = torch.autograd.grad(loss, [data, *rnn.parameters()])
+        rows = len(packed.data)
+        assert grads[0][rows:].eq(0).all()
+        results.append((y.data, hn, grads[0][:rows], grads[1:]))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+# The layout of the input decides on no rounding, with gradients or without.
+for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    for bias in (True, False):
+        rnn = fastrnn.RNN(6, 300, bias=bias, batch_first=True, dtype=dtype)
+        x = torch.randn(11, 7, 6, dtype=dtype)
+        assert fastrnn.info(rnn, x)["kernel"].startswith("torch (faster")
+        right = rnn(x)[0]
+        assert right.transpose(0, 1).is_contiguous()  # as nn.RNN's
+        for given in (x, x.transpose(0, 1).contiguous().transpose(0, 1)):
+            assert torch.equal(rnn(given)[0], right)
+            with torch.no_grad():
+                assert torch.equal(rnn(given)[0], right)
 print("compared")
 """
 
