@@ -72,14 +72,65 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
   flush();
 }
 
+// sum += the rows, eight at a time.
 template <typename C, typename X>
-FASTRNN_INLINE void add_row(C* sum, const X* row, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) {
+void add_rows(C* __restrict sum, const X* const* rows, int64_t depth, int64_t n) {
+  const auto element = [](const X* row, int64_t j) __attribute__((always_inline)) {
     C x;
     widen(&x, row + j, 1);
-    sum[j] += x;
+    return x;
+  };
+  int64_t k = 0;
+  for (; k + 8 <= depth; k += 8) {
+    const X* r[8];
+    for (int i = 0; i < 8; ++i) r[i] = rows[k + i];
+    for (int64_t j = 0; j < n; ++j) {
+      const auto pair = [&](int i) __attribute__((always_inline)) {
+        return element(r[i], j) + element(r[i + 1], j);
+      };
+      sum[j] += (pair(0) + pair(2)) + (pair(4) + pair(6));
+    }
+  }
+  for (; k < depth; ++k) {
+    for (int64_t j = 0; j < n; ++j) sum[j] += element(rows[k], j);
   }
 }
+
+// The sum of many rows: of a block, of kDepthBlock blocks, and of all, so that no sum has so many
+// terms that it drifts.
+template <typename C>
+class RowSum {
+ public:
+  RowSum(Arena<C>& arena, int64_t n) : n_(n) {
+    for (C*& sum : sums_) {
+      sum = arena.take(n);
+      clear(sum);
+    }
+  }
+  template <typename X>
+  void add_block(const X* const* rows, int64_t depth) {
+    add_rows(sums_[0], rows, depth, n_);
+    hand_up(0);
+    if (++blocks_ % kDepthBlock == 0) hand_up(1);
+  }
+  const C* total() {
+    hand_up(1);
+    return sums_[2];
+  }
+
+ private:
+  void clear(C* sum) {
+    for (int64_t j = 0; j < n_; ++j) sum[j] = 0;
+  }
+  void hand_up(int level) {
+    const C* sum = sums_[level];
+    add_rows(sums_[level + 1], &sum, 1, n_);
+    clear(sums_[level]);
+  }
+
+  C* sums_[3];
+  int64_t n_, blocks_ = 0;
+};
 
 // The rows of a block of weight_grad, of X: the accumulation type, or S where it has pairs.
 template <typename S, typename X>
@@ -96,11 +147,10 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
   C* inputs = arena.take((kNarrow<S> && !kPairs) || task.input_mask.data ? kDepthBlock * I : 0);
   const Columns<C> grads(arena.take(Columns<C>::room(units)), units);
   C* panel = arena.take(kDepthBlock * kMaxVectors * kLanes<C>);
-  C* bias = arena.take(units);
+  RowSum<C> bias(arena, units);
   C* zeros = arena.take(H);
   C* w_hh = static_cast<C*>(kNarrow<S> ? task.sums_w_hh : task.grad_w_hh) + begin * H;
   C* w_ih = static_cast<C*>(kNarrow<S> ? task.sums_w_ih : task.grad_w_ih) + begin * I;
-  for (int64_t j = 0; j < units; ++j) bias[j] = 0;
   for (int64_t k = 0; k < H; ++k) zeros[k] = 0;
 
   int64_t t = 0, i = 0;  // the next row
@@ -118,7 +168,6 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
     int64_t depth = 0;
     for (; depth < kDepthBlock && t < steps.seq_len; ++depth, ++i, skip_empty()) {
       const X* grad = row_of<const X>(task.grad_pre, steps, t, i) + begin;
-      add_row(bias, grad, units);
       grad_rows[depth] = grad;
       const S* h = nullptr;
       if (walk.continues(t, i)) {
@@ -133,6 +182,7 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
       input_rows[depth] =
           static_cast<const X*>(operand<S, C>(layout, x, mask, inputs + depth * I, I));
     }
+    bias.add_block(grad_rows, depth);
     for (int64_t chunk = 0, first = 0; chunk < grads.chunks(); first += grads.size(chunk++)) {
       const int64_t size = grads.size(chunk);
       if constexpr (kPairs) {
@@ -160,8 +210,9 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
     narrow(static_cast<S*>(task.grad_w_ih) + begin * I, w_ih, units * I);
   }
   if (task.grad_b_ih) {
-    narrow(static_cast<S*>(task.grad_b_ih) + begin, bias, units);
-    narrow(static_cast<S*>(task.grad_b_hh) + begin, bias, units);
+    const C* sum = bias.total();
+    narrow(static_cast<S*>(task.grad_b_ih) + begin, sum, units);
+    narrow(static_cast<S*>(task.grad_b_hh) + begin, sum, units);
   }
 }
 

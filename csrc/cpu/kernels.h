@@ -59,6 +59,7 @@ struct ForwardTask {
   int64_t hx_row_stride;
   const void* w_ih;
   const void* w_hh;
+  bool skips_zeros;  // the product of w_hh with a first state that is zero
   const void* bias;  // accumulation type, padded
   Sequence output;   // storage type
   Sequence copy;     // storage type; data null: none
@@ -119,8 +120,8 @@ struct WeightGradTask {
 struct TypedKernels {
   KernelTraits traits;
   // dst = every parts-th panel, from `part` on, of the [depth, columns] matrix that lies at src, or
-  // is transposed there.
-  void (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed,
+  // is transposed there: then it returns whether those panels are finite.
+  bool (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed,
                int part, int parts);
   void (*add_biases)(void* dst, const void* b_ih, const void* b_hh, int64_t size);
   void (*forward)(const ForwardTask&, int64_t row_begin, int64_t row_end, void* scratch);
@@ -154,7 +155,7 @@ static inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_
   const int64_t rows = kBlockRows * (in + 4 * hidden) + 2 * hidden;
   const int64_t units =
       unit_chunks(hidden_size) * (hidden < kUnitChunk ? hidden + 16 : unit_stride(kUnitChunk));
-  const int64_t grads = kDepthBlock * (in + hidden + units + 64) + 2 * hidden;
+  const int64_t grads = kDepthBlock * (in + hidden + units + 64) + 4 * hidden;
   return ((rows > grads ? rows : grads) + 256) * accumulator_bytes(dtype);
 }
 
