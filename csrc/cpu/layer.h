@@ -229,8 +229,8 @@ void forward_block(const ForwardTask& task, int64_t begin, int64_t rows, void* s
           out_rows[i] = row_of<S>(task.output, steps, t, begin + i);
         }
       }
-      const bool from_zero = s == 0 && !task.hx;  // of every row, whichever thread has it
-      step.terms[1] = {h_rows, from_zero ? 0 : H, task.w_hh, plan.fetch_w_hh};
+      const bool skip = s == 0 && task.skips_zeros;  // of every row, whichever thread has it
+      step.terms[1] = {h_rows, skip ? 0 : H, task.w_hh, plan.fetch_w_hh};
       step.start = fused ? nullptr : gate_rows + done;
       step.back = t & 1;  // by time, not by the walk: the same for padded and packed sequences
       step.k_back = step.back != plan.opposed;

@@ -6,13 +6,25 @@
 namespace fastrnn::cpu {
 namespace {
 
+template <typename C>
+bool is_zero(Vec<C> v) {
+  C lanes[kLanes<C>];
+  store(lanes, v);
+  for (C x : lanes) {
+    if (!(x == 0)) return false;
+  }
+  return true;
+}
+
 // dst = panels part, part + parts, ... of the [depth, columns] matrix whose element (k, c) is
 //   src[c * ld + k] if kTransposed, else src[k * ld + c].
+// Returns whether all of them are finite; if not kTransposed, nobody asks.
 template <bool kTransposed, typename S, typename C>
-void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t ld, int part,
+bool pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t ld, int part,
                  int parts) {
   constexpr int L = kLanes<C>;
   const Panels<C> panels(columns);
+  Vec<C> zero = {};  // NaN from an element that is not finite on
   for (int64_t i = part; i < panels.count; i += parts) {
     const int vectors = panels.width(i);
     C* to = dst + panels.begin(i) * L * depth;
@@ -29,6 +41,7 @@ void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t l
           FASTRNN_UNROLL
           for (int c = 0; c < L; ++c) {
             block[c] = c < inside(v) ? load_widened<C>(from + c * ld + k, steps) : Vec<C>{};
+            zero += block[c] * 0;
           }
           transpose<C>(block);
           FASTRNN_UNROLL
@@ -46,16 +59,18 @@ void pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t l
       }
     }
   }
+  return is_zero<C>(zero);
 }
 
 #if defined(FASTRNN_AVX512_BF16)
 // As pack_panels, in pairs of depth.
 template <bool kTransposed>
-void pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t columns, int64_t ld,
+bool pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t columns, int64_t ld,
                       int part, int parts) {
   constexpr int L = kLanes<float>;
   const Panels<float> panels(columns);
   const int64_t pairs = (depth + 1) / 2;
+  Vec<float> zero = {};
   for (int64_t i = part; i < panels.count; i += parts) {
     const int vectors = panels.width(i);
     for (int v = 0; v < vectors; ++v) {
@@ -69,6 +84,8 @@ void pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t co
           for (int c = 0; c < L; ++c) {
             block[c] = c < inside ? load_pairs(src + (column + c) * ld + 2 * k, depth - 2 * k)
                                   : Vec<float>{};
+            const Bits<float> pair = (Bits<float>)block[c];
+            zero += (Vec<float>)(pair << 16) * 0 + (Vec<float>)(pair & ~0xffff) * 0;
           }
           transpose<float>(block);
           FASTRNN_UNROLL
@@ -85,6 +102,7 @@ void pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t co
       }
     }
   }
+  return is_zero<float>(zero);
 }
 #endif
 

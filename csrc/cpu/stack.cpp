@@ -1,6 +1,8 @@
 #include "cpu/stack.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cfenv>
 #include <cstdlib>
 #include <memory>
 #include <type_traits>
@@ -85,12 +87,22 @@ int most_members(int threads) {
   return 1;
 }
 
+// The members compute in the caller's floating-point environment: torch.set_flush_denormal, say, is
+// a matter of one thread.
 template <typename F>
 void in_parallel(int threads, const F& body) {
 #if defined(_OPENMP)
   if (threads > 1) {
+    std::fenv_t callers;
+    std::fegetenv(&callers);
 #pragma omp parallel
-    body(Team{omp_get_thread_num(), omp_get_num_threads()});
+    {
+      std::fenv_t own;
+      std::fegetenv(&own);
+      std::fesetenv(&callers);
+      body(Team{omp_get_thread_num(), omp_get_num_threads()});
+      std::fesetenv(&own);
+    }
     return;
   }
 #else
@@ -196,9 +208,12 @@ class Weights {
   }
   int64_t bytes() const { return size_; }
 
+  // Whether no w_hh was seen, as it was packed, that makes NaN of a state of zero.
+  bool finite() const { return finite_.load(std::memory_order_relaxed); }
+
   // Every member packs its share of what a layer's tasks read: at the first layer that is walked
   // all layers, or one layer in the place of another.
-  void pack(char* memory, const Team& team, int64_t layer, bool first) const {
+  void pack(char* memory, const Team& team, int64_t layer, bool first) {
     if (together_ && !first) return;
     if (!first) team.wait();  // for all that read the layer before
     const int64_t D = places_.directions(), begin = together_ ? 0 : layer * D;
@@ -207,8 +222,9 @@ class Weights {
       for (int k = 0; k < 2 && packed_; ++k) {
         const int64_t in = k == 0 ? features(i) : H_;
         const int64_t depth = forward_ ? in : H_, columns = forward_ ? H_ : in;
-        kernels_.pack(memory, places_.weight(i, k), depth, columns, forward_, team.index,
-                      team.size);
+        const bool finite = kernels_.pack(memory, places_.weight(i, k), depth, columns, forward_,
+                                          team.index, team.size);
+        if (k == 1 && !finite) finite_.store(false, std::memory_order_relaxed);
         memory += size(i, k);
       }
       if (forward_ && team.index == 0)
@@ -248,6 +264,7 @@ class Weights {
   const TypedKernels& kernels_;
   bool forward_, packed_, together_;
   int64_t H_, bytes_, size_ = 0;
+  std::atomic<bool> finite_{true};
 };
 
 // What a member of the team works on.
@@ -287,7 +304,7 @@ void run_forward(const Forward& call, const Kernels& kernels, const Plan& plan) 
   const Places places(s);
   const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size,
                 bytes = storage_bytes(s.dtype);
-  const Weights weights(s, typed, plan.form, true);
+  Weights weights(s, typed, plan.form, true);
 
   // Between the layers the output goes to `saved`, or where none is wanted to two buffers in turn.
   const int64_t between = call.saved || L == 1 ? 0 : aligned(places.rows() * D * H * bytes);
@@ -326,6 +343,7 @@ void run_forward(const Forward& call, const Kernels& kernels, const Plan& plan) 
                                .hx_row_stride = s.hx_row_stride,
                                .w_ih = weights.w_ih(packed, index),
                                .w_hh = weights.w_hh(packed, index),
+                               .skips_zeros = !s.hx && weights.finite(),
                                .bias = weights.bias(packed, index),
                                .output = places.direction(output, d, bytes),
                                .copy = places.direction(copy, d, bytes),
@@ -343,7 +361,7 @@ void run_backward(const Backward& call, const Kernels& kernels, const Plan& plan
   const Places places(s);
   const int64_t L = s.num_layers, D = s.num_directions, H = s.hidden_size;
   const int64_t bytes = storage_bytes(s.dtype), wide = accumulator_bytes(s.dtype);
-  const Weights weights(s, typed, plan.form, false);
+  Weights weights(s, typed, plan.form, false);
 
   // A layer's grad_pre, and the gradient that it hands down.
   const int64_t pre_bytes = plan.form == Form::kPackedPairs ? bytes : wide;

@@ -9,20 +9,19 @@ namespace fastrnn::cpu {
 namespace {
 
 template <typename S>
-void pack(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed, int part,
+bool pack(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed, int part,
           int parts) {
   using C = typename Accumulate<S>::type;
   C* to = static_cast<C*>(dst);
   const S* from = static_cast<const S*>(src);
 #if defined(FASTRNN_AVX512_BF16)
   if constexpr (kHasPairs<S>) {
-    transposed ? pack_pair_panels<true>(to, from, depth, columns, depth, part, parts)
-               : pack_pair_panels<false>(to, from, depth, columns, columns, part, parts);
-    return;
+    return transposed ? pack_pair_panels<true>(to, from, depth, columns, depth, part, parts)
+                      : pack_pair_panels<false>(to, from, depth, columns, columns, part, parts);
   }
 #endif
-  transposed ? pack_panels<true>(to, from, depth, columns, depth, part, parts)
-             : pack_panels<false>(to, from, depth, columns, columns, part, parts);
+  return transposed ? pack_panels<true>(to, from, depth, columns, depth, part, parts)
+                    : pack_panels<false>(to, from, depth, columns, columns, part, parts);
 }
 
 template <typename S>

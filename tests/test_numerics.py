@@ -1,0 +1,93 @@
+"""Long sums, the caller's floating-point mode, NaN and infinity in the weights."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from cases import FLOOR
+from torch import Tensor, nn
+
+import fastrnn
+from fastrnn import RNN
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("sizes", [(1, 2**20), (2000, 256)], ids=["rows", "steps"])
+def test_sums_of_half_a_million_terms(sizes: tuple[int, int], nonlinearity: str) -> None:
+    """Gradients of weights and biases of terms of one sign, where every rounding adds up."""
+    torch.manual_seed(0)
+    x, hx = torch.rand(*sizes, 3), torch.rand(1, sizes[1], 4)
+
+    def gradients(cls: type, dtype: torch.dtype) -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        rnn = cls(3, 4, nonlinearity=nonlinearity).to(dtype)
+        with torch.no_grad():
+            rnn.weight_hh_l0.mul_(0.2)
+            if nonlinearity == "relu":
+                rnn.bias_ih_l0.fill_(5.0)
+        output, _ = rnn(x.to(dtype), hx.to(dtype))
+        output.backward(torch.full_like(output, 0.1))
+        return {name: p.grad.double() for name, p in rnn.named_parameters()}
+
+    right = gradients(RNN, torch.float64)
+    ours, theirs = gradients(RNN, torch.float32), gradients(nn.RNN, torch.float32)
+    for name, expected in right.items():
+        error, allowed = [((y[name] - expected) / expected).abs().max() for y in (ours, theirs)]
+        assert error <= 2 * allowed + FLOOR[torch.float32], name
+
+
+def test_flushed_denormals_on_every_thread() -> None:
+    """The workers take the caller's mode, and their own again: another caller may have another."""
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush denormals")
+    rnn = RNN(64, 64, nonlinearity="relu", bias=False)
+    x = (torch.rand(40, 16, 64) * 1e-38).requires_grad_()
+    threads = torch.get_num_threads()
+
+    def results(n: int, flush: bool) -> list[Tensor]:
+        torch.set_num_threads(n)
+        torch.set_flush_denormal(flush)
+        output, hn = rnn(x)
+        grads = torch.autograd.grad(output, [x, *rnn.parameters()], torch.ones_like(output) * 1e-36)
+        return [output, hn, *grads]
+
+    try:
+        runs = {(n, flush): results(n, flush) for flush in (True, False) for n in (1, 2, 3)}
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+    for (n, flush), ys in runs.items():
+        for y, alone in zip(ys, runs[1, flush], strict=True):
+            assert torch.equal(y, alone), (n, flush)
+    for flushed, kept in zip(runs[1, True][:3], runs[1, False][:3], strict=True):
+        assert not torch.equal(flushed, kept)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_weights_that_are_not_finite_show_at_the_first_step(
+    value: float, nonlinearity: str
+) -> None:
+    """0 * NaN and 0 * inf, as in nn.RNN.
+
+    With so many rows that the weights are packed: with few, the first step leaves the product out.
+    """
+    dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+    for dtype, seq_len, hidden in itertools.product(dtypes, (1, 3), (7, 130)):
+        x = torch.randn(seq_len, 60, 5, dtype=dtype)
+        for row, column in ((hidden - 1, hidden - 1), (hidden // 2, 3)):
+            torch.manual_seed(0)
+            theirs = nn.RNN(5, hidden, 2, nonlinearity, bidirectional=True, dtype=dtype)
+            with torch.no_grad():
+                theirs.weight_hh_l1_reverse[row, column] = value
+            ours = RNN(5, hidden, 2, nonlinearity, bidirectional=True, dtype=dtype)
+            ours.load_state_dict(theirs.state_dict())
+            if "torch" in fastrnn.info(ours, x)["kernel"]:
+                continue
+            with torch.no_grad():
+                (y, hn), (expected, expected_hn) = ours(x), theirs(x)
+            assert expected.isnan().any()
+            assert torch.equal(y.isnan(), expected.isnan())
+            assert torch.equal(hn.isnan(), expected_hn.isnan())
