@@ -199,10 +199,34 @@ def test_kernels(kernels, case: Case, name: str, isa: str) -> None:
             )
 
 
+ULP = {"float32": 2.5, "float64": 2.7}  # what tanh may err
+
+
+def tanh(kernels, isa: str, x: np.ndarray) -> np.ndarray:
+    """Of one-step RNNs with one unit, whose weights are one and zero."""
+    column = np.ascontiguousarray(x.reshape(1, -1, 1))
+    output, hn = np.empty_like(column), np.empty_like(column)
+    one, zero = np.ones((1, 1), x.dtype), np.zeros((1, 1), x.dtype)
+    code = formats()[x.dtype.name].code
+    kernels.forward(
+        isa, {}, output, hn, None, column, [one, zero], None, [], code, False, False, 1, False
+    )
+    return output.reshape(-1)
+
+
+def ulps(y: np.ndarray, x: np.ndarray) -> float:
+    """The largest error of y = tanh(x)."""
+    wide = {"float32": np.float64, "float64": np.longdouble}[x.dtype.name]
+    with np.errstate(under="ignore"):
+        right = np.tanh(x.astype(wide))
+        ulp = np.spacing(right.astype(x.dtype)).astype(wide)
+    return float((np.abs(y.astype(wide) - right) / ulp).max())
+
+
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@pytest.mark.parametrize("name", ["float32", "float64"])
+@pytest.mark.parametrize("name", ULP)
 def test_tanh(kernels, name: str, isa: str) -> None:
-    """At most 2.5 ulp; odd, exact at zero and in saturation; NaN and infinity go through."""
+    """Odd, exact at zero and in saturation; NaN and infinity go through."""
     if not kernels.available(isa):
         pytest.skip(f"this machine has no {isa}")
     dtype = formats()[name].dtype
@@ -213,27 +237,33 @@ def test_tanh(kernels, name: str, isa: str) -> None:
             [np.finfo(dtype).tiny, np.finfo(dtype).max, np.inf],
         ]
     ).astype(dtype)
-
-    def tanh(x: np.ndarray) -> np.ndarray:
-        output, hn = np.empty_like(x), np.empty((1, len(x), 1), dtype)
-        one, zero = np.ones((1, 1), dtype), np.zeros((1, 1), dtype)
-        column = np.ascontiguousarray(x.reshape(1, -1, 1))
-        output = np.empty_like(column)
-        code = formats()[name].code
-        kernels.forward(
-            isa, {}, output, hn, None, column, [one, zero], None, [], code, False, False, 1, False
-        )
-        return output.reshape(-1)
-
-    y, minus = tanh(magnitudes), tanh(-magnitudes)
-    with np.errstate(under="ignore"):
-        right = np.tanh(magnitudes.astype(np.longdouble))
-        ulp = np.spacing(right.astype(dtype)).astype(np.longdouble)
-    assert (np.abs(y.astype(np.longdouble) - right) / ulp).max() <= 2.5
-    np.testing.assert_array_equal(minus, -y)
+    y = tanh(kernels, isa, magnitudes)
+    assert ulps(y, magnitudes) <= ULP[name]
+    np.testing.assert_array_equal(tanh(kernels, isa, -magnitudes), -y)
     assert y[magnitudes > 20].min() == 1.0
-    assert np.isnan(tanh(np.array([np.nan], dtype)))[0]
+    assert np.isnan(tanh(kernels, isa, np.array([np.nan], dtype)))[0]
     assert y[0] == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS[:3])
+@pytest.mark.parametrize("name", ULP)
+def test_tanh_everywhere(kernels, name: str, isa: str) -> None:
+    """Of every float32, and of two million float64 of each exponent that matters; -rP shows how
+    much it errs."""
+    if not kernels.available(isa):
+        pytest.skip(f"this machine has no {isa}")
+    rng = np.random.default_rng(0)
+    largest = 0.0
+    exponents = range(255) if name == "float32" else range(1023 - 30, 1023 + 6)
+    for exponent in exponents:
+        if name == "float32":
+            x = (np.arange(2**23, dtype=np.uint32) + np.uint32(exponent << 23)).view(np.float32)
+        else:
+            x = np.ldexp(rng.uniform(1, 2, 2**21), exponent - 1023)
+        largest = max(largest, ulps(tanh(kernels, isa, x), x))
+    print(f"tanh of {name}, {isa}: at most {largest:.3f} ulp")
+    assert largest <= ULP[name]
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
