@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
-from cases import FLOOR
+from cases import FLOOR, Case
+from problems import Problem
 from torch import Tensor, nn
+from truth import truth
 
 import fastrnn
 from fastrnn import RNN
@@ -91,3 +94,38 @@ def test_weights_that_are_not_finite_show_at_the_first_step(
             assert expected.isnan().any()
             assert torch.equal(y.isnan(), expected.isnan())
             assert torch.equal(hn.isnan(), expected_hn.isnan())
+
+
+@pytest.mark.skipif(
+    np.finfo(np.longdouble).eps == np.finfo(np.float64).eps, reason="long double is double"
+)
+def test_float64_errs_as_nn_rnn() -> None:
+    """With weights of any size, judged in long double: float64 is what nn.RNN itself computes.
+
+    Large weights amplify roundings, so that one problem says little: the mean ratio of the errors
+    over many does.
+    """
+    rng = np.random.default_rng(0)
+    ratios: dict[str, list[float]] = {}
+    for _ in range(150):
+        sizes = [int(rng.integers(1, n)) for n in (12, 9, 20, 40)]
+        case = Case(*sizes, bidirectional=bool(rng.integers(2)))
+        problem = Problem(case)
+        scale = 10 ** rng.uniform(-1, 1.5)
+        problem.weights = {name: w * scale for name, w in problem.weights.items()}
+        given = [problem.x, problem.hx, problem.grad_output, problem.grad_hn]
+        x, hx, *grads = [y.numpy().astype(np.longdouble) for y in given]
+        weights = [w.numpy().astype(np.longdouble) for w in problem.weights.values()]
+        results = truth(case, x, hx, weights, [case.seq_len] * case.batch, *grads)
+        names = ["output", "hn", "input", "hx", *problem.weights]
+        right = dict(zip(names, [*results[:4], *results[4]], strict=True))
+        ours, theirs = problem.ours(torch.float64), problem.theirs(torch.float64)
+        for name, y in right.items():
+            errors = [np.abs(z[name].numpy() - y).max() for z in (ours, theirs)]
+            unit = np.finfo(np.float64).eps * np.abs(y).max()
+            ratio = (errors[0] + unit) / (errors[1] + unit)
+            ratios.setdefault(name.split("_l0")[0], []).append(ratio)
+    for name, values in ratios.items():
+        mean = float(np.exp(np.mean(np.log(np.array(values, np.float64)))))
+        print(f"{name}: {mean:.2f}")
+        assert mean < 1.5, name
