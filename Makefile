@@ -29,7 +29,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow test-clients test-install build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-slow test-clients test-install build bench bench-full bench-peers bench-report compare-peers fuzz cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tests of Ligh
 
 test-install: ## install in every way: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
 	$(PYTHON) tests/try_install.py $(ARGS)
+
+fuzz: build $(INSTALLED_DEV) ## run random problems: make fuzz SECONDS=60 SEED=0
+	$(PY) tests/fuzz.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
 
 build: $(BUILT) $(EDITABLE) ## build the extension in place
 

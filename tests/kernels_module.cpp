@@ -4,7 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -189,12 +194,99 @@ void backward(const std::string& isa, const py::dict& forced, const py::array& s
                     kernels, c.plan(kernels, true, forced));
 }
 
+// A call from a dictionary, with everything that a Stack can say: tensors are (address, strides of
+// all dimensions but the last), or None.
+class Described {
+ public:
+  explicit Described(const py::dict& call) : call_(call) {
+    stack.dtype = static_cast<Dtype>(number("dtype"));
+    stack.nonlinearity =
+        number("relu") ? fastrnn::Nonlinearity::kRelu : fastrnn::Nonlinearity::kTanh;
+    stack.has_biases = number("bias") != 0;
+    stack.num_layers = number("num_layers");
+    stack.num_directions = number("num_directions");
+    stack.input_size = number("input_size");
+    stack.hidden_size = number("hidden_size");
+    stack.steps = {number("seq_len"), number("batch"), list("start", start_),
+                   list("active", active_), list("order", order_)};
+    stack.steps.reset = static_cast<const bool*>(sequence("reset").data);
+    stack.steps.reset_step_stride = sequence("reset").step_stride;
+    stack.steps.reset_row_stride = sequence("reset").row_stride;
+    stack.input = sequence("input");
+    stack.hx = sequence("hx").data;
+    stack.hx_layer_stride = sequence("hx").step_stride;
+    stack.hx_row_stride = sequence("hx").row_stride;
+    stack.dropout_mask = sequence("dropout_mask").data;
+    stack.weights = addresses("weights", weights_);
+  }
+
+  cpu::Plan plan(const cpu::Kernels& kernels, bool backward, const py::dict& forced) const {
+    const auto& traits = cpu::kernels_for(kernels, stack.dtype).traits;
+    const int threads = static_cast<int>(number("threads"));
+#if defined(_OPENMP)
+    omp_set_num_threads(threads);
+#endif
+    cpu::Plan plan = cpu::choose(cpu::problem_of(stack, backward), traits, threads);
+    set(plan, py::dict(**forced));
+    return plan;
+  }
+
+  fastrnn::Sequence sequence(const char* name) const {
+    const py::object x = call_[name];
+    if (x.is_none()) return {};
+    const auto [address, step, row] = x.cast<std::tuple<intptr_t, int64_t, int64_t>>();
+    return {reinterpret_cast<void*>(address), step, row};
+  }
+  template <typename T>
+  T* const* addresses(const char* name, std::vector<T*>& kept) const {
+    const py::object x = call_[name];
+    if (x.is_none()) return nullptr;
+    for (intptr_t address : x.cast<std::vector<intptr_t>>())
+      kept.push_back(reinterpret_cast<T*>(address));
+    return kept.data();
+  }
+
+  cpu::Stack stack{};
+
+ private:
+  int64_t number(const char* name) const { return call_[name].cast<int64_t>(); }
+  const int64_t* list(const char* name, std::vector<int64_t>& kept) const {
+    const py::object x = call_[name];
+    if (x.is_none()) return nullptr;
+    kept = x.cast<std::vector<int64_t>>();
+    return kept.data();
+  }
+
+  py::dict call_;
+  std::vector<int64_t> start_, active_, order_;
+  std::vector<const void*> weights_;
+};
+
+void run_forward(const std::string& isa, const py::dict& forced, const py::dict& call) {
+  const Described c(call);
+  const cpu::Kernels& kernels = *cpu::find_kernels(isa.c_str());
+  cpu::run_forward({c.stack, c.sequence("output"), c.sequence("hn").data, c.sequence("saved").data},
+                   kernels, c.plan(kernels, false, forced));
+}
+
+void run_backward(const std::string& isa, const py::dict& forced, const py::dict& call) {
+  const Described c(call);
+  const cpu::Kernels& kernels = *cpu::find_kernels(isa.c_str());
+  std::vector<void*> grads;
+  cpu::run_backward(
+      {c.stack, c.sequence("saved").data, c.sequence("grad_output"), c.sequence("grad_hn").data,
+       c.sequence("grad_input"), c.sequence("grad_hx").data, c.addresses("grad_weights", grads)},
+      kernels, c.plan(kernels, true, forced));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("available", available);
   m.def("forward", forward);
   m.def("backward", backward);
+  m.def("run_forward", run_forward);
+  m.def("run_backward", run_backward);
   m.def("choose", choose);
   m.def("parts", parts);
   m.def("torch_step_work", torch_step_work);
