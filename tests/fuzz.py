@@ -142,6 +142,7 @@ class Run:
         """Draw problems from a seed, until one fails; that, shrunk, and what is wrong with it."""
         failed: dict[Problem, str] = {}
         last: list[Problem] = []
+        seen: set[Problem] = set()
         deadline = [until]
 
         @seed(number)
@@ -157,8 +158,9 @@ class Run:
         @given(problem=problems(self.entries, self.isa))
         def check(problem: Problem) -> None:
             if problem not in failed:
-                if time.monotonic() > deadline[0]:
+                if problem in seen or time.monotonic() > deadline[0]:
                     return
+                seen.add(problem)
                 if not failed:
                     self.note(problem)
                 wrong = self.worker(problem)
@@ -255,7 +257,8 @@ def main(arguments: list[str] | None = None) -> int:
         run.seconds = time.monotonic() - begin
         closer, without_bound = worker.close()
         print(run.summary())
-        print(f"  {closer:,} judged by nn.RNN's own error; {without_bound:,} results of which nn.RNN has no finite value")  # fmt: skip
+        print(f"  {closer:,} judged by nn.RNN's own error")
+        print(f"  {without_bound:,} results of which nn.RNN has no finite value")
         sys.stdout.flush()
         if failures and not options.keep_going:
             break

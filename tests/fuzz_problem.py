@@ -80,7 +80,7 @@ FEATURES = [7, 8, 9, 12, 15, 16, 17, 20, 24, 31, 32, 33, 40, 47, 48, 49, 63, 64,
 LARGE = [255, 256, 257, 272, 290, 320, 511, 512, 513, 600, 800, 1030]
 
 # Work of a call: most problems are small, that many run.
-BUDGETS = [100_000] * 8 + [1_000_000] * 6 + [8_000_000] * 3 + [60_000_000]
+BUDGETS = [100_000] * 12 + [1_000_000] * 5 + [8_000_000] * 2 + [60_000_000]
 
 few = st.integers(1, 6)
 steps = st.one_of(few, few, st.sampled_from(STEPS))
@@ -110,7 +110,7 @@ FORCED = st.fixed_dictionaries(
         "fetch_w_hh": flag,
     },
 )
-strategies = {
+strategies: dict[str, st.SearchStrategy[Any]] = {
     "dtype": st.sampled_from(DTYPES),
     "threads": st.sampled_from([1, 2, 1, 2, 3, 4]),
     "budget": st.sampled_from(BUDGETS),
@@ -131,13 +131,14 @@ OPERATORS = ("operator", "kernels_of_operators", "raw")  # take a dropout mask
 @st.composite
 def problems(draw: st.DrawFn, entries: tuple[str, ...], isa: str = "") -> Problem:
     entry = draw(st.sampled_from(entries))
-    of = {name: draw(strategies[name]) for name in ("dtype", "threads", "nonlinearity", "seed")}
+    names = ("dtype", "threads", "nonlinearity", "gradients", "frozen", "garbage", "seed")
+    of: dict[str, Any] = {name: draw(strategies[name]) for name in names}
     budget = draw(strategies["budget"])
     wide = large if budget >= 8_000_000 else features
     of |= {"entry": entry, "seq_len": draw(steps), "batch": draw(rows)}
-    of |= {"input_size": draw(wide), "hidden_size": draw(wide), "scale": draw(scales[of["nonlinearity"]])}  # fmt: skip
+    of |= {"input_size": draw(wide), "hidden_size": draw(wide)}
+    of["scale"] = draw(scales[of["nonlinearity"]])
     of |= {"bias": not draw(rarely), "hx": not draw(rarely), "reset": draw(rarely)}
-    of |= {name: draw(strategies[name]) for name in ("gradients", "frozen", "garbage")}
     for name in ("input", "hx", "weights", "gradients", "marks"):
         of[f"{name}_layout"] = draw(often_dense)
     if entry != "RNNCell":
@@ -177,6 +178,6 @@ def fitted(p: Problem, budget: int, isa: str = "") -> Problem:
         p = dataclasses.replace(p, plan=tuple(plan.items()))
     while p.work > budget and (p.seq_len > 1 or p.batch > 1):
         longer = p.seq_len >= p.batch
-        half = {"seq_len": p.seq_len // 2} if longer else {"batch": p.batch // 2}
+        half: dict[str, Any] = {"seq_len": p.seq_len // 2} if longer else {"batch": p.batch // 2}
         p = dataclasses.replace(p, **half)
     return p
