@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
@@ -21,26 +22,39 @@ from fastrnn import reference
 NUDGED = 12  # times that the reference runs with roundings, where nn.RNN itself errs less
 
 
-class RoundedTanh(torch.autograd.Function):
-    """tanh, moved by up to a rounding; its derivative is that of what it returns."""
+def rounded(activation: Callable[[Tensor], Tensor], terms: int) -> Callable[[Tensor], Tensor]:
+    """An activation of sums that are off by a few roundings, itself off by one.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        h = x.tanh()
-        h = h * (1 + torch.finfo(h.dtype).eps * torch.empty_like(h).uniform_(-1, 1))
-        ctx.save_for_backward(h)
-        return h
+    A sum of n terms, one after the other, is off by about sqrt(n) roundings. The derivative is that
+    of the value returned.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (h,) = ctx.saved_tensors
-        return grads[0] * (1 - h * h)
+    def moved(x: Tensor, by: float) -> Tensor:
+        return x * (1 + by * torch.finfo(x.dtype).eps * torch.empty_like(x).uniform_(-1, 1))
+
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            h = moved(activation(moved(x, terms**0.5)), 1.0)
+            ctx.save_for_backward(h)
+            return h
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            (h,) = ctx.saved_tensors
+            return grads[0] * (1 - h * h if activation is tanh else (h > 0))
+
+    return Rounded.apply  # type: ignore[no-any-return]
+
+
+tanh, relu = torch.tanh, torch.relu
 
 
 def other(g: Given, dtype: torch.dtype, of_torch: bool, nudge: float = 0.0) -> Results:
     """What the reference makes of it in a dtype, or torch's own operator.
 
-    With ``nudge``, each argument is moved by up to this, relative to it, and so is each state.
+    With ``nudge``, each argument is moved by up to this, relative to it, and sums and states by
+    their roundings.
     """
     p = g.p
 
@@ -75,7 +89,10 @@ def other(g: Given, dtype: torch.dtype, of_torch: bool, nudge: float = 0.0) -> R
         mask = None if g.mask is None else like(g.mask)
         given = leaves["input"], hx, weights, g.batch_sizes, g.lengths, reset, mask
         options = p.bias, p.num_layers, p.nonlinearity, p.bidirectional, p.batch_first
-        with patch("torch.tanh", RoundedTanh.apply) if nudge else nullcontext():
+        inputs = p.hidden_size * p.directions if p.num_layers > 1 else 1
+        terms = max(p.input_size, inputs) + p.hidden_size
+        activations = {"tanh": rounded(tanh, terms), "relu": rounded(relu, terms)}
+        with patch.multiple(torch, **activations) if nudge else nullcontext():
             output, hn = reference.rnn(*given, *options)
     if g.order is not None:
         hn = hn.index_select(1, g.order.argsort())

@@ -1,0 +1,80 @@
+"""Which lines of the CPU's kernels the fuzzer runs, for each instruction set; needs gcc and gcov.
+
+``make fuzz-coverage SECONDS=60`` builds the raw kernels with counters in build/coverage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from fuzz import available
+from planted_faults import ROOT, compile_object, link
+
+BUILD = ROOT / "build/coverage"
+LEAST = 95.0  # percent
+
+
+def build() -> Path:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    csrc, module = ROOT / "csrc", BUILD / "fastrnn_kernels.so"
+    objects = {"kernels_module.cpp": BUILD / "kernels_module.o"}
+    compile_object(csrc, "kernels_module.cpp", objects["kernels_module.cpp"])
+    for path in (csrc / "cpu").glob("*.cpp"):
+        if path.name != "rnn_cpu.cpp":
+            objects[path.name] = BUILD / f"{path.stem}.o"
+            compile_object(csrc, path.name, objects[path.name], ["-O0", "--coverage"])
+    link(objects, module, ["--coverage"])
+    return module
+
+
+def counts(isa: str) -> dict[str, dict[int, int]]:
+    """How often each line of a file of csrc/cpu has run, as this instruction set compiles it."""
+    found: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for name in ("choose", "stack", f"kernels_{isa}"):
+        command = ["gcov", "--json-format", "--stdout", f"{name}.gcda"]
+        text = subprocess.run(command, capture_output=True, check=True, cwd=BUILD).stdout
+        for file in json.loads(text)["files"]:
+            path = Path(file["file"])
+            if path.parent.name == "cpu":
+                for line in file["lines"]:
+                    found[path.name][line["line_number"]] += line["count"]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="for each instruction set")
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--isa", nargs="+", default=available())
+    options = parser.parse_args()
+    module = build()
+    low = 0
+    for isa in options.isa:
+        for path in BUILD.glob("*.gcda"):
+            path.unlink()
+        command = [sys.executable, str(ROOT / "tests/fuzz.py"), "--entries", "raw", "--keep-going"]
+        command += ["--no-shrink", "--isa", isa, "--kernels", str(module), "--seed", options.seed]
+        ended = subprocess.run(
+            [*command, "--seconds", str(options.seconds)], stdout=subprocess.PIPE
+        )
+        print(ended.stdout.decode().splitlines()[-1] if ended.stdout else "")
+        lines = counts(isa)
+        total = sum(map(len, lines.values()))
+        ran = sum(count > 0 for of_file in lines.values() for count in of_file.values())
+        share = 100 * ran / total
+        low += share < LEAST
+        print(f"{isa}: {share:.1f} % of {total} lines of csrc/cpu ran")
+        for name, of_file in sorted(lines.items()):
+            missed = [str(number) for number, count in sorted(of_file.items()) if count == 0]
+            if missed:
+                print(f"  {name}, not run: {' '.join(missed)}")
+    return 1 if low else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
