@@ -121,7 +121,8 @@ class Worker:
             return 0, 0
         self.pipe.send(None)
         counts: tuple[int, int] = self.pipe.recv()
-        self.end("closed")
+        self.process.join()
+        self.process = None
         return counts
 
 
@@ -266,5 +267,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path.append(str(ROOT))
     sys.exit(main())

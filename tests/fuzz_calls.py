@@ -74,13 +74,14 @@ def call_steps(g: Given) -> tuple[Tensor, Tensor]:
 
 
 def call(g: Given) -> tuple[Tensor, Tensor]:
-    p, x, hx, reset = g.p, g.input, g.hx, g.reset
+    p, hx, reset = g.p, g.hx, g.reset
+    x: Any = g.input
     if p.entry == "operator":
         output, hn = OPERATORS.rnn(*arguments(g))
         return output, hn
     if p.entry in ("RNNCell", "step"):
         return call_steps(g)
-    options = {
+    options: dict[str, Any] = {
         "num_layers": p.num_layers,
         "bidirectional": p.bidirectional,
         "batch_first": p.batch_first,
@@ -93,7 +94,7 @@ def call(g: Given) -> tuple[Tensor, Tensor]:
     elif g.batch_sizes is not None:
         order = g.order
         x = PackedSequence(x, g.batch_sizes, order, None if order is None else order.argsort())
-    marks = {"lengths": g.lengths, "reset": reset}
+    marks: dict[str, Any] = {"lengths": g.lengths, "reset": reset}
     if p.entry == "RNN":
         output, hn = module_of(g, fastrnn.RNN, **options)(x, hx, **marks)
     else:

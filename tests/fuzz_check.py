@@ -42,9 +42,10 @@ def rounded(activation: Callable[[Tensor], Tensor], terms: int) -> Callable[[Ten
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Tensor:
             (h,) = ctx.saved_tensors
-            return grads[0] * (1 - h * h if activation is tanh else (h > 0))
+            slope: Tensor = 1 - h * h if activation is tanh else h > 0
+            return grads[0] * slope
 
-    return Rounded.apply  # type: ignore[no-any-return]
+    return Rounded.apply
 
 
 tanh, relu = torch.tanh, torch.relu
@@ -91,7 +92,7 @@ def other(g: Given, dtype: torch.dtype, of_torch: bool, nudge: float = 0.0) -> R
         options = p.bias, p.num_layers, p.nonlinearity, p.bidirectional, p.batch_first
         inputs = p.hidden_size * p.directions if p.num_layers > 1 else 1
         terms = max(p.input_size, inputs) + p.hidden_size
-        activations = {"tanh": rounded(tanh, terms), "relu": rounded(relu, terms)}
+        activations: dict[str, Any] = {"tanh": rounded(tanh, terms), "relu": rounded(relu, terms)}
         with patch.multiple(torch, **activations) if nudge else nullcontext():
             output, hn = reference.rnn(*given, *options)
     if g.order is not None:

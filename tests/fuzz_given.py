@@ -96,7 +96,7 @@ class Given:
             g = self.uniform(self.states, B, H)
             layout = "dense" if p.entry == "raw" else p.gradients_layout
             self.grad_hn = self.put("grad_hn", g, layout)
-        self.leaves = {"input": self.input, "hx": self.hx}
+        self.leaves: dict[str, Any] = {"input": self.input, "hx": self.hx}
         self.leaves |= zip(self.names, self.weights, strict=True)
         self.wanted = [
             name
