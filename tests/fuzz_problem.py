@@ -74,7 +74,7 @@ class Problem:
 # of up to 4 vectors, tiles of 3, 6, 8 and 12 rows, 16 and 40 rows for weights as they came, blocks
 # of 96 rows and of 256 rows of all steps, units in chunks of 256.
 ROWS = [5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 25, 39, 40, 41, 63, 95, 96, 97, 193, 200]
-STEPS = [10, 16, 17, 24, 33, 40, 63, 97, 128, 255, 256, 257, 300]
+STEPS = [7, 8, 9, 10, 12, 16, 17, 20, 24, 33, 40, 63, 97, 128, 255, 256, 257, 300]
 FEATURES = [7, 8, 9, 12, 15, 16, 17, 20, 24, 31, 32, 33, 40, 47, 48, 49, 63, 64, 65, 80, 95, 96, 97,
             112, 127, 128, 129, 130, 143, 160, 161, 192, 193, 200]  # fmt: skip
 LARGE = [255, 256, 257, 272, 290, 320, 511, 512, 513, 600, 800, 1030]
@@ -83,7 +83,7 @@ LARGE = [255, 256, 257, 272, 290, 320, 511, 512, 513, 600, 800, 1030]
 BUDGETS = [100_000] * 12 + [1_000_000] * 5 + [8_000_000] * 2 + [60_000_000]
 
 few = st.integers(1, 6)
-steps = st.one_of(few, few, st.sampled_from(STEPS))
+steps = st.one_of(few, few, few, st.sampled_from(STEPS))
 rows = st.one_of(few, few, st.sampled_from(ROWS))
 features = st.one_of(few, st.sampled_from(FEATURES), st.sampled_from(FEATURES))
 large = st.one_of(few, st.sampled_from(FEATURES), st.sampled_from(LARGE))
