@@ -52,7 +52,7 @@ FAULTS = [
     Fault("sums are split where threads have rows for other tiles", "cpu/choose.cpp",
           "kSplitBatch = 2;", "kSplitBatch = 8;"),
     Fault("blocks of 96 rows drop what does not divide", "cpu/layer.h",
-          "(end - begin + blocks - i - 1) / (blocks - i)", "(end - begin) / (blocks - i)"),
+          "(end - begin + blocks - i - 1) / (blocks - i)", "(end - begin) / blocks"),
     Fault("a chunk of steps has more rows than its buffers", "cpu/layer.h",
           "fused ? 1 : kBlockRows / rows;", "fused ? 1 : kBlockRows / rows + 1;"),
     Fault("a chunk's later steps start from its first rows", "cpu/layer.h",
