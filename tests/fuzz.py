@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
         closer, without_bound = worker.close()
         print(run.summary())
         print(f"  {closer:,} judged by nn.RNN's own error")
-        print(f"  {without_bound:,} results of which nn.RNN has no finite value")
+        print(f"  {without_bound:,} results of which nn.RNN has no right digit")
         sys.stdout.flush()
         if failures and not options.keep_going:
             break

@@ -166,6 +166,9 @@ def fitted(p: Problem, budget: int, isa: str = "") -> Problem:
     # Errors grow from step to step where weights are large, and so does what relu returns.
     if p.scale > 1:
         most = min(most, 8 if p.scale < 10 else 3)
+    if p.scale > 10 and p.dtype in ("bfloat16", "float16"):  # of few bits not one would be left
+        most = min(most, 2)
+        change |= {"num_layers": 1, "dropout": False}
     change["seq_len"] = min(p.seq_len, most)
     if isa == "avx512" and p.dtype == "bfloat16" and p.entry != "raw":
         change["dtype"] = "float32"  # there the extension has other kernels for bfloat16
