@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -22,20 +22,34 @@ from fastrnn import reference
 NUDGED = 12  # times that the reference runs with roundings, where nn.RNN itself errs less
 
 
-def rounded(activation: Callable[[Tensor], Tensor], terms: int) -> Callable[[Tensor], Tensor]:
-    """An activation of sums that are off by a few roundings, itself off by one.
+tanh, relu, linear = torch.tanh, torch.relu, torch.nn.functional.linear
 
-    A sum of n terms, one after the other, is off by about sqrt(n) roundings. The derivative is that
-    of the value returned.
+
+def noise(x: Tensor) -> Tensor:
+    """Up to a rounding of one, of either sign."""
+    moved: Tensor = torch.finfo(x.dtype).eps * torch.empty_like(x).uniform_(-1, 1)
+    return moved
+
+
+def rounded_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Sums of n terms, one after the other, are off by about sqrt(n) / 2 roundings of what they
+    are on the way: of terms of any sign the root of their squares' sum, of one sign the sum.
     """
+    y = linear(input, weight, bias)
+    with torch.no_grad():
+        size = linear(input.double() ** 2, weight.double() ** 2).sqrt() + y.abs()
+        off = (input.size(-1) ** 0.5 / 2 * size).to(y.dtype) * noise(y)
+    return y + off
 
-    def moved(x: Tensor, by: float) -> Tensor:
-        return x * (1 + by * torch.finfo(x.dtype).eps * torch.empty_like(x).uniform_(-1, 1))
+
+def rounded(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """An activation off by a rounding; the derivative is that of the value returned."""
 
     class Rounded(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
-            h = moved(activation(moved(x, terms**0.5)), 1.0)
+            h = activation(x)
+            h = h * (1 + noise(h))
             ctx.save_for_backward(h)
             return h
 
@@ -48,7 +62,15 @@ def rounded(activation: Callable[[Tensor], Tensor], terms: int) -> Callable[[Ten
     return Rounded.apply
 
 
-tanh, relu = torch.tanh, torch.relu
+@contextmanager
+def roundings() -> Iterator[None]:
+    """The reference rounds sums and states."""
+    with (
+        patch("torch.tanh", rounded(tanh)),
+        patch("torch.relu", rounded(relu)),
+        patch("torch.nn.functional.linear", rounded_linear),
+    ):
+        yield
 
 
 def other(g: Given, dtype: torch.dtype, of_torch: bool, nudge: float = 0.0) -> Results:
@@ -90,10 +112,7 @@ def other(g: Given, dtype: torch.dtype, of_torch: bool, nudge: float = 0.0) -> R
         mask = None if g.mask is None else like(g.mask)
         given = leaves["input"], hx, weights, g.batch_sizes, g.lengths, reset, mask
         options = p.bias, p.num_layers, p.nonlinearity, p.bidirectional, p.batch_first
-        inputs = p.hidden_size * p.directions if p.num_layers > 1 else 1
-        terms = max(p.input_size, inputs) + p.hidden_size
-        activations: dict[str, Any] = {"tanh": rounded(tanh, terms), "relu": rounded(relu, terms)}
-        with patch.multiple(torch, **activations) if nudge else nullcontext():
+        with roundings() if nudge else nullcontext():
             output, hn = reference.rnn(*given, *options)
     if g.order is not None:
         hn = hn.index_select(1, g.order.argsort())
