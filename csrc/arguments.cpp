@@ -44,10 +44,12 @@ Dtype dtype_of(const Tensor& x) {
 
 namespace {
 
-// Whether sizes and strides mean places in a storage: not in a wrapper, nor in a compiler's tensor.
+// Whether sizes and strides mean places in a storage: not in a wrapper, a compiler's tensor, or a
+// nested one.
 bool has_own_storage(const at::TensorImpl& x) {
   return x.has_storage() && !x.is_python_dispatch() && !x.has_symbolic_sizes_strides() &&
-         !x.key_set().has(c10::DispatchKey::Functionalize);
+         !x.key_set().has_any(c10::DispatchKeySet(
+             {c10::DispatchKey::Functionalize, c10::DispatchKey::NestedTensor}));
 }
 
 // Bytes from the start of the storage to the end of the last element; nothing if they overflow.

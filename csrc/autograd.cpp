@@ -134,6 +134,11 @@ void fill_in(variable_list& weights, const Tensor& input, const Tensor& saved,
   }
 }
 
+// A gradient may be sparse.
+OptionalTensor dense(const Tensor& x) {
+  return x.defined() && x.layout() != at::kStrided ? x.to_dense() : defined(x);
+}
+
 OptionalTensor contiguous(const Tensor& x) {
   return x.defined() ? OptionalTensor(x.contiguous()) : std::nullopt;
 }
@@ -188,7 +193,7 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     fill_in(weights, input, saved, options);
     const auto [has_biases, num_layers, f, bidirectional, batch_first] = options;
     const c10::string_view nonlinearity = name_of(f);
-    const OptionalTensor grad_output = defined(grads[0]), grad_hn = defined(grads[1]);
+    const OptionalTensor grad_output = dense(grads[0]), grad_hn = dense(grads[1]);
 
     variable_list results(2 + weights.size());  // of input, hx and the weights
     if (!grad_output && !grad_hn) return results;

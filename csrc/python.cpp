@@ -65,6 +65,13 @@ bool has_kernels(const Tensor& x) {
           dtype == at::kBFloat16);
 }
 
+// Nothing for what is no integer, or too large. A bool is none.
+std::optional<int64_t> integer(py::handle x) {
+  py::detail::make_caster<int64_t> caster;
+  if (PyBool_Check(x.ptr()) || !caster.load(x, /*convert=*/true)) return std::nullopt;
+  return static_cast<int64_t>(caster);
+}
+
 bool alike(const Tensor& x, const Tensor& y) {
   return x.scalar_type() == y.scalar_type() && x.device() == y.device();
 }
@@ -127,14 +134,15 @@ Results call(const Tensor& input, const Arguments&... arguments) {
 // The calls in eager mode. Anything out of the ordinary, wrong arguments included, returns None and
 // is left to Python, which has the words for it.
 py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
-                     bool has_biases, int64_t num_layers, std::string_view nonlinearity,
+                     bool has_biases, py::handle py_num_layers, std::string_view nonlinearity,
                      py::handle py_bidirectional, bool batch_first, py::handle py_lengths,
                      py::handle py_reset) {
   const auto left_to_python = [] { return py::none(); };
   if (call_is_watched()) return left_to_python();
   const Tensor* input = plain_tensor(py_input.ptr());
   if (!input || (input->dim() != 2 && input->dim() != 3)) return left_to_python();
-  if (!py::isinstance<py::bool_>(py_bidirectional)) return left_to_python();
+  const std::optional<int64_t> num_layers = integer(py_num_layers);
+  if (!num_layers || !py::isinstance<py::bool_>(py_bidirectional)) return left_to_python();
   const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>();
   if (!has_kernels(*input)) return left_to_python();
 
@@ -151,7 +159,7 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
     for (auto& [from, to] : {std::pair{py_lengths, &lengths}, std::pair{py_reset, &reset}}) {
       if (from.is_none()) continue;
       const Tensor* t = plain_tensor(from.ptr());
-      if (!t) return left_to_python();
+      if (!t || t->device() != input->device()) return left_to_python();
       *to = *t;
     }
     // Python takes other types too, and a last dimension of 1.
@@ -160,7 +168,7 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
   }
   auto results =
       call(batched ? *input : unsqueezed("input", *input, 1), hx, weights, lengths, reset,
-           has_biases, num_layers, nonlinearity, bidirectional, batched && batch_first);
+           has_biases, *num_layers, nonlinearity, bidirectional, batched && batch_first);
   if (!results) return left_to_python();
   auto& [output, hn] = *results;
   if (!batched) {
@@ -173,11 +181,13 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
 
 // One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and the state.
 py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
-                          bool has_biases, int64_t num_layers, std::string_view nonlinearity) {
+                          bool has_biases, py::handle py_num_layers,
+                          std::string_view nonlinearity) {
   const auto left_to_python = [] { return py::none(); };
   if (call_is_watched()) return left_to_python();
   const Tensor* input = plain_tensor(py_input.ptr());
-  if (!input || (input->dim() != 1 && input->dim() != 2) || !has_kernels(*input))
+  const std::optional<int64_t> num_layers = integer(py_num_layers);
+  if (!input || !num_layers || (input->dim() != 1 && input->dim() != 2) || !has_kernels(*input))
     return left_to_python();
   Weights weights;
   if (!take_weights(py_weights, *input, weights)) return left_to_python();
@@ -191,7 +201,7 @@ py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list&
   Tensor step = unsqueezed("input", *input, 0);
   if (!batched) step = step.unsqueeze(0);
   auto results =
-      call(step, hx, weights, std::nullopt, std::nullopt, has_biases, num_layers, nonlinearity,
+      call(step, hx, weights, std::nullopt, std::nullopt, has_biases, *num_layers, nonlinearity,
            /*bidirectional=*/false, /*batch_first=*/false);
   if (!results) return left_to_python();
   auto& [output, hn] = *results;

@@ -7,7 +7,7 @@ def rnn(
     hx: Tensor | None,
     weights: object,
     has_biases: bool,
-    num_layers: int,
+    num_layers: object,
     nonlinearity: str,
     bidirectional: bool,
     batch_first: bool,
@@ -19,7 +19,7 @@ def rnn_step(
     hx: Tensor | None,
     weights: list[Tensor],
     has_biases: bool,
-    num_layers: int,
+    num_layers: object,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor] | None: ...
 def rnn_cell(

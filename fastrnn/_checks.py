@@ -34,7 +34,15 @@ def check_types(**given: Any) -> None:
         fits = isinstance(value, numbers.Integral) if whole else type(value) is bool
         if not fits or (whole and isinstance(value, bool)):
             expected, got = "int" if whole else "bool", type(value).__name__
+            if got == expected:  # NumPy's
+                got = f"{type(value).__module__}.{got}"
             raise TypeError(f"{name} should be of type {expected}, got: {got}")
+
+
+def check_index(name: str, value: Any) -> None:
+    """Check that a size is an integer of any type."""
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
 
 
 def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RNN") -> None:
@@ -59,6 +67,8 @@ def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RN
 def _got(x: Any, name: str) -> str:
     """The type of what came, and how to make a tensor of it."""
     kind = type(x).__name__
+    if isinstance(x, type):
+        return f"the class {x.__name__}"
     if isinstance(x, PackedSequence):
         return f"{kind}: pad_packed_sequence({name}) makes one"
     if isinstance(x, list | tuple):
@@ -66,6 +76,15 @@ def _got(x: Any, name: str) -> str:
             return f"{kind}: torch.stack({name}) makes one of tensors of one size"
         return f"{kind}: torch.tensor({name}) makes one of numbers"
     return f"{kind}: torch.as_tensor({name}) makes one" if hasattr(x, "__array__") else kind
+
+
+def reorder(x: Tensor, indices: Tensor) -> Tensor:
+    """The rows of a state in another order; torch itself makes up values for indices on meta."""
+    if isinstance(indices, Tensor) and indices.device != x.device:
+        raise RuntimeError(
+            f"RNN: expected the indices of the PackedSequence on {x.device}, got {indices.device}"
+        )
+    return x.index_select(1, indices)
 
 
 def check_rank(input: Tensor, hx: Tensor | None) -> None:
@@ -92,6 +111,13 @@ def check_count(
         )
 
 
+def check_weights(weights: Sequence[Any], *, op: str = "rnn") -> None:
+    """Check that the weights are tensors."""
+    for w in weights:
+        if not isinstance(w, Tensor):
+            raise TypeError(f"{op}: expected weights that are tensors, got {type(w).__name__}")
+
+
 def check_args(
     input: Tensor,
     hx: Tensor | None,
@@ -100,9 +126,7 @@ def check_args(
     reset_state: Tensor | None = None,
 ) -> None:
     """Check batched or packed arguments, in nn.RNN's order and words where it has a check."""
-    for w in weights:
-        if not isinstance(w, Tensor):
-            raise TypeError(f"rnn: expected weights that are tensors, got {type(w).__name__}")
+    check_weights(weights)
     directions = 2 if options.bidirectional else 1
     count = options.num_layers * directions * (4 if options.has_biases else 2)
     if options.num_layers > 0 and len(weights) != count:
@@ -249,7 +273,7 @@ def packed_reset(reset: Any, packed: PackedSequence, batch_first: bool) -> Any:
         check_reset(reset, shape[::-1] if batch_first else shape, data)
     if batch_first:
         reset = reset.transpose(0, 1)
-    return reset if sorted_indices is None else reset.index_select(1, sorted_indices)
+    return reset if sorted_indices is None else reorder(reset, sorted_indices)
 
 
 def _same_order(a: Tensor | None, b: Tensor | None) -> bool:
@@ -322,6 +346,9 @@ def check_cell_rank(input: Tensor, hx: Tensor | None) -> None:
 
 def check_cell_sizes(input: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tensor) -> None:
     """Check the sizes of (B, I) and (B, H), in nn.RNNCell's words."""
+    for name, w in (("weight_ih", w_ih), ("weight_hh", w_hh)):
+        if w.dim() != 2:
+            raise RuntimeError(f"RNNCell: expected {name} with 2 dimensions, got {w.dim()}")
     if input.size(1) != w_ih.size(1):
         raise RuntimeError(
             f"input has inconsistent input_size: got {input.size(1)} expected {w_ih.size(1)}"

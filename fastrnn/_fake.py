@@ -38,11 +38,24 @@ def _sizes(
     return [*rows, num_directions * hidden_size], [states, batch, hidden_size]
 
 
+def _check_devices(options: Options, input: Tensor, *others: Tensor | None) -> None:
+    """Check that all is where the input is: one tensor on meta brings a call of others here."""
+    sizes = options.batch_sizes
+    if sizes is not None and sizes.device.type == "cpu":
+        sizes = None
+    for x in (*others, sizes, options.lengths, options.reset, options.dropout_mask):
+        if x is not None and x.device != input.device:
+            raise RuntimeError(
+                f"rnn: expected all tensors on {input.device}, got one on {x.device}"
+            )
+
+
 @torch.library.register_fake("fastrnn::rnn_forward")  # type: ignore[untyped-decorator]
 def _rnn_forward_fake(
     input: Tensor, hx: Tensor | None, weights: list[Tensor], *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     options, save = Options(*args[:-1]), args[-1]
+    _check_devices(options, input, hx, *weights)
     shape, state = _sizes(input, hx, weights, options)
     output = input.new_empty(shape)
     saved = input.new_empty([options.num_layers if save else 0, math.prod(shape[:-1]), shape[-1]])
@@ -66,6 +79,7 @@ def _rnn_backward_fake(
     *args: Any,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     options, (want_input, want_hx, want_weights) = Options(*args[:-3]), args[-3:]
+    _check_devices(options, input, grad_output, grad_hn, saved, hx, *weights)
     _checks.check_count(weights, options.has_biases, options.num_layers, options.bidirectional)
     return (
         input.new_empty(input.shape if want_input else [0]),

@@ -191,8 +191,8 @@ def rnn_in_python(
     """What the direct entry leaves to Python: packed input, transforms, compilers, errors."""
     if reset_state is not None and reset is None:
         raise ValueError(_WITHOUT_RESET.format("rnn"))
-    if not isinstance(bidirectional, bool):
-        _checks.check_types(bidirectional=bidirectional)
+    if type(num_layers) is not int or type(bidirectional) is not bool:
+        _checks.check_types(num_layers=num_layers, bidirectional=bidirectional)
     packed = isinstance(input, PackedSequence)
     if not packed:
         tensors = (input, hx, *weights)
@@ -211,6 +211,11 @@ def rnn_in_python(
                 rnn_positional, tensors, input, hx, weights, *given, reset_state
             )
         _checks.check_tensors(input, hx, reset_state)
+    elif not isinstance(input.batch_sizes, Tensor):
+        got = type(input.batch_sizes).__name__
+        raise TypeError(
+            f"RNN: expected batch_sizes of the PackedSequence to be a Tensor, got {got}"
+        )
     _checks.check_count(weights, bias, num_layers, bidirectional)
     if not torch.compiler.is_compiling():
         _C.check_storages(
@@ -322,14 +327,18 @@ def rnn_cell(
     For what the direct entry has not taken: with ``reset`` it is asked here.
     """
     known = nonlinearity in ("tanh", "relu")
+    _checks.check_tensors(input, hx, op="RNNCell")
+    biases = [b for b in (b_ih, b_hh) if b is not None]
+    _checks.check_weights([w_ih, w_hh, *biases], op="RNNCell")
+    if len(biases) == 1:  # their order does not matter
+        biases.append(torch.zeros_like(biases[0]))
+    weights = [w_ih, w_hh, *biases]
     if reset is not None or reset_state is not None:
         hx = _reset_rows("RNNCell", input, hx, reset, reset_state, (w_hh.size(-1),))
         if known and not is_dynamo_compiling():
             result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
             if result is not None:
                 return result
-    _checks.check_tensors(input, hx, op="RNNCell")
-    weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
     if not torch.compiler.is_compiling():
         _C.check_storages(weights, input=input, hx=hx)
     _checks.check_cell_rank(input, hx)
@@ -404,15 +413,15 @@ def _rnn_packed(
     _checks.check_tensors(data, hx, reset_state)
     if sorted_indices is not None:
         if hx is not None:
-            hx = hx.index_select(1, sorted_indices)
+            hx = _checks.reorder(hx, sorted_indices)
         elif torch.compiler.is_compiling():  # tells a compiler the batch, which batch_sizes do not
             states = options.num_layers * (2 if options.bidirectional else 1)
             hx = data.new_zeros(states, sorted_indices.size(0), weights[1].size(-1))
         if reset_state is not None:
-            reset_state = reset_state.index_select(1, sorted_indices)
+            reset_state = _checks.reorder(reset_state, sorted_indices)
     output, hn = _rnn_batched(data, hx, weights, dropout, options, reset_state)
     if unsorted_indices is not None:
-        hn = hn.index_select(1, unsorted_indices)
+        hn = _checks.reorder(hn, unsorted_indices)
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hn
 
 

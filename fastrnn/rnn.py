@@ -175,26 +175,25 @@ class RNN(RNNBase):
         checked = not self._checks_overridden
         if checked and not dropout and reset_state is None and not is_dynamo_compiling():
             # As rnn_positional does: a call of Python less, for the calls that are short.
-            result: tuple[Tensor, Tensor] | None
-            try:
-                result = _C.rnn(
-                    input,
-                    hx,
-                    weights,
-                    bias,
-                    self.num_layers,
-                    nonlinearity,
-                    self.bidirectional,
-                    batch_first,
-                    lengths,
-                    reset,
-                )
-            except TypeError:
-                _checks.check_types(num_layers=self.num_layers)
-                raise
+            result: tuple[Tensor, Tensor] | None = _C.rnn(
+                input,
+                hx,
+                weights,
+                bias,
+                self.num_layers,
+                nonlinearity,
+                self.bidirectional,
+                batch_first,
+                lengths,
+                reset,
+            )
             if result is not None:
                 # After the call, which no trace comes through: it would record the shape.
-                if weights[0].shape != (self.hidden_size, self.input_size) or self.proj_size != 0:
+                if (
+                    weights[0].shape != (self.hidden_size, self.input_size)
+                    or self.proj_size != 0
+                    or type(self.hidden_size) is not int
+                ):
                     self._check_sizes(weights, input, hx)
                 return result
         if isinstance(input, Proxy) and _is_leaf(self, RNN.forward, input):
@@ -280,12 +279,9 @@ class RNN(RNNBase):
             dropout = self._dropout_now()
         unmarked = reset is None and reset_state is None
         if unmarked and not dropout and not is_dynamo_compiling():
-            result: tuple[Tensor, Tensor] | None
-            try:
-                result = _C.rnn_step(input, hx, weights, bias, self.num_layers, nonlinearity)
-            except TypeError:
-                _checks.check_types(num_layers=self.num_layers)
-                raise
+            result: tuple[Tensor, Tensor] | None = _C.rnn_step(
+                input, hx, weights, bias, self.num_layers, nonlinearity
+            )
             if result is not None:
                 if weights[0].shape != (self.hidden_size, self.input_size):
                     self._check_sizes(weights)
@@ -334,6 +330,8 @@ class RNN(RNNBase):
         # A trace would record the shape; what is no tensor has a message of its own.
         if torch.jit.is_tracing() or not isinstance(w_ih, Tensor):  # type: ignore[attr-defined, no-untyped-call]
             return
+        if call and call[1] is None and type(self.hidden_size) is not int:  # a state is made
+            _checks.check_index("hidden_size", self.hidden_size)
         fits = w_ih.shape == expected
         if fits and self.proj_size == 0:
             return
@@ -441,7 +439,8 @@ class RNNCell(RNNCellBase):
             result: Tensor | None = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
             if result is not None:
                 # After the call, which no trace comes through: it would record the shape.
-                if hx is None and w_hh.shape[1] != self.hidden_size:
+                size = self.hidden_size
+                if hx is None and (type(size) is not int or w_hh.shape[1] != size):
                     self._check_hidden_size(w_hh)
                 return result
         if isinstance(input, Proxy) and _is_leaf(self, RNNCell.forward, input):
@@ -458,8 +457,7 @@ class RNNCell(RNNCellBase):
         # A trace would record the shape; what is no matrix has a message of its own.
         if torch.jit.is_tracing() or not isinstance(w_hh, Tensor) or w_hh.dim() != 2:  # type: ignore[attr-defined, no-untyped-call]
             return
-        if not isinstance(expected, int):
-            raise TypeError(f"hidden_size should be of type int, got: {type(expected).__name__}")
+        _checks.check_index("hidden_size", expected)
         if w_hh.size(1) != expected:
             raise RuntimeError(
                 f"hidden0 has inconsistent hidden_size: got {expected}, expected {w_hh.size(1)}"
