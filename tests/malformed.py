@@ -161,7 +161,8 @@ def comparable(call: Call) -> bool:
 
 WEIGHT = r"weights.*|[wb]_[ih]h"
 DELIBERATE = {  # entry, argument, damage, what comes of it: why
-    ("RNN", "batch_sizes|weights.*", ".*", r"raises TypeError, and torch \w+Error"):
+    ("RNN", "data|batch_sizes|weights.*", ".*",
+     r"raises (Type|Attribute)Error, and torch \w+Error"):
         "no tensor: torch's error is that of the line which meets it first",
     (r"RNN|RNN\(\)", "num_layers|bidirectional", ".*", r"raises \w+, and torch \w+"):
         "the same: torch checks neither",

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from malformed_values import TENSORS, unwrapped
 from torch import Tensor
@@ -42,10 +43,11 @@ class Call:
 
 
 def flat(x: Any, inner: bool = True) -> Iterator[Any]:
+    """The tensors of a result; a packed sequence may hold arrays."""
     if isinstance(x, list | tuple):
         for y in x:
             yield from flat(y, inner)
-    elif x is not None:
+    elif isinstance(x, Tensor | np.ndarray):
         yield torch.as_tensor(unwrapped(x)) if inner else x
 
 
