@@ -135,6 +135,11 @@ def check_args(
             f"bias={options.has_biases}, bidirectional={options.bidirectional}, got {len(weights)}"
         )
     w_ih, w_hh = weights[0], weights[1]
+    for i in (0, 1):
+        if weights[i].dim() != 2:
+            raise RuntimeError(
+                f"rnn: expected weights[{i}] with 2 dimensions, got {weights[i].dim()}"
+            )
     if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
         advice = f", or convert model: model.to({input.dtype})"
         if not (input.is_floating_point() or input.is_complex()):

@@ -355,7 +355,8 @@ def rnn_cell(
     given = (input, hx, *weights)
     if _path.why_no_kernel(given) is not None and _path.why_only_reference(given) is None:
         if hx is None:
-            hx = input.new_zeros(input.size(0), w_hh.size(0))
+            size = (input.size(0), w_hh.size(0))  # strided, as nn.RNNCell's
+            hx = torch.zeros(size, dtype=input.dtype, device=input.device)
         cell = torch.rnn_relu_cell if nonlinearity == "relu" else torch.rnn_tanh_cell
         h: Tensor = cell(input, hx, *weights)
         return h if batched else h.squeeze(0)

@@ -50,6 +50,8 @@ def malformed(seed: int, index: int) -> Call:
         if entry.name == "autograd":  # of the others it is known what they do
             name = rng.choice(["grad_output", "grad_hn", "unpacked", "freed"])
             if name in ("unpacked", "freed"):
+                if call.damage:  # torch itself crashes when it converts what was freed
+                    continue
                 call.damage[name] = f"{call.given[name]} {call.given['which']}"
                 continue
         else:
@@ -139,7 +141,7 @@ def examine(seed: int, index: int) -> tuple[str, str]:
     truth = attempt(other, lambda: entry.truth(other))
     if isinstance(truth, Raised):
         facts = f"{facts}\n  the reference raises {truth.type.__name__}: {truth.text:.300}"
-        if truth.type is AssertionError:
+        if truth.type is AssertionError or "allocate memory" in truth.text:
             return "returns, where there is nothing to compare", facts
         return "FAULT: returns, and the reference raises", facts
     rounded = half(call, ours)
@@ -172,20 +174,24 @@ DELIBERATE = {  # entry, argument, damage, what comes of it: why
         "no bool: torch does not look at it, or takes NumPy's",
     ("RNN|RNNCell", "dropout|hidden_size", "10{10}", ".*OverflowError|.*torch TypeError"):
         "torch's words for an integer beyond 64 bits",
-    ("RNNCell", f"hx|{WEIGHT}", ".* dimensions|one number|resized",
+    ("RNN|RNNCell", f"hx|{WEIGHT}", ".* dimensions|one number|resized",
      r"raises RuntimeError, and torch \w+"): "torch broadcasts a bias, or a state",
-    ("RNNCell", f"hx|{WEIGHT}", "meta", "raises RuntimeError, and torch returns"):
+    ("RNN|RNNCell", f"data|hx|{WEIGHT}", "meta", "raises RuntimeError, and torch returns"):
         "torch returns a tensor without values",
     ("RNN|RNNCell", f"hx|{WEIGHT}", "imaginary|dtype|complex|fake",
      "raises RuntimeError, and torch returns"): "torch casts a bias or a state in silence",
     ("RNN", "batch_sizes", "overlapping", "raises RuntimeError, and torch returns"):
         "torch misreads sizes that are not contiguous",
-    ("RNN|RNNCell", WEIGHT, "lazy", "raises RuntimeError, and torch ValueError"):
-        "a lazy weight's own error",
-    ("RNN|RNNCell", f"data|{WEIGHT}", "sparse|mkldnn", "raises RuntimeError, and torch returns"):
+    ("RNN|RNNCell", WEIGHT, "lazy|jagged", "raises RuntimeError, and torch ValueError"):
+        "such a weight's own error",
+    ("RNN", "data", "quantized", "raises ValueError, and torch NotImplementedError"):
+        "its dtype is not the weights'",
+    ("RNN|RNNCell", f"data|hx|{WEIGHT}", "sparse|mkldnn", "raises RuntimeError, and torch returns"):
         "torch takes a sparse tensor in some places",
-    ("autograd", "grad_output|grad_hn", "sparse", "returns, and torch raises RuntimeError"):
-        "torch adds a dense gradient to a sparse one, not the reverse",
+    ("autograd", "grad_output|grad_hn", "sparse", r"returns, and torch raises \w+Error"):
+        "torch takes a sparse gradient in some calls",
+    ("RNN", "batch_sizes", "wrapped", "returns, and torch raises RuntimeError"):
+        "torch reads their memory, of which there is none",
 }  # fmt: skip
 
 
@@ -228,10 +234,13 @@ def judge(call: Call, ours: Any, theirs: Any) -> str:
     if without_values(ours):
         return "returns a shape"
     unusual = any(isinstance(y, Wrapped | np.ndarray) for y in flat((ours, theirs), inner=False))
+    unusual |= any(name.endswith("sorted_indices") for name in call.damage)  # are handed back
     rounded = half(call, ours)
     try:
-        if rounded or unusual:
-            assert_close(ours, theirs, 0.05 if rounded else 4e-5)
+        if rounded:  # the gradients of relu hang on rounding
+            assert_close(ours[0], theirs[0], 0.05)
+        elif unusual:
+            assert_close(ours, theirs, 4e-5)
         else:
             assert_same(ours[0], theirs[0], tolerance=2e-5)
             assert_close(ours[1], theirs[1], 4e-5)

@@ -47,7 +47,7 @@ def flat(x: Any, inner: bool = True) -> Iterator[Any]:
     if isinstance(x, list | tuple):
         for y in x:
             yield from flat(y, inner)
-    elif isinstance(x, Tensor | np.ndarray):
+    elif isinstance(x, Tensor | np.ndarray) and not getattr(x, "is_nested", False):
         yield torch.as_tensor(unwrapped(x)) if inner else x
 
 
@@ -360,7 +360,7 @@ def truth_of_backward(call: Call) -> Any:
     args[1] = torch.zeros_like(double(given["grad_hn"])) if args[1] is None else args[1]
     wanted = [args[0], args[1], *args[2]]
     with torch.enable_grad():
-        wanted = [x.detach().requires_grad_() for x in wanted]
+        wanted = [x.detach().clone().requires_grad_() for x in wanted]
         args[:3] = wanted[0], wanted[1], wanted[2:]
         results = reference.rnn(*args)
     pairs = [(y, double(given[n])) for y, n in zip(results, ("grad_output", "grad_hn"), strict=True)
