@@ -176,16 +176,18 @@ DELIBERATE = {  # entry, argument, damage, what comes of it: why
         "torch's words for an integer beyond 64 bits",
     ("RNN|RNNCell", f"hx|{WEIGHT}", ".* dimensions|one number|resized",
      r"raises RuntimeError, and torch \w+"): "torch broadcasts a bias, or a state",
-    ("RNN|RNNCell", f"data|hx|{WEIGHT}", "meta", "raises RuntimeError, and torch returns"):
+    ("RNN|RNNCell", f"input|data|hx|{WEIGHT}", "meta", "raises RuntimeError, and torch returns"):
         "torch returns a tensor without values",
     ("RNN|RNNCell", f"hx|{WEIGHT}", "imaginary|dtype|complex|fake",
      "raises RuntimeError, and torch returns"): "torch casts a bias or a state in silence",
-    ("RNN", "batch_sizes", "overlapping", "raises RuntimeError, and torch returns"):
-        "torch misreads sizes that are not contiguous",
+    ("RNN", "(un)?sorted_indices", "meta", "raises RuntimeError, and torch returns"):
+        "torch chooses rows by values that there are not",
+    ("RNN", "batch_sizes", "overlapping|.* dimensions", "raises RuntimeError, and torch returns"):
+        "torch reads sizes in their order in memory",
     ("RNN|RNNCell", WEIGHT, "lazy|jagged", "raises RuntimeError, and torch ValueError"):
         "such a weight's own error",
-    ("RNN", "data", "quantized", "raises ValueError, and torch NotImplementedError"):
-        "its dtype is not the weights'",
+    ("RNN", "data|batch_sizes", "quantized", r"raises \w+, and torch \w+Error"):
+        "a dtype that no one takes",
     ("RNN|RNNCell", f"data|hx|{WEIGHT}", "sparse|mkldnn", "raises RuntimeError, and torch returns"):
         "torch takes a sparse tensor in some places",
     ("autograd", "grad_output|grad_hn", "sparse", r"returns, and torch raises \w+Error"):
