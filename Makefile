@@ -29,7 +29,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow test-clients test-install fuzz fuzz-coverage planted build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-slow test-clients test-install fuzz fuzz-coverage planted soak sanitize build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ test-slow: build ## run the tests that take minutes: examples at full size
 test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tests of Lightning, skorch, Captum and torchao
 	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) \
 	  $(if $(VENV),$(CLIENTS)/bin/python,$(PY)) -m pytest tests/test_clients.py -rs $(ARGS)
+
+soak: build ## call from several threads: right results, flat memory: make soak MINUTES=10 SEED=0
+	$(PY) tests/soak.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
 
 test-install: ## install in every way: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
 	$(PYTHON) tests/try_install.py $(ARGS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +21,7 @@ FLAGS = [
     "-ffp-contract=fast",
     "-fopenmp",
 ]
+MORE_FLAGS = shlex.split(os.environ.get("FASTRNN_FLAGS", ""))  # as in setup.py
 
 
 @functools.cache
@@ -29,8 +32,8 @@ def kernels() -> ModuleType:
     module: ModuleType = cpp_extension.load(
         "fastrnn_kernels",
         [str(ROOT / "tests/kernels_module.cpp"), *map(str, sorted(sources))],
-        extra_cflags=FLAGS,
-        extra_ldflags=["-fopenmp"],
+        extra_cflags=FLAGS + MORE_FLAGS,
+        extra_ldflags=["-fopenmp", *MORE_FLAGS],
         extra_include_paths=[str(ROOT / "csrc")],
         build_directory=str(BUILD),
     )

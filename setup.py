@@ -68,6 +68,9 @@ CXX_FLAGS = [
 # No -ffast-math: it ignores NaN and infinity, reorders sums, and makes the whole process flush
 # denormals to zero.
 
+# For compiler and linker, after all others: tests/sanitize.py builds with them.
+MORE_FLAGS = shlex.split(os.environ.get("FASTRNN_FLAGS", ""))
+
 # Apple's clang has no -fopenmp; there the kernels run on one thread.
 OPENMP_FLAGS = [] if sys.platform == "darwin" else ["-fopenmp"]
 
@@ -163,8 +166,8 @@ def extension(name: str, sources: list[str], link_args: list[str]) -> Extension:
         sources,
         include_dirs=[os.path.abspath("csrc")],
         depends=sorted(glob("csrc/**/*.*h", recursive=True)),
-        extra_compile_args={"cxx": CXX_FLAGS + OPENMP_FLAGS},
-        extra_link_args=OPENMP_FLAGS + link_args,
+        extra_compile_args={"cxx": CXX_FLAGS + OPENMP_FLAGS + MORE_FLAGS},
+        extra_link_args=OPENMP_FLAGS + link_args + MORE_FLAGS,
     )
 
 
