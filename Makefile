@@ -29,7 +29,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow test-clients test-install fuzz fuzz-coverage planted soak sanitize build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-slow test-clients test-install fuzz fuzz-coverage planted soak sanitize tsan build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,12 @@ test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tests of Ligh
 
 soak: build ## call from several threads: right results, flat memory: make soak MINUTES=10 SEED=0
 	$(PY) tests/soak.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
+
+sanitize: $(INSTALLED) ## run the tests of the kernels under gcc's address and undefined-behaviour sanitizers
+	$(PY) tests/sanitize.py address $(ARGS)
+
+tsan: $(INSTALLED) ## run the soak under gcc's thread sanitizer
+	$(PY) tests/sanitize.py thread $(ARGS)
 
 test-install: ## install in every way: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
 	$(PYTHON) tests/try_install.py $(ARGS)

@@ -34,8 +34,7 @@ WORKERS = 4
 KERNEL_THREADS = (1, 2, 3)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ROUND = 10.0  # seconds
-WARM_UP = 60.0  # seconds, or a third of a shorter run: caches fill
-MOST_GROWTH = 4 << 20  # bytes from then to the end
+WARM_UP = 60.0  # seconds, or a third of a shorter run, in which caches fill
 PATIENCE = 120.0  # seconds after the end of a round in which its threads must end
 
 
@@ -293,10 +292,11 @@ class Held:
         return cls(resident, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")))
 
 
-def growth(warm: Held, now: Held) -> list[str]:
+def growth(warm: Held, now: Held, most: float) -> list[str]:
     found = []
-    if now.bytes > warm.bytes + MOST_GROWTH:
-        found.append(f"memory grew by {(now.bytes - warm.bytes) / 2**20:.1f} MiB")
+    grown = (now.bytes - warm.bytes) / 2**20
+    if grown > most:
+        found.append(f"memory grew by {grown:.1f} MiB")
     if now.threads > warm.threads:
         found.append(f"threads: {warm.threads}, then {now.threads}")
     if now.files > warm.files:
@@ -304,7 +304,7 @@ def growth(warm: Held, now: Held) -> list[str]:
     return found
 
 
-def soak(seconds: float, seed: int) -> int:
+def soak(seconds: float, seed: int, most_growth: float) -> int:
     # With an arena for each thread, what is resident would vary by tens of megabytes.
     LIBC.mallopt(M_ARENA_MAX, 1)
     work = Work(seed)
@@ -325,7 +325,7 @@ def soak(seconds: float, seed: int) -> int:
                 f"{held.threads} threads {held.files} files",
                 flush=True,
             )
-    faults = work.faults or growth(warm or held, held)
+    faults = work.faults or growth(warm or held, held, most_growth)
     for fault in faults:
         print(f"seed {seed}: {fault}", flush=True)
     return 1 if faults else 0
@@ -335,8 +335,11 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--growth", type=float, default=4.0, metavar="MIB", help="after a minute, at most"
+    )
     given = parser.parse_args(arguments)
-    return soak(60 * given.minutes, given.seed)
+    return soak(60 * given.minutes, given.seed, given.growth)
 
 
 if __name__ == "__main__":

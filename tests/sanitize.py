@@ -1,0 +1,205 @@
+"""Build fastrnn with a sanitizer, see that it finds planted faults, and run the tests under it.
+
+`python tests/sanitize.py address`, or `make sanitize`: AddressSanitizer and
+UndefinedBehaviorSanitizer on the tests of the kernels and on a minute of the fuzzer.
+`python tests/sanitize.py thread`, or `make tsan`: ThreadSanitizer on the soak.
+
+All happens in build/sanitize, in a copy of the sources. Exits with status 1 where a sanitizer
+reports something, a test fails, or a planted fault stays unseen. Needs gcc on Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ["csrc", "fastrnn", "tests", "setup.py", "cpu_build.py", "cuda_build.py", "pyproject.toml"]
+BUILT = shutil.ignore_patterns("*.so", "_built_for.json", "__pycache__")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A text of a file that is replaced, and the words of the report that must follow."""
+
+    file: str
+    old: str
+    new: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Sanitizer:
+    flags: str
+    runtime: str  # gcc's library
+    options: dict[str, str]  # environment variables
+    faults: list[Fault]
+    trial: list[str]  # what Python runs to find each
+    runs: list[list[str]]
+    sources: list[str] = field(default_factory=list)  # of tests/, built into the extension
+
+
+STACK = "csrc/cpu/stack.cpp"
+TRIAL = """
+import torch, fastrnn
+rnn = fastrnn.RNN(3, 37, 2)
+output, _ = rnn(torch.randn(4, 2, 3), lengths=torch.tensor([4, 2]))
+output.sum().backward()
+"""
+TESTS = [
+    f"tests/test_{name}.py"
+    for name in ("kernels", "rnn", "cell", "step", "reset", "functional", "ops", "hostile")
+]
+# Limits of memory leave no room for a sanitizer's, and its symbols are weak.
+LEFT_OUT = "not little_memory and not share_nothing"
+SOAK = ["tests/soak.py", "--growth", "inf", "--minutes"]
+
+SANITIZERS = {
+    "address": Sanitizer(
+        # Elements of any alignment are taken, as numpy and torch make them from bytes. The types
+        # behind torch's virtual functions are not in sight.
+        flags="-fsanitize=address,undefined -fno-sanitize=alignment,vptr",
+        runtime="libasan.so",
+        options={
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        },
+        faults=[
+            Fault(
+                STACK,
+                "for (int64_t t = 0; t < s.seq_len; ++t) rows += s.active[t];",
+                "for (int64_t t = 0; t <= s.seq_len; ++t) rows += s.active[t];",
+                "heap-buffer-overflow",
+            ),
+            Fault(STACK, "kept = allocate(bytes);", "kept = allocate(64);", "heap-buffer-overflow"),
+            Fault(
+                STACK,
+                "begin(int64_t n) const { return n * index / size; }",
+                "begin(int64_t n) const { return n * INT64_MAX * index / size; }",
+                "signed integer overflow",
+            ),
+        ],
+        trial=["-c", TRIAL],
+        runs=[
+            ["-m", "pytest", "-q", "-m", "not slow and not gpu", "-k", LEFT_OUT, *TESTS],
+            ["tests/fuzz.py", "--seconds", "60"],
+        ],
+    ),
+    "thread": Sanitizer(
+        flags="-fsanitize=thread",
+        runtime="libtsan.so",
+        options={"TSAN_OPTIONS": "history_size=4:suppressions=tests/tsan.supp"},
+        faults=[
+            Fault(STACK, old, new, "data race")
+            for old, new in [
+                ("if (!first) team.wait();", ""),
+                ("    team.wait();\n  }\n  const void* w_ih", "  }\n  const void* w_ih"),
+                ("if (call.grad_weights || plan.share_columns) team.wait();", ""),
+                ("if (layer > 0) team.wait();", ""),
+                ("static_cast<const Team*>(t)->wait();", "(void)t;"),
+                ("#pragma omp barrier", ";"),
+            ]
+        ],
+        trial=[*SOAK, "0.2"],
+        runs=[[*SOAK, "5"]],
+        sources=["omp_by_threads.cpp"],
+    ),
+}
+
+
+class Build:
+    """A copy of the sources, built with a sanitizer."""
+
+    def __init__(self, name: str) -> None:
+        self.sanitizer = SANITIZERS[name]
+        self.folder = ROOT / "build/sanitize" / name
+        self.reports = self.folder / "reports"
+        flags = f"-O1 -g1 -fno-omit-frame-pointer -include {self.folder}/tests/masked.h"
+        self.environment = os.environ | {
+            "FASTRNN_FLAGS": f"{flags} {self.sanitizer.flags}",
+            "FASTRNN_CUDA": "0",
+            "PYTHONPATH": str(self.folder),
+        }
+
+    def copy(self) -> None:
+        """Files that differ are written anew, so that what is built from them is, too."""
+
+        def copy_file(source: str, target: str) -> None:
+            if not Path(target).exists() or Path(source).read_bytes() != Path(target).read_bytes():
+                shutil.copyfile(source, target)
+
+        for name in COPIED:
+            source, target = ROOT / name, self.folder / name
+            if source.is_dir():
+                shutil.copytree(source, target, False, BUILT, copy_file, dirs_exist_ok=True)
+            else:
+                copy_file(str(source), str(target))
+        for name in self.sanitizer.sources:
+            copy_file(str(ROOT / "tests" / name), str(self.folder / "csrc/cpu" / name))
+
+    def build(self) -> None:
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        subprocess.run(command, cwd=self.folder, env=self.environment, check=True)
+
+    def run(self, arguments: list[str]) -> tuple[int, str]:
+        """Run Python under the sanitizer; return its status and the reports."""
+        shutil.rmtree(self.reports, ignore_errors=True)
+        self.reports.mkdir()
+        # The second is there for exceptions, whose functions the first looks for at once.
+        libraries = [library(self.sanitizer.runtime), library("libstdc++.so")]
+        options = {
+            name: f"{value}:log_path={self.reports}/report"
+            for name, value in self.sanitizer.options.items()
+        }
+        environment = self.environment | options | {"LD_PRELOAD": " ".join(libraries)}
+        run = subprocess.run([sys.executable, *arguments], cwd=self.folder, env=environment)
+        texts = [path.read_text() for path in sorted(self.reports.iterdir())]
+        return run.returncode, "\n".join(texts)
+
+    def finds(self, fault: Fault) -> bool:
+        path = self.folder / fault.file
+        text = path.read_text()
+        assert text.count(fault.old) == 1, f"{fault.file}: expected once: {fault.old}"
+        path.write_text(text.replace(fault.old, fault.new))
+        try:
+            self.build()
+            return fault.words in self.run(self.sanitizer.trial)[1]
+        finally:
+            path.write_text(text)
+
+
+def library(name: str) -> str:
+    path = subprocess.run(
+        ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(path).is_absolute():
+        sys.exit(f"gcc has no {name} here")
+    return path
+
+
+def sanitize(name: str, plant: bool) -> int:
+    build, failures = Build(name), 0
+    build.copy()
+    for fault in build.sanitizer.faults if plant else []:
+        found = build.finds(fault)
+        failures += not found
+        print(f"planted, {'found' if found else 'NOT FOUND'}: {fault.new or fault.old}", flush=True)
+    build.build()
+    for arguments in build.sanitizer.runs:
+        status, reports = build.run(arguments)
+        failures += status != 0 or reports != ""
+        print(reports, f"{' '.join(arguments)}: status {status}", flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("name", choices=SANITIZERS)
+    parser.add_argument("--no-faults", action="store_true", help="plant none")
+    given = parser.parse_args()
+    sys.exit(sanitize(given.name, not given.no_faults))
