@@ -5,32 +5,26 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#if defined(__SANITIZE_THREAD__)
+#define READ_RANGE __tsan_read_range
+#define WRITE_RANGE __tsan_write_range
+#else
+#define READ_RANGE __asan_loadN
+#define WRITE_RANGE __asan_storeN
+#endif
 extern "C" {
-void __asan_loadN(void*, unsigned long);
-void __asan_storeN(void*, unsigned long);
-void __tsan_read_range(void*, unsigned long);
-void __tsan_write_range(void*, unsigned long);
+void READ_RANGE(void*, long);
+void WRITE_RANGE(void*, long);
 }
 
 namespace {
 
-inline void see_read(const void* p, unsigned mask, unsigned long element) {
-  void* begin = const_cast<void*>(p);
-  const unsigned long bytes = __builtin_popcount(mask) * element;
-#if defined(__SANITIZE_THREAD__)
-  __tsan_read_range(begin, bytes);
-#else
-  __asan_loadN(begin, bytes);
-#endif
+inline void see_read(const void* p, unsigned mask, long element) {
+  READ_RANGE(const_cast<void*>(p), __builtin_popcount(mask) * element);
 }
 
-inline void see_write(void* p, unsigned mask, unsigned long element) {
-  const unsigned long bytes = __builtin_popcount(mask) * element;
-#if defined(__SANITIZE_THREAD__)
-  __tsan_write_range(p, bytes);
-#else
-  __asan_storeN(p, bytes);
-#endif
+inline void see_write(void* p, unsigned mask, long element) {
+  WRITE_RANGE(p, __builtin_popcount(mask) * element);
 }
 
 }  // namespace

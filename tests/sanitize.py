@@ -77,9 +77,11 @@ SANITIZERS = {
                 STACK,
                 "for (int64_t t = 0; t < s.seq_len; ++t) rows += s.active[t];",
                 "for (int64_t t = 0; t <= s.seq_len; ++t) rows += s.active[t];",
-                "heap-buffer-overflow",
+                "ERROR: AddressSanitizer",
             ),
-            Fault(STACK, "kept = allocate(bytes);", "kept = allocate(64);", "heap-buffer-overflow"),
+            Fault(
+                STACK, "kept = allocate(bytes);", "kept = allocate(64);", "ERROR: AddressSanitizer"
+            ),
             Fault(
                 STACK,
                 "begin(int64_t n) const { return n * index / size; }",
