@@ -14,23 +14,23 @@ sys.path.insert(0, {tests!r})
 import soak
 kept = []
 {fault}
-status = soak.main(["--minutes", "0.05"])
+status = soak.main(["--minutes", "0.05", "--growth", "16"])
 sys.stdout.flush()
 os._exit(status)
 """
 FAULTS = {
     "none": ("", ""),
     "memory": (
-        "soak.HOLDERS[0] = lambda module: kept.append(bytearray(1 << 20)) or module",
+        "soak.HOLDERS[0] = lambda module: kept.append(bytearray(4 << 20)) or module",
         "memory grew by",
     ),
-    "files": ("soak.HOLDERS[0] = lambda module: os.dup(0) and module", "open files: "),
-    "threads": (
+    "threads and files": (
         "def begin(module):\n"
+        "    os.dup(0)\n"
         "    threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         "    return module\n"
         "soak.HOLDERS[0] = begin",
-        "threads: ",
+        "open files: ",
     ),
     "results": (
         "cell = soak.WAYS['cell']\n"
