@@ -39,10 +39,12 @@ class Sanitizer:
     runtime: str  # gcc's library
     options: dict[str, str]  # environment variables
     faults: list[Fault]
+    builds: list[list[str]]  # what Python runs before, and then under the sanitizer
     runs: list[list[str]]
     sources: list[str] = field(default_factory=list)  # of tests/, built into the extension
 
 
+EXTENSION = ["setup.py", "-q", "build_ext", "--inplace"]
 STACK = "csrc/cpu/stack.cpp"
 # Threads share columns; they share rows, and pack weights a layer at a time; rows are shorter.
 TRIAL = """
@@ -89,6 +91,7 @@ SANITIZERS = {
                 "signed integer overflow",
             ),
         ],
+        builds=[EXTENSION, ["-c", "import cpu_build; cpu_build.kernels()"]],
         runs=[
             ["-m", "pytest", "-q", "-m", "not slow and not gpu", "-k", LEFT_OUT, *TESTS],
             ["tests/fuzz.py", "--seconds", "60"],
@@ -109,6 +112,7 @@ SANITIZERS = {
                 ("#pragma omp barrier", ";"),
             ]
         ],
+        builds=[EXTENSION],
         runs=[[*SOAK, "5"]],
         sources=["omp_by_threads.cpp"],
     ),
@@ -145,10 +149,15 @@ class Build:
         for name in self.sanitizer.sources:
             copy_file(str(ROOT / "tests" / name), str(self.folder / "csrc/cpu" / name))
 
-    def build(self) -> None:
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    def build(self, command: list[str]) -> None:
+        # The raw kernels are loaded, too, where the runtime does not come first.
+        environment = self.environment | {"ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0"}
         run = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
+            [sys.executable, *command],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         if run.returncode != 0:
             sys.exit(run.stdout + run.stderr)
@@ -174,7 +183,7 @@ class Build:
         assert text.count(fault.old) == 1, f"{fault.file}: expected once: {fault.old}"
         path.write_text(text.replace(fault.old, fault.new))
         try:
-            self.build()
+            self.build(EXTENSION)
             return fault.words in self.run(["-c", TRIAL])[1]
         finally:
             path.write_text(text)
@@ -197,7 +206,8 @@ def sanitize(name: str, plant: bool) -> int:
         failures += not found
         what = f"{' '.join(fault.old.split())} -> {' '.join(fault.new.split())}"
         print(f"planted, {'found' if found else 'NOT FOUND'}: {what}", flush=True)
-    build.build()
+    for command in build.sanitizer.builds:
+        build.build(command)
     for arguments in [["-c", TRIAL], *build.sanitizer.runs]:
         status, reports = build.run(arguments)
         failures += status != 0 or reports != ""
