@@ -52,7 +52,7 @@ test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tests of Ligh
 soak: build ## call from several threads: right results, flat memory: make soak MINUTES=10 SEED=0
 	$(PY) tests/soak.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
 
-sanitize: $(INSTALLED) ## run the tests of the kernels under gcc's address and undefined-behaviour sanitizers
+sanitize: $(INSTALLED_DEV) ## run the tests of the kernels under gcc's address and undefined-behaviour sanitizers
 	$(PY) tests/sanitize.py address $(ARGS)
 
 tsan: $(INSTALLED) ## run the soak under gcc's thread sanitizer

@@ -126,7 +126,8 @@ class Build:
         self.sanitizer = SANITIZERS[name]
         self.folder = ROOT / "build/sanitize" / name
         self.reports = self.folder / "reports"
-        flags = f"-O1 -g1 -fno-omit-frame-pointer -include {self.folder}/tests/masked.h"
+        # Python's own flags have -fwrapv, with which no overflow is an error.
+        flags = f"-O1 -g1 -fno-omit-frame-pointer -fno-wrapv -include {self.folder}/tests/masked.h"
         self.environment = os.environ | {
             "FASTRNN_FLAGS": f"{flags} {self.sanitizer.flags}",
             "FASTRNN_CUDA": "0",
