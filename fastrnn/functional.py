@@ -277,6 +277,7 @@ def rnn_step(
     For what the direct entry has not taken: with ``reset`` it is asked here.
     """
     if reset is not None or reset_state is not None:
+        _checks.check_weights(weights)
         hx = _reset_rows(
             "RNN.step", input, hx, reset, reset_state, (num_layers, weights[1].size(-1))
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from malformed_values import TENSORS, unwrapped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
@@ -47,7 +47,9 @@ def flat(x: Any, inner: bool = True) -> Iterator[Any]:
     if isinstance(x, list | tuple):
         for y in x:
             yield from flat(y, inner)
-    elif isinstance(x, Tensor | np.ndarray) and not getattr(x, "is_nested", False):
+    elif isinstance(x, nn.UninitializedParameter) or getattr(x, "is_nested", False):
+        return  # indices, handed back
+    elif isinstance(x, Tensor | np.ndarray):
         yield torch.as_tensor(unwrapped(x)) if inner else x
 
 
