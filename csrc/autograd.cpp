@@ -139,8 +139,11 @@ OptionalTensor dense(const Tensor& x) {
   return x.defined() && x.layout() != at::kStrided ? x.to_dense() : defined(x);
 }
 
-OptionalTensor contiguous(const Tensor& x) {
-  return x.defined() ? OptionalTensor(x.contiguous()) : std::nullopt;
+// Of what a hook of saved tensors may have handed back: torch's copy does not look at the storage.
+OptionalTensor contiguous(const char* name, const Tensor& x) {
+  if (!x.defined()) return std::nullopt;
+  check_storage(name, x);
+  return x.contiguous();
 }
 
 struct RnnFunction : torch::autograd::Function<RnnFunction> {
@@ -184,9 +187,10 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     Tensor input = kept_or_stand_in(kept[0], "input");
     OptionalTensor hx = defined(kept_or_stand_in(kept[1], "hx"));
     // The hooks of saved tensors may have changed their layout.
-    const OptionalTensor batch_sizes = contiguous(kept[2]), lengths = defined(kept[3]),
-                         reset = defined(kept[4]), dropout_mask = defined(kept[5]);
-    const Tensor saved = kept[6].contiguous();
+    const OptionalTensor batch_sizes = contiguous("batch_sizes", kept[2]),
+                         lengths = defined(kept[3]), reset = defined(kept[4]),
+                         dropout_mask = defined(kept[5]);
+    const Tensor saved = *contiguous("saved", kept[6]);
     const Options options = Options::of(ctx->saved_data["options"].toInt());
     variable_list weights(std::make_move_iterator(kept.begin() + kFirstWeight),
                           std::make_move_iterator(kept.end()));

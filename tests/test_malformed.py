@@ -11,6 +11,7 @@ from both import Raised
 from malformed import attempt, results
 from malformed_calls import ENTRIES, Entry, build
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 from fastrnn import RNN, RNNCell
@@ -109,6 +110,28 @@ def test_sparse_gradient(create_graph: bool) -> None:
         wanted = [x, *module.parameters()]
         results.append(torch.autograd.grad(output, wanted, grad, create_graph=create_graph))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("part", ["saved", "batch_sizes"])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_hook_that_hands_back_freed_memory(part: str, create_graph: bool) -> None:
+    """It was made contiguous before anything looked at its storage."""
+
+    def unpack(x: Tensor) -> Tensor:
+        if (x.dtype == torch.int64) != (part == "batch_sizes"):
+            return x
+        far_apart = torch.empty_strided(x.shape, [2 * s for s in x.stride()], dtype=x.dtype)
+        far_apart.untyped_storage().resize_(0)
+        return far_apart
+
+    module = RNN(3, 4)
+    module.weight_ih_l0.requires_grad_(False)  # only saved, and batch_sizes, come by the hook
+    module.weight_hh_l0.requires_grad_(False)
+    sequence = pack_padded_sequence(torch.randn(1, 2, 3), [1, 1])
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):
+        output, _ = module(sequence)
+    with pytest.raises(RuntimeError, match=f"expected {part} to have .* was it freed or resized"):
+        torch.autograd.grad(output.data.sum(), module.bias_hh_l0, create_graph=create_graph)
 
 
 @pytest.mark.parametrize("value", [True, 1.0, 2**63, "1", None])
