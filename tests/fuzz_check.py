@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from cases import FLOOR, error
+from cases import FLOOR
 from fuzz_calls import OPERATORS, arguments, by_autograd, by_operators, call, gradients
 from fuzz_given import Given, Results
 from fuzz_problem import Problem
@@ -20,14 +20,23 @@ from torch import Tensor
 from fastrnn import reference
 
 NUDGED = 12  # times that the reference runs with roundings, where nn.RNN itself errs less
-
+CHAIN = 256  # rows of all steps whose gradients of the weights are summed one after the other
 
 tanh, relu, linear = torch.tanh, torch.relu, torch.nn.functional.linear
 
 
-def noise(x: Tensor) -> Tensor:
+def error(x: Tensor, truth: Tensor) -> float:
+    """As of the tests' cases, but relative to the largest value even where all are small."""
+    if truth.numel() == 0:
+        return 0.0
+    info = torch.finfo(x.dtype)
+    scale = max(info.tiny / info.eps, truth.abs().max().item())
+    return (x.double() - truth).abs().max().item() / scale
+
+
+def noise(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Up to a rounding of one, of either sign."""
-    moved: Tensor = torch.finfo(x.dtype).eps * torch.empty_like(x).uniform_(-1, 1)
+    moved: Tensor = torch.finfo(dtype or x.dtype).eps * torch.empty_like(x).uniform_(-1, 1)
     return moved
 
 
@@ -42,14 +51,16 @@ def rounded_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return y + off
 
 
-def rounded(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """An activation off by a rounding; the derivative is that of the value returned."""
+def rounded(
+    activation: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """An activation and its derivative stored in a dtype; the derivative is that of the value."""
 
     class Rounded(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
             h = activation(x)
-            h = h * (1 + noise(h))
+            h = h * (1 + noise(h, dtype))
             ctx.save_for_backward(h)
             return h
 
@@ -57,29 +68,30 @@ def rounded(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
         def backward(ctx: Any, *grads: Tensor) -> Tensor:
             (h,) = ctx.saved_tensors
             slope: Tensor = 1 - h * h if activation is tanh else h > 0
-            return grads[0] * slope
+            return grads[0] * slope * (1 + noise(h, dtype))
 
     return Rounded.apply
 
 
 @contextmanager
-def roundings() -> Iterator[None]:
-    """The reference rounds sums and states."""
+def roundings(dtype: torch.dtype) -> Iterator[None]:
+    """The reference rounds sums, and states to a dtype."""
     with (
-        patch("torch.tanh", rounded(tanh)),
-        patch("torch.relu", rounded(relu)),
+        patch("torch.tanh", rounded(tanh, dtype)),
+        patch("torch.relu", rounded(relu, dtype)),
         patch("torch.nn.functional.linear", rounded_linear),
     ):
         yield
 
 
-def other(g: Given, dtype: torch.dtype, of_torch: bool, nudge: float = 0.0) -> Results:
+def other(g: Given, dtype: torch.dtype, of_torch: bool, nudged: bool = False) -> Results:
     """What the reference makes of it in a dtype, or torch's own operator.
 
-    With ``nudge``, each argument is moved by up to this, relative to it, and sums and states by
-    their roundings.
+    If nudged, arguments and sums are moved by roundings of this dtype, states by those of the
+    problem's.
     """
     p = g.p
+    nudge = torch.finfo(dtype).eps if nudged else 0.0
 
     def like(x: Tensor) -> Tensor:
         y = x.detach().double()
@@ -112,7 +124,7 @@ def other(g: Given, dtype: torch.dtype, of_torch: bool, nudge: float = 0.0) -> R
         mask = None if g.mask is None else like(g.mask)
         given = leaves["input"], hx, weights, g.batch_sizes, g.lengths, reset, mask
         options = p.bias, p.num_layers, p.nonlinearity, p.bidirectional, p.batch_first
-        with roundings() if nudge else nullcontext():
+        with roundings(g.dtype) if nudged else nullcontext():
             output, hn = reference.rnn(*given, *options)
     if g.order is not None:
         hn = hn.index_select(1, g.order.argsort())
@@ -181,8 +193,9 @@ class Check:
         for name, x in run(p.threads, False).items():
             if not same_bits(x, ours[name]):
                 faults.append(f"{name} under no_grad differs from {name} with grad")
-        large = p.batch * p.hidden_size**2 >= 400_000  # and so torch's own, on the baseline
-        if p.threads > 1 and not (self.isa in ("baseline", "default") and large):
+        large = p.batch * p.hidden_size**2 >= 400_000
+        torchs = raw is None and self.isa == "baseline" and large  # its products hang on threads
+        if p.threads > 1 and not torchs:
             for name, x in run(1, True).items():
                 if not same_bits(x, ours[name]):
                     faults.append(f"{name} on 1 thread differs from {name} on {p.threads}")
@@ -200,26 +213,36 @@ class Check:
         and states are moved by a rounding.
         """
         truth = other(g, torch.float64, of_torch=False)
-        floor = FLOOR[g.dtype]
         shapes = {name: list(x.shape) for name, x in truth.items()}
         found = {name: list(x.shape) for name, x in ours.items()}
         if found != shapes:
             return [f"shapes {found}, expected {shapes}"]
-        wrong = {name for name, x in truth.items() if not error(ours[name], x) <= floor}
+        wide = torch.float64 if g.dtype == torch.float64 else torch.float32  # sums are in this
+        # A sum of terms that are alike is off by the same in each: up to a quarter of a rounding.
+        alike = min(int(g.valid.sum()), CHAIN) / 4 * torch.finfo(wide).eps
+        floors = {name: FLOOR[g.dtype] + alike * (name in g.names) for name in truth}
+        wrong = {name for name, x in truth.items() if not error(ours[name], x) <= floors[name]}
         self.closer += bool(wrong)
-        bounds = dict.fromkeys(wrong, floor)
+        bounds = {name: [floors[name]] for name in wrong}
         plain = g.lengths is None and g.reset is None and g.mask is None
         for i in range(1 + NUDGED):
             if not wrong:
-                break
-            nudge = torch.finfo(g.dtype).eps if i else 0.0
-            theirs = other(g, g.dtype, of_torch=plain and i == 0, nudge=nudge)
+                return []
+            if i == 0:
+                theirs = other(g, g.dtype, of_torch=plain)
+            else:
+                theirs = other(g, wide, of_torch=False, nudged=True)
             for name in list(wrong):
-                bound = 2 * error(theirs[name], truth[name]) + floor
-                if not bound < 0.5:  # nor does nn.RNN have a right digit
-                    self.without_bound += 1
+                bound = 2 * error(theirs[name], truth[name]) + floors[name]
+                bounds[name].append(bound)
+                if bound < 0.5 and error(ours[name], truth[name]) <= bound:
                     wrong.remove(name)
-                bounds[name] = max(bounds[name], bound)
-                if error(ours[name], truth[name]) <= bound:
-                    wrong.discard(name)
-        return [difference(name, ours[name], truth[name], bounds[name]) for name in sorted(wrong)]
+        for name in list(wrong):
+            # No bound where most of theirs have no right digit; but what is finite stays so.
+            without = sum(not bound < 0.5 for bound in bounds[name]) > NUDGED / 2
+            if without and bool(ours[name][truth[name].isfinite()].isfinite().all()):
+                self.without_bound += 1
+                wrong.remove(name)
+        return [
+            difference(name, ours[name], truth[name], max(bounds[name])) for name in sorted(wrong)
+        ]
