@@ -157,11 +157,14 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     const auto if_needed = [](bool is_needed, const OptionalTensor& x) {
       return is_needed && x ? *x : Tensor();
     };
+    const auto mark = [](const OptionalTensor& x) {  // autograd keeps no inference tensor
+      return !x ? Tensor() : x->is_inference() ? x->clone() : *x;
+    };
     variable_list kept{if_needed(needed.input, input),
                        if_needed(needed.hx, hx),
                        batch_sizes ? batch_sizes->clone() : Tensor(),
-                       lengths.value_or(Tensor()),
-                       reset.value_or(Tensor()),
+                       mark(lengths),
+                       mark(reset),
                        if_needed(needed.dropout_mask, dropout_mask),
                        saved};  // the caller may write to output
     kept.reserve(kept.size() + weights.size());

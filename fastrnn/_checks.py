@@ -253,7 +253,8 @@ def as_reset(reset: Any, dim: int, input: Tensor) -> Any:
         if not values and not hasattr(reset, "__array__"):
             return reset
         try:
-            reset = torch.as_tensor(reset, device=input.device)
+            # A copy: whoever owns an array may fill it again before the backward pass.
+            reset = torch.tensor(reset, device=input.device)
         except (TypeError, ValueError):  # a list of tensors, or of no numbers
             return reset
     if reset.dim() == dim + 1 and reset.size(-1) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -267,6 +268,33 @@ def test_lists_and_arrays(form: Any) -> None:
         )
         assert torch.equal(cell(x[t], hx[0], reset=given), cell(x[t], hx[0], reset=reset[t]))
     assert torch.equal(rnn.step(x[0, 0], hx[:, 0], reset=True)[0], rnn.step(x[0, 0])[0])
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+def test_an_array_may_be_filled_again(dtype: type) -> None:
+    """Before the backward pass, as buffers of rollouts are."""
+    rnn, x = RNN(I, H), torch.randn(T, 2, I)
+    grads, reset = [], marks("cpu")
+    for again in (False, True):
+        done = reset.numpy().astype(dtype)
+        output, _ = rnn(x, reset=done)
+        if again:
+            done[:] = True
+        grads.append(torch.autograd.grad(output.sum(), rnn.weight_hh_l0)[0])
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("which", ["lengths", "reset"])
+def test_marks_made_in_inference_mode(which: str) -> None:
+    """Flags from a rollout, in training."""
+    rnn, x = RNN(I, H), torch.randn(T, 2, I)
+    with torch.inference_mode():
+        given = {"lengths": torch.tensor([T, 4])} if which == "lengths" else {"reset": marks("cpu")}
+    grads = [
+        torch.autograd.grad(rnn(x, **marks)[0].sum(), rnn.weight_hh_l0)[0]
+        for marks in (given, {name: torch.tensor(y.tolist()) for name, y in given.items()})
+    ]
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("which", ["input", "reset"])
