@@ -31,7 +31,8 @@ std::tuple<Tensor, Tensor> rnn_by_torch(FASTRNN_ARGUMENTS) {
               bidirectional);
   }
   const auto op = is_relu ? at::_ops::rnn_relu_input::call : at::_ops::rnn_tanh_input::call;
-  // Of another layout, its products would round otherwise where gradients are wanted.
+  // For another layout of three dimensions, at::linear takes another path once a gradient is
+  // wanted, and rounds differently.
   const Tensor steps = (batch_first ? input.transpose(0, 1) : input).contiguous();
   auto [output, hn] =
       op(steps, state, weights, has_biases, num_layers, 0.0, train, bidirectional, false);

@@ -104,7 +104,7 @@ class RowSum {
   RowSum(Arena<C>& arena, int64_t n) : n_(n) {
     for (C*& sum : sums_) {
       sum = arena.take(n);
-      clear(sum);
+      for (int64_t j = 0; j < n; ++j) sum[j] = 0;
     }
   }
   template <typename X>
@@ -119,13 +119,11 @@ class RowSum {
   }
 
  private:
-  void clear(C* sum) {
-    for (int64_t j = 0; j < n_; ++j) sum[j] = 0;
-  }
   void hand_up(int level) {
-    const C* sum = sums_[level];
-    add_rows(sums_[level + 1], &sum, 1, n_);
-    clear(sums_[level]);
+    for (int64_t j = 0; j < n_; ++j) {
+      sums_[level + 1][j] += sums_[level][j];
+      sums_[level][j] = 0;
+    }
   }
 
   C* sums_[3];

@@ -120,7 +120,7 @@ struct WeightGradTask {
 struct TypedKernels {
   KernelTraits traits;
   // dst = every parts-th panel, from `part` on, of the [depth, columns] matrix that lies at src, or
-  // is transposed there: then it returns whether those panels are finite.
+  // is transposed there. Returns whether these panels are finite if it is transposed, else true.
   bool (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed,
                int part, int parts);
   void (*add_biases)(void* dst, const void* b_ih, const void* b_hh, int64_t size);

@@ -7,18 +7,16 @@ namespace fastrnn::cpu {
 namespace {
 
 template <typename C>
-bool is_zero(Vec<C> v) {
-  C lanes[kLanes<C>];
-  store(lanes, v);
-  for (C x : lanes) {
-    if (!(x == 0)) return false;
-  }
-  return true;
+bool has_no_nan(Vec<C> zeros_or_nan) {
+  C sum = 0;
+  FASTRNN_UNROLL
+  for (int l = 0; l < kLanes<C>; ++l) sum += zeros_or_nan[l];
+  return sum == 0;
 }
 
 // dst = panels part, part + parts, ... of the [depth, columns] matrix whose element (k, c) is
 //   src[c * ld + k] if kTransposed, else src[k * ld + c].
-// Returns whether all of them are finite; if not kTransposed, nobody asks.
+// Returns whether they are finite if kTransposed, for the product of w_hh with zeros; else true.
 template <bool kTransposed, typename S, typename C>
 bool pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t ld, int part,
                  int parts) {
@@ -59,7 +57,7 @@ bool pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t l
       }
     }
   }
-  return is_zero<C>(zero);
+  return has_no_nan<C>(zero);
 }
 
 #if defined(FASTRNN_AVX512_BF16)
@@ -102,7 +100,7 @@ bool pack_pair_panels(float* dst, const BFloat16* src, int64_t depth, int64_t co
       }
     }
   }
-  return is_zero<float>(zero);
+  return has_no_nan<float>(zero);
 }
 #endif
 
