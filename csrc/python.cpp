@@ -65,10 +65,10 @@ bool has_kernels(const Tensor& x) {
           dtype == at::kBFloat16);
 }
 
-// Nothing for what is no integer, or too large. A bool is none.
+// Nothing for what is no integer, or too large. A bool is no integer here.
 std::optional<int64_t> integer(py::handle x) {
   py::detail::make_caster<int64_t> caster;
-  if (PyBool_Check(x.ptr()) || !caster.load(x, /*convert=*/true)) return std::nullopt;
+  if (PyBool_Check(x.ptr()) || !caster.load(x, /*convert=*/false)) return std::nullopt;
   return static_cast<int64_t>(caster);
 }
 

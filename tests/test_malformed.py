@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from decimal import Decimal
 
 import malformed
+import numpy as np
 import pytest
 import torch
 from both import Raised
@@ -134,7 +136,11 @@ def test_hook_that_hands_back_freed_memory(part: str, create_graph: bool) -> Non
         torch.autograd.grad(output.data.sum(), module.bias_hh_l0, create_graph=create_graph)
 
 
-@pytest.mark.parametrize("value", [True, 1.0, 2**63, "1", None])
+@pytest.mark.parametrize(
+    "value",
+    [True, 1.0, 2**63, "1", None, torch.tensor(1.9), np.float32(1.9), Decimal("1.9")],
+    ids=repr,
+)
 def test_num_layers_of_another_type(value: object) -> None:
     module = RNN(3, 4)
     module.num_layers = value  # type: ignore[assignment]
