@@ -11,7 +11,10 @@ from torch.compiler import is_dynamo_compiling
 from torch.fx import Proxy
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fastrnn import _C, _checks
 from fastrnn.functional import rnn_cell, rnn_in_python, rnn_positional, rnn_step
@@ -230,7 +233,8 @@ class RNN(RNNBase):
         r"""Run one time step of all layers, for input that comes step by step.
 
         The results are those of a call on a sequence of one step, without a call's overhead:
-        feed each state to the next step. Hooks of the module do not see it.
+        feed each state to the next step. Of the module's hooks only those run that compute weights
+        (``prune``, ``weight_norm``, ``spectral_norm``).
 
         Args:
             input: (B, I), or (I) without a batch, whatever ``batch_first``.
@@ -266,6 +270,7 @@ class RNN(RNNBase):
         if [*parameters] == self._flat_weights_names:
             weights = [*parameters.values()]
         else:
+            self._compute_weights()
             weights = self._weights_by_name()
         bias = self.bias
         if bias is not True and bias is not False:
@@ -283,8 +288,11 @@ class RNN(RNNBase):
                 input, hx, weights, bias, self.num_layers, nonlinearity
             )
             if result is not None:
-                if weights[0].shape != (self.hidden_size, self.input_size):
-                    self._check_sizes(weights)
+                if (
+                    weights[0].shape != (self.hidden_size, self.input_size)
+                    or type(self.hidden_size) is not int
+                ):
+                    self._check_sizes(weights, input, hx)
                 return result
         self._check_sizes(weights)
         return rnn_step(
@@ -298,6 +306,12 @@ class RNN(RNNBase):
             reset,
             reset_state,
         )
+
+    def _compute_weights(self) -> None:
+        """Run the hooks that compute weights before a call of the module, which a step is not."""
+        for hook in self._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
+                hook(self, None)
 
     def _weights_by_name(self) -> list[Any]:
         """The weights where there are other parameters, or some are computed: attributes."""

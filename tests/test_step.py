@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import FLOOR
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from fastrnn import RNN
 
@@ -104,6 +105,34 @@ def test_weights_may_be_computed() -> None:
     rnn, x = RNN(2, 3).eval(), torch.randn(4, 2)
     nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0")
     torch.testing.assert_close(rnn.step(x)[0], rnn(x.unsqueeze(0))[0][0])
+
+
+HOOKS = {
+    "prune": lambda rnn: prune.random_unstructured(rnn, "weight_hh_l0", 0.5),
+    "weight_norm": lambda rnn: nn.utils.weight_norm(rnn, "weight_hh_l0"),
+    "spectral_norm": lambda rnn: nn.utils.spectral_norm(rnn, "weight_hh_l0"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("name", HOOKS)
+def test_weights_that_hooks_compute(name: str) -> None:
+    """A step after an update, and one with gradients after another."""
+    torch.manual_seed(0)
+    rnn, x = RNN(2, 3), torch.randn(4, 2)
+    HOOKS[name](rnn)
+    rnn.eval()
+    hx = torch.randn(1, 4, 3)
+    for _ in range(2):
+        output, _ = rnn.step(x, hx)
+        torch.testing.assert_close(output, rnn(x.unsqueeze(0), hx)[0][0])
+        output.sum().backward()
+        (computed,) = [
+            p for n, p in rnn.named_parameters() if n in ("weight_hh_l0_orig", "weight_hh_l0_v")
+        ]
+        assert computed.grad.abs().sum() > 0
+        with torch.no_grad():
+            computed.add_(0.5)
 
 
 def test_under_autocast() -> None:
