@@ -1,5 +1,7 @@
 """Which lines of the CPU's kernels the fuzzer runs, for each instruction set; needs gcc and gcov.
 
+Of csrc/cpu all but rnn_cpu.cpp, which the raw kernels do not have.
+
 ``make fuzz-coverage SECONDS=60`` builds the raw kernels with counters in build/coverage.
 """
 
@@ -70,7 +72,7 @@ def main() -> int:
         ran = sum(count > 0 for of_file in lines.values() for count in of_file.values())
         share = 100 * ran / total
         low += share < LEAST
-        print(f"{isa}: {share:.1f} % of {total} lines of csrc/cpu ran")
+        print(f"{isa}: {share:.1f} % of {total} lines of the kernels ran")
         for name, of_file in sorted(lines.items()):
             missed = [str(number) for number, count in sorted(of_file.items()) if count == 0]
             if missed:

@@ -185,7 +185,8 @@ class Build:
         path.write_text(text.replace(fault.old, fault.new))
         try:
             self.build(EXTENSION)
-            return fault.words in self.run(["-c", TRIAL])[1]
+            status, errors = self.run(["-c", TRIAL])
+            return status != 0 and fault.words in errors
         finally:
             path.write_text(text)
 

@@ -16,29 +16,34 @@ import fastrnn
 from fastrnn import RNN
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("sizes", [(1, 2**20), (2000, 256)], ids=["rows", "steps"])
-def test_sums_of_half_a_million_terms(sizes: tuple[int, int], nonlinearity: str) -> None:
+def test_sums_of_half_a_million_terms(
+    sizes: tuple[int, int], nonlinearity: str, dtype: torch.dtype
+) -> None:
     """Gradients of weights and biases of terms of one sign, where every rounding adds up."""
     torch.manual_seed(0)
-    x, hx = torch.rand(*sizes, 3), torch.rand(1, sizes[1], 4)
+    x, hx = torch.rand(*sizes, 3).to(dtype), torch.rand(1, sizes[1], 4).to(dtype)
+    each = torch.tensor(1e-2 if dtype == torch.float16 else 0.1).to(dtype)  # no sum overflows
 
-    def gradients(cls: type, dtype: torch.dtype) -> dict[str, Tensor]:
+    def gradients(cls: type, computed: torch.dtype) -> dict[str, Tensor]:
         torch.manual_seed(1)
-        rnn = cls(3, 4, nonlinearity=nonlinearity).to(dtype)
+        rnn = cls(3, 4, nonlinearity=nonlinearity)
         with torch.no_grad():
             rnn.weight_hh_l0.mul_(0.2)
             if nonlinearity == "relu":
                 rnn.bias_ih_l0.fill_(5.0)
-        output, _ = rnn(x.to(dtype), hx.to(dtype))
-        output.backward(torch.full_like(output, 0.1))
+        rnn.to(dtype).to(computed)
+        output, _ = rnn(x.to(computed), hx.to(computed))
+        output.backward(torch.full_like(output, each))
         return {name: p.grad.double() for name, p in rnn.named_parameters()}
 
     right = gradients(RNN, torch.float64)
-    ours, theirs = gradients(RNN, torch.float32), gradients(nn.RNN, torch.float32)
+    ours, theirs = gradients(RNN, dtype), gradients(nn.RNN, dtype)
     for name, expected in right.items():
         error, allowed = [((y[name] - expected) / expected).abs().max() for y in (ours, theirs)]
-        assert error <= 2 * allowed + FLOOR[torch.float32], name
+        assert error <= 2 * allowed + FLOOR[dtype], name
 
 
 def test_flushed_denormals_on_every_thread() -> None:
@@ -126,6 +131,8 @@ def test_float64_errs_as_nn_rnn() -> None:
             ratio = (errors[0] + unit) / (errors[1] + unit)
             ratios.setdefault(name.split("_l0")[0], []).append(ratio)
     for name, values in ratios.items():
-        mean = float(np.exp(np.mean(np.log(np.array(values, np.float64)))))
-        print(f"{name}: {mean:.2f}")
+        logs = np.log(np.array(values, np.float64))
+        mean, high = np.exp([logs.mean(), np.quantile(logs, 0.95)])
+        print(f"{name}: {mean:.2f} in the geometric mean, 95 of 100 below {high:.1f}")
         assert mean < 1.5, name
+        assert high < 4, name
