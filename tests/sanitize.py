@@ -213,7 +213,7 @@ def sanitize(name: str, plant: bool) -> int:
     for arguments in [["-c", TRIAL], *build.sanitizer.runs]:
         status, errors = build.run(arguments)
         failures += status != 0
-        print(errors, f"{' '.join(arguments).strip()}: status {status}", flush=True)
+        print(errors, f"{' '.join(arguments).splitlines()[0]}: status {status}", flush=True)
     return 1 if failures else 0
 
 
