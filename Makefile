@@ -29,7 +29,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow test-clients test-install fuzz fuzz-coverage planted soak sanitize tsan build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-slow test-clients test-install fuzz fuzz-coverage malformed planted soak sanitize tsan build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,9 @@ fuzz: build $(INSTALLED_DEV) ## run random problems: make fuzz SECONDS=60 SEED=0
 
 fuzz-coverage: build $(INSTALLED_DEV) ## count the lines of the CPU's kernels that random problems run
 	$(PY) tests/fuzz_coverage.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
+
+malformed: build $(INSTALLED_DEV) ## call with malformed arguments: make malformed COUNT=20000 SEED=0
+	$(PY) tests/malformed.py --count $(or $(COUNT),20000) --seed $(or $(SEED),0) $(ARGS)
 
 planted: build $(INSTALLED_DEV) ## plant faults in the CPU's code, each of which `make fuzz` must find
 	$(PY) tests/planted_faults.py $(ARGS)
