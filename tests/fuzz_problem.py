@@ -166,7 +166,10 @@ def fitted(p: Problem, budget: int, isa: str = "") -> Problem:
     # Errors grow from step to step where weights are large, and so does what relu returns.
     if p.scale > 1:
         most = min(most, 8 if p.scale < 10 else 3)
-    if p.scale > 10 and p.dtype in ("bfloat16", "float16"):  # of few bits not one would be left
+    scale = p.scale
+    if p.dtype in ("bfloat16", "float16"):  # of few bits not one would be left
+        scale = change["scale"] = min(scale, 3.0 if p.nonlinearity == "tanh" else 1.0)
+    if scale > 10:
         most = min(most, 2)
         change |= {"num_layers": 1, "dropout": False}
     change["seq_len"] = min(p.seq_len, most)
