@@ -52,9 +52,13 @@ def rounded_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 
 def rounded(
-    activation: Callable[[Tensor], Tensor], dtype: torch.dtype
+    activation: Callable[[Tensor], Tensor], dtype: torch.dtype, rows: int
 ) -> Callable[[Tensor], Tensor]:
-    """An activation and its derivative stored in a dtype; the derivative is that of the value."""
+    """An activation and its derivative stored in a dtype; the derivative is that of the value.
+
+    The derivative is off by what a sum of so many rows of it is off by, too.
+    """
+    terms = min(rows, CHAIN) ** 0.5 / 2
 
     class Rounded(torch.autograd.Function):
         @staticmethod
@@ -68,17 +72,17 @@ def rounded(
         def backward(ctx: Any, *grads: Tensor) -> Tensor:
             (h,) = ctx.saved_tensors
             slope: Tensor = 1 - h * h if activation is tanh else h > 0
-            return grads[0] * slope * (1 + noise(h, dtype))
+            return grads[0] * slope * (1 + noise(h, dtype) + terms * noise(h))
 
     return Rounded.apply
 
 
 @contextmanager
-def roundings(dtype: torch.dtype) -> Iterator[None]:
+def roundings(dtype: torch.dtype, rows: int) -> Iterator[None]:
     """The reference rounds sums, and states to a dtype."""
     with (
-        patch("torch.tanh", rounded(tanh, dtype)),
-        patch("torch.relu", rounded(relu, dtype)),
+        patch("torch.tanh", rounded(tanh, dtype, rows)),
+        patch("torch.relu", rounded(relu, dtype, rows)),
         patch("torch.nn.functional.linear", rounded_linear),
     ):
         yield
@@ -124,7 +128,7 @@ def other(g: Given, dtype: torch.dtype, of_torch: bool, nudged: bool = False) ->
         mask = None if g.mask is None else like(g.mask)
         given = leaves["input"], hx, weights, g.batch_sizes, g.lengths, reset, mask
         options = p.bias, p.num_layers, p.nonlinearity, p.bidirectional, p.batch_first
-        with roundings(g.dtype) if nudged else nullcontext():
+        with roundings(g.dtype, int(g.valid.sum())) if nudged else nullcontext():
             output, hn = reference.rnn(*given, *options)
     if g.order is not None:
         hn = hn.index_select(1, g.order.argsort())

@@ -124,6 +124,10 @@ class Given:
             if layout == "windows" or layout.startswith("expanded"):
                 strides = None  # the garbage would be in other rows, too
             values[outside] = float(self.p.garbage) if garbage is None else garbage
+        if strides is not None and layout.startswith("expanded"):
+            over = int(layout[-1])
+            if over < values.dim() - 1 and values.size(over) > 0:  # all are written to one place
+                values = values.narrow(over, 0, 1).expand_as(values)
         return self.memory.put(name, values, strides, self.rng)
 
     def weight_values(self) -> Any:

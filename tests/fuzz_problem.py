@@ -177,6 +177,8 @@ def fitted(p: Problem, budget: int, isa: str = "") -> Problem:
         change["dtype"] = "float32"  # there the extension has other kernels for bfloat16
     if p.entry not in ("RNN", "functional"):
         change["unsorted"] = False
+    if p.nonlinearity == "relu" and p.weights_layout.startswith("expanded"):
+        change["weights_layout"] = "dense"  # units have signs of their own
     p = dataclasses.replace(p, **change)
     # Sums are split only in tiles of a row or two.
     plan = dict(p.plan)
