@@ -292,7 +292,7 @@ class RNN(RNNBase):
                     weights[0].shape != (self.hidden_size, self.input_size)
                     or type(self.hidden_size) is not int
                 ):
-                    self._check_sizes(weights, input, hx)
+                    self._check_sizes(weights)
                 return result
         self._check_sizes(weights)
         return rnn_step(
@@ -344,7 +344,8 @@ class RNN(RNNBase):
         # A trace would record the shape; what is no tensor has a message of its own.
         if torch.jit.is_tracing() or not isinstance(w_ih, Tensor):  # type: ignore[attr-defined, no-untyped-call]
             return
-        if call and call[1] is None and type(self.hidden_size) is not int:  # a state is made
+        makes_state = not call or call[1] is None
+        if makes_state and type(self.hidden_size) is not int:
             _checks.check_index("hidden_size", self.hidden_size)
         fits = w_ih.shape == expected
         if fits and self.proj_size == 0:
