@@ -344,7 +344,7 @@ class RNN(RNNBase):
         # A trace would record the shape; what is no tensor has a message of its own.
         if torch.jit.is_tracing() or not isinstance(w_ih, Tensor):  # type: ignore[attr-defined, no-untyped-call]
             return
-        makes_state = not call or call[1] is None
+        makes_state = len(call) == 0 or call[1] is None
         if makes_state and type(self.hidden_size) is not int:
             _checks.check_index("hidden_size", self.hidden_size)
         fits = w_ih.shape == expected
