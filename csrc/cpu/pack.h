@@ -22,7 +22,7 @@ bool pack_panels(C* dst, const S* src, int64_t depth, int64_t columns, int64_t l
                  int parts) {
   constexpr int L = kLanes<C>;
   const Panels<C> panels(columns);
-  Vec<C> zero = {};  // NaN from an element that is not finite on
+  Vec<C> zero = {};  // becomes NaN at an element that is not finite
   for (int64_t i = part; i < panels.count; i += parts) {
     const int vectors = panels.width(i);
     C* to = dst + panels.begin(i) * L * depth;

@@ -208,7 +208,7 @@ class Weights {
   }
   int64_t bytes() const { return size_; }
 
-  // Whether no w_hh was seen, as it was packed, that makes NaN of a state of zero.
+  // False once a w_hh that was packed holds NaN or infinity, which make NaN of a state of zero.
   bool finite() const { return finite_.load(std::memory_order_relaxed); }
 
   // Every member packs its share of what a layer's tasks read: at the first layer that is walked
