@@ -166,9 +166,9 @@ Shape check(FASTRNN_ARGUMENTS) {
   dtype_of(input);
   check_storage("input", input);
   s.input_size = input.size(-1);
-  TORCH_CHECK(weights[1].dim() == 2, "rnn: expected w_hh with 2 dimensions, got ",
-              weights[1].dim());
-  const int64_t H = s.hidden_size = weights[1].size(0);
+  TORCH_CHECK(weights[0].dim() == 2, "rnn: expected w_ih with 2 dimensions, got ",
+              weights[0].dim());
+  const int64_t H = s.hidden_size = weights[0].size(0);
   TORCH_CHECK(s.input_size > 0 && H > 0, "rnn: expected input_size and hidden_size > 0, got ",
               s.input_size, ", ", H);
   for (int64_t i = 0; i < count; ++i) {

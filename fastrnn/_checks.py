@@ -53,6 +53,16 @@ def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RN
         if isinstance(input, tuple) and len(input) == 2:
             got = "a tuple: where it is the (output, hn) of another RNN, give output alone"
         raise AttributeError(f"{op}: expected input to be {what}, got {got}")
+    if input.is_nested:
+        raise RuntimeError(
+            f"{op}: expected input to be a dense tensor, got a nested one: give sequences of "
+            "different lengths padded, with lengths=, or as a PackedSequence"
+        )
+    if input.layout != torch.strided and op != "RNNCell":  # which takes it as nn.RNNCell does
+        raise RuntimeError(
+            f"{op}: expected input to be a dense tensor, got {input.layout}: input.to_dense() "
+            "makes one"
+        )
     if hx is not None and not isinstance(hx, Tensor):
         if isinstance(hx, tuple) and len(hx) == 2:
             got = "a tuple: where an LSTM has (h, c), an RNN has one state. Give the first, hx[0]"
@@ -230,7 +240,11 @@ def as_lengths(lengths: Any, input: Tensor) -> Any:
         lengths = lengths.tolist()
     if isinstance(lengths, list | tuple):
         whole = [n if type(n) is int else _as_integer(n, lengths) for n in lengths]
-        return torch.tensor(whole, dtype=torch.int64, device=input.device)
+        try:
+            return torch.tensor(whole, dtype=torch.int64, device=input.device)
+        except ValueError:  # beyond 64 bits
+            most = max(whole, key=abs)
+            raise ValueError(f"rnn: expected lengths between 0 and seq_len, got {most}") from None
     return lengths
 
 

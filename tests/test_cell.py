@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -232,6 +233,17 @@ def test_errors_in_words_of_our_own(name: str) -> None:
     with pytest.raises(kind, match=words) as ours:
         call(RNNCell)
     assert ours.type is kind
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_input(sparse: Any) -> None:
+    """A batch of one-hot words, say."""
+    words = torch.eye(I)[[2, 0, 2]]
+    cell, theirs = RNNCell(I, H), nn.RNNCell(I, H)
+    theirs.load_state_dict(cell.state_dict())
+    torch.testing.assert_close(cell(sparse(words)), theirs(sparse(words)))
+    torch.testing.assert_close(cell(sparse(words)), cell(words))
 
 
 @pytest.mark.parametrize("where", ["weights", "hx", "input"])

@@ -305,6 +305,11 @@ CLEARER = {  # the call, torch's type and a part of our words, which say more th
         RuntimeError,
         "RNN: expected weights of one dtype, got torch.float32 and torch.float64",
     ),
+    "a recurrent weight's shape": (
+        lambda rnn: with_weight(rnn(I, H), "weight_hh_l0", x(H + 1, H + 1))(x()),
+        RuntimeError,
+        rf"expected w_hh of shape \[{H}, {H}\], got \[{H + 1}, {H + 1}\]",
+    ),
     "list": (
         lambda rnn: rnn(I, H)([1.0, 2.0]),
         AttributeError,
@@ -395,6 +400,13 @@ def test_layouts_that_raise(name: str) -> None:
         raised = outcome(lambda cls: cls(I, H)(LAYOUTS[name]()), cls)
         assert isinstance(raised, Raised)
         assert issubclass(raised.type, RuntimeError)  # NotImplementedError too
+    words = (
+        "a nested one: .* with lengths=" if name == "nested" else r"input.to_dense\(\) makes one"
+    )
+    with pytest.raises(
+        RuntimeError, match=f"RNN: expected input to be a dense tensor, got .*{words}"
+    ):
+        RNN(I, H)(LAYOUTS[name]())
 
 
 def test_missing_weight_raises() -> None:

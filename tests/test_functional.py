@@ -139,6 +139,11 @@ def test_errors(name: str) -> None:
         call()
 
 
+def test_lengths_beyond_64_bits() -> None:
+    with pytest.raises(ValueError, match="between 0 and seq_len, got 1180591620717411303424"):
+        rnn(torch.randn(5, 2, 3), None, weights(), lengths=[2**70, 2])
+
+
 @pytest.mark.parametrize(
     ("mark", "message"),
     [

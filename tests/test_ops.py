@@ -98,7 +98,7 @@ BAD = {
     ),
     "w_hh rank": (
         {"weights": [torch.randn(5, 4), torch.randn(5), *2 * [torch.randn(5)]]},
-        r"w_hh with 2 dim",
+        r"w_hh of shape \[5, 5\], got \[5\]",
     ),
     "w_hh": (
         {"weights": [torch.randn(5, 4), torch.randn(5, 6), *2 * [torch.randn(5)]]},
