@@ -155,7 +155,8 @@ class Raw:
         if "hx" in found:  # which leaves to its caller where no gradient passes
             found["hx"][:: p.directions][:, g.begun] = 0
         if "input" in found and p.extra_rows:
-            found["input"] = torch.cat([found["input"], torch.zeros(p.extra_rows, p.input_size)])
+            rows = found["input"].new_zeros(p.extra_rows, p.input_size)
+            found["input"] = torch.cat([found["input"], rows])
         return {"output": found.pop("output"), "hn": found.pop("hn")} | {
             name: found[name] for name in g.wanted
         }

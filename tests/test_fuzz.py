@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from guarded import LAYOUTS, Memory, strides_of
-
-pytest.importorskip("hypothesis")
-
 from fuzz import available
+from guarded import LAYOUTS, Memory, strides_of
 from planted_faults import FAULTS, OF_THE_EXTENSION, Fault
 
 ROOT = Path(__file__).parents[1]

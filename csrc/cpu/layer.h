@@ -306,7 +306,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
   const void *ahead_grads[kBlockRows], *ahead_states[kBlockRows], *ahead_out[kBlockRows];
   Product<C> step{.layout = layout,
                   .split = plan.split,
-                  .start = grad_rows,
+                  .added = grad_rows,
                   .state = state_rows,
                   .out = out_rows,
                   .columns = H,
@@ -354,7 +354,7 @@ void backward_block(const BackwardTask& task, int64_t begin, int64_t rows, void*
     if (going < n) {
       Product<C> ended = step;
       ended.terms[0] = {};
-      ended.start += going;
+      ended.added += going;
       ended.state += going;
       ended.out += going;
       for (auto& rows : ended.ahead) rows += rows ? going : 0;

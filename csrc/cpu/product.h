@@ -89,7 +89,7 @@ void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
   }
   with_epilogue<C>(p.epilogue, [&](auto f) __attribute__((always_inline)) {
     for (int64_t r = 0; r < rows; ++r) {
-      const C* start = p.start ? p.start[r] : p.bias;
+      const C* start = p.added ? p.added[r] : p.start ? p.start[r] : p.bias;
       for (int64_t c = begin; c < end; c += L) {
         const int n = static_cast<int>(end - c < L ? end - c : L);
         Vec<C> sum = load_widened<C>(p.out[r] + c, n);

@@ -1,5 +1,5 @@
-// The microkernel: a tile of a matrix product in registers, started from a bias or from rows and
-// ended by an activation.
+// The microkernel: a tile of a matrix product in registers, started from a bias or from rows, and
+// ended by more rows and an activation.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -61,7 +61,7 @@ enum class Layout {
   kTransposed,  // [columns, depth] row-major, as they came
 };
 
-// out[r] = epilogue(start[r] + sum over terms of rows[r] @ matrix), for n rows.
+// out[r] = epilogue(start[r] + sum over terms of rows[r] @ matrix + added[r]), for n rows.
 // The order in which an element is summed depends on layout and split, not on the tile that it
 // falls into: so results do not depend on how rows and columns are shared out.
 template <typename C>
@@ -79,6 +79,7 @@ struct Product {
   Term terms[2] = {};
   const C* bias = nullptr;          // start of every row, padded; or null
   const C* const* start = nullptr;  // start of each row; or null
+  const C* const* added = nullptr;  // to the sum: not rounded again with every k; or null
   const C* const* state = nullptr;  // h, for the derivatives
   C* const* out = nullptr;
   const void* const* ahead[3] = {};  // rows of C to fetch into cache meanwhile; or null
@@ -319,6 +320,16 @@ __attribute__((noinline)) void tile(const Product<C>& p, int64_t row, int64_t be
       const M* panel = static_cast<const M*>(term.matrix) + column;
       multiply<C, false, kSplit>(acc, term.rows + row, term.depth, panel, p.columns,
                                  kMaxVectors * L, last, p.k_back);
+    }
+  }
+  if (p.added) {
+    FASTRNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const C* added = p.added[row + r] + column;
+      FASTRNN_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        acc[r][v] += load_widened<C>(added + v * L, v < kVectors - 1 ? L : last);
+      }
     }
   }
   if (p.epilogue == Epilogue::kStore && last == L) {
