@@ -42,15 +42,13 @@ Dtype dtype_of(const Tensor& x) {
   }
 }
 
-namespace {
-
-// Whether sizes and strides mean places in a storage: not in a wrapper, a compiler's tensor, or a
-// nested one.
 bool has_own_storage(const at::TensorImpl& x) {
   return x.has_storage() && !x.is_python_dispatch() && !x.has_symbolic_sizes_strides() &&
          !x.key_set().has_any(c10::DispatchKeySet(
              {c10::DispatchKey::Functionalize, c10::DispatchKey::NestedTensor}));
 }
+
+namespace {
 
 // Bytes from the start of the storage to the end of the last element; nothing if they overflow.
 std::optional<int64_t> bytes_spanned(const at::TensorImpl& x) {
@@ -67,6 +65,13 @@ std::optional<int64_t> bytes_spanned(const at::TensorImpl& x) {
   return overflows ? std::nullopt : std::optional(bytes);
 }
 
+// What a kernel is about to read. A wrapper has no memory, and comes here where its way is closed.
+void check_memory(const char* name, const Tensor& x, int64_t index = -1) {
+  check_storage(name, x, index);
+  TORCH_CHECK(x.numel() == 0 || (x.has_storage() && x.storage().data()), "rnn: expected ", name,
+              " to have memory, got a tensor without, as compilers and wrappers make them");
+}
+
 // `like` of the same dtype and device, with these sizes.
 void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, const Tensor& like,
                   int64_t index = -1) {
@@ -75,7 +80,7 @@ void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, cons
               like.scalar_type(), ", got ", x.scalar_type());
   TORCH_CHECK(x.device() == like.device(), "rnn: expected ", name, " on ", like.device(), ", got ",
               x.device());
-  check_storage(index < 0 ? name : "weights", x, index);
+  check_memory(index < 0 ? name : "weights", x, index);
 }
 
 void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
@@ -86,7 +91,7 @@ void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
   TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_contiguous(),
               "rnn: expected batch_sizes with one dimension, contiguous, got shape ",
               batch_sizes.sizes());
-  check_storage("batch_sizes", batch_sizes);
+  check_memory("batch_sizes", batch_sizes);
   TORCH_CHECK_INDEX(batch_sizes.numel() > 0, "rnn: expected batch_sizes with a step, got none");
   const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
   int64_t rows = 0;
@@ -164,7 +169,7 @@ Shape check(FASTRNN_ARGUMENTS) {
   TORCH_CHECK(input.layout() == at::kStrided, "rnn: expected a strided input, got layout ",
               input.layout());
   dtype_of(input);
-  check_storage("input", input);
+  check_memory("input", input);
   s.input_size = input.size(-1);
   TORCH_CHECK(weights[0].dim() == 2, "rnn: expected w_ih with 2 dimensions, got ",
               weights[0].dim());
@@ -202,7 +207,7 @@ Shape check(FASTRNN_ARGUMENTS) {
         lengths->scalar_type(), " and ", lengths->sizes());
     TORCH_CHECK_VALUE(lengths->device() == input.device(), "rnn: expected lengths on ",
                       input.device(), ", got ", lengths->device());
-    check_storage("lengths", *lengths);
+    check_memory("lengths", *lengths);
   }
   if (reset) {
     const int64_t sizes[2] = {batch_first ? s.batch : s.seq_len, batch_first ? s.seq_len : s.batch};
@@ -211,7 +216,7 @@ Shape check(FASTRNN_ARGUMENTS) {
                       ", got ", reset->scalar_type(), " and ", reset->sizes());
     TORCH_CHECK_VALUE(reset->device() == input.device(), "rnn: expected reset on ", input.device(),
                       ", got ", reset->device());
-    check_storage("reset", *reset);
+    check_memory("reset", *reset);
   }
   if (dropout_mask) {
     const int64_t features = s.num_directions * H;
@@ -265,6 +270,11 @@ Arguments::Arguments(FASTRNN_ARGUMENTS)
     start = zeros(shape.seq_len);
     std::copy_n(batch_sizes->const_data_ptr<int64_t>(), shape.seq_len, active.begin());
     std::exclusive_scan(active.begin(), active.end(), start.begin(), int64_t{0});
+    // Another thread may write to them.
+    TORCH_CHECK(active.front() == shape.batch && active.back() >= 0 &&
+                    std::is_sorted(active.rbegin(), active.rend()) &&
+                    start.back() + active.back() == shape.rows && shape.rows <= input.size(0),
+                "rnn: batch_sizes changed while they were read");
   }
   if (reset) {
     reset_data = reset->const_data_ptr<bool>();

@@ -23,6 +23,10 @@ struct Shape {
   int64_t features() const { return num_directions * hidden_size; }
 };
 
+// Whether sizes and strides mean places in a storage: not in a wrapper, a compiler's tensor, or a
+// nested one.
+bool has_own_storage(const at::TensorImpl& x);
+
 // Throws unless all elements of `x` lie in its storage, which may have been freed or shrunk. Of a
 // list, `index` says which tensor it is.
 FASTRNN_API void check_storage(const char* name, const Tensor& x, int64_t index = -1);

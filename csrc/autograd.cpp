@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "arguments.h"
 #include "by_torch.h"
@@ -146,6 +147,19 @@ OptionalTensor contiguous(const char* name, const Tensor& x) {
   return x.contiguous();
 }
 
+// What a node keeps of an argument. As torch.nn.RNN's, which keeps views, it shares memory and
+// version with the argument, but `x.data = y` or `module.half()` leave it as it is.
+Tensor kept_of(const Tensor& x) {
+  const at::TensorImpl& impl = *x.unsafeGetTensorImpl();
+  if (!has_own_storage(impl) || x.is_inference()) return x;
+  return Tensor(impl.shallow_copy_and_detach(impl.version_counter(),
+                                             /*allow_tensor_metadata_change=*/false));
+}
+
+// The node whose backward pass this thread runs. Autograd's own answer is of its engine, and there
+// is none where somebody calls a node.
+thread_local const torch::autograd::Node* running_node = nullptr;
+
 struct RnnFunction : torch::autograd::Function<RnnFunction> {
   static variable_list forward(AutogradContext* ctx, const torch::autograd::edge_list& edges,
                                FASTRNN_ARGUMENTS) {
@@ -155,7 +169,7 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
                           batch_first};
     const Needed needed(edges, options, has_one_step(input, batch_sizes, batch_first));
     const auto if_needed = [](bool is_needed, const OptionalTensor& x) {
-      return is_needed && x ? *x : Tensor();
+      return is_needed && x ? kept_of(*x) : Tensor();
     };
     const auto mark = [](const OptionalTensor& x) {  // autograd keeps no inference tensor
       return !x ? Tensor() : x->is_inference() ? x->clone() : *x;
@@ -169,7 +183,7 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
                        saved};  // the caller may write to output
     kept.reserve(kept.size() + weights.size());
     for (size_t i = 0; i < weights.size(); ++i)
-      kept.push_back(needed.weights[i] ? weights[i] : Tensor());
+      kept.push_back(needed.weights[i] ? kept_of(weights[i]) : Tensor());
     ctx->save_for_backward(std::move(kept));
     ctx->saved_data["options"] = options.bits();
     if (!needed.input)
@@ -180,6 +194,7 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const torch::autograd::Node* const node = running_node;
     variable_list kept = ctx->get_saved_variables();
     constexpr int64_t kFirstWeight = 7;
     const auto kept_or_stand_in = [&](const Tensor& x, const char* name) {
@@ -211,9 +226,11 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
       TORCH_CHECK(
           reference_backward(),
           "rnn: gradients of gradients need the Python package fastrnn, which is not loaded");
+      TORCH_CHECK_NOT_IMPLEMENTED(
+          is_of(node, ctx),
+          "rnn: compiled autograd has no gradients of gradients: leave it for them");
       // Where gradients go was settled by the call: an argument may have been detached since, or
       // not be kept.
-      const auto node = torch::autograd::get_current_node();
       const auto connect = [&](Tensor& x, size_t i) {
         x = x.tensor_data();
         if (const auto& edge = node->next_edge(i); edge.is_valid())
@@ -240,7 +257,23 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     }
     return results;
   }
+
+  static bool is_of(const torch::autograd::Node* node, const AutogradContext* ctx);
 };
+
+struct RnnNode : torch::autograd::CppNode<RnnFunction> {
+  variable_list apply(variable_list&& grads) override {
+    struct Running {
+      const torch::autograd::Node* before;
+      ~Running() { running_node = before; }
+    } running{std::exchange(running_node, this)};
+    return CppNode::apply(std::move(grads));
+  }
+};
+
+bool RnnFunction::is_of(const torch::autograd::Node* node, const AutogradContext* ctx) {
+  return node && &static_cast<const RnnNode*>(node)->ctx_ == ctx;
+}
 
 // What holds a node of the graph differs among the versions of torch.
 template <typename Node>
@@ -275,7 +308,7 @@ struct KnownActivation : torch::autograd::Node {
 std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS) {
   if (const auto& functorch = at::functorch::functorchTLSAccessor())
     functorch->checkSupportsCppAutogradFunction();
-  auto node = new_node<torch::autograd::CppNode<RnnFunction>>(torch::autograd::Edge().function);
+  auto node = new_node<RnnNode>(torch::autograd::Edge().function);
   node->is_variable_input_.assign(2 + weights.size(), true);
   node->set_ctx_grad_fn(node);
   node->set_next_edges(torch::autograd::collect_next_edges(input, hx, weights));

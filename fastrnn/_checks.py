@@ -234,10 +234,11 @@ def check_states(
 def as_lengths(lengths: Any, input: Tensor) -> Any:
     """Integers of any type, in a tensor, array or list, as int64; all else as it is."""
     if isinstance(lengths, Tensor):
-        integers = (torch.uint8, torch.int8, torch.int16, torch.int32)
-        return lengths.to(torch.int64) if lengths.dtype in integers else lengths
+        dtype = lengths.dtype
+        whole_numbers = not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
+        return lengths.to(torch.int64) if whole_numbers else lengths
     if hasattr(lengths, "__array__"):
-        lengths = lengths.tolist()
+        lengths = lengths.__array__().tolist()
     if isinstance(lengths, list | tuple):
         whole = [n if type(n) is int else _as_integer(n, lengths) for n in lengths]
         try:

@@ -83,7 +83,7 @@ def _rnn_backward_fake(
     _checks.check_count(weights, options.has_biases, options.num_layers, options.bidirectional)
     return (
         input.new_empty(input.shape if want_input else [0]),
-        input.new_empty(hx.shape if want_hx and hx is not None else [0]),
+        input.new_empty(_sizes(input, hx, weights, options)[1] if want_hx else [0]),
         [w.new_empty(w.shape) for w in weights] if want_weights else [],
     )
 

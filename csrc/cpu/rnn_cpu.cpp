@@ -106,7 +106,7 @@ struct Call : Arguments {
 
  private:
   void sort_rows(const Tensor& lengths) {
-    const Tensor values = lengths.contiguous();
+    const Tensor values = lengths.clone(at::MemoryFormat::Contiguous);  // others may write to them
     const int64_t* length = values.const_data_ptr<int64_t>();
     active = zeros(shape.seq_len);
     for (int64_t b = 0; b < shape.batch; ++b) {
@@ -192,10 +192,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
     for (const Tensor& w : weights) {
       grad_weights.push_back(new_tensor(w.sizes(), w));
       grad_weight_data.push_back(grad_weights.back().mutable_data_ptr());
+      if (s.batch == 0) grad_weights.back().zero_();
     }
     backward.grad_weights = grad_weight_data.data();
   }
-  run(run_backward, backward, call, true);
+  if (s.batch > 0) run(run_backward, backward, call, true);  // else of any number of steps
   if (want_hx && reset) grad_hx = call.without_begun(grad_hx);
   return {grad_input, grad_hx, std::move(grad_weights)};
 }
