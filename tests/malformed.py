@@ -278,7 +278,7 @@ def note(phase: str) -> None:
     print(json.dumps([where, phase]), flush=True)
 
 
-def child(seed: int, start: int, stop: int) -> None:
+def child(seed: int, start: int, stop: int, fake: str | None) -> None:
     global where
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
@@ -287,16 +287,29 @@ def child(seed: int, start: int, stop: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, -1))
     for where in range(start, stop):
         signal.alarm(SECONDS)
+        if fake is not None:
+            note("fastrnn")
+            exec(fake, {"where": where})
         kind, facts = examine(seed, where)
         print(json.dumps([where, facts.split(" of ")[0], kind, facts]), flush=True)
 
 
-def results(seed: int, count: int) -> Iterator[tuple[int, str, str, str]]:
-    """Number, entry, kind and facts of each call; a process that ends is followed by another."""
+def torch_ends(seed: int, index: int) -> bool:
+    """Whether torch alone ends the process: else it met what a call of ours had destroyed."""
+    command = [sys.executable, __file__, "--seed", str(seed), "--torch", str(index)]
+    return subprocess.run(command, capture_output=True).returncode < 0
+
+
+def results(seed: int, count: int, fake: str | None = None) -> Iterator[tuple[int, str, str, str]]:
+    """Number, entry, kind and facts of each call; a process that ends is followed by another.
+
+    ``fake`` is run before each call, in place of a fault of ours.
+    """
     start = 0
     while start < count:
         phase = "start"
         command = [sys.executable, __file__, "--seed", str(seed), "--child", str(start), str(count)]
+        command += [] if fake is None else ["--fake", fake]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -311,7 +324,7 @@ def results(seed: int, count: int) -> Iterator[tuple[int, str, str, str]]:
         if start < count:
             call = malformed(seed, start)
             end = "hangs" if code == -signal.SIGALRM else f"ends the process ({code})"
-            fault = "FAULT: " if phase == "fastrnn" else ""
+            fault = "FAULT: " if phase == "fastrnn" or not torch_ends(seed, start) else ""
             yield start, call.entry.name, f"{fault}{phase} {end}", str(call)
             start += 1
 
@@ -323,10 +336,18 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="the number of one call")
     parser.add_argument("--show", help="print all calls of a kind")
     parser.add_argument("--child", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--torch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--fake", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if args.child:
-        child(args.seed, *args.child)
+        child(args.seed, *args.child, args.fake)
+        return 0
+    if args.torch is not None:
+        signal.alarm(SECONDS)
+        call = malformed(args.seed, args.torch)
+        cls = THEIRS[call.entry.theirs or RNN]
+        attempt(call, lambda: call.entry.run(call, cls))
         return 0
     if args.only is not None:
         warnings.simplefilter("ignore")

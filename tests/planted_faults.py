@@ -1,7 +1,8 @@
-"""Plant one fault after the other in the CPU's kernels, and see that the fuzzer finds each.
+"""Plant one fault after the other in the CPU's code, and see that each is found.
 
 ``make planted`` copies csrc to build/planted, where only the object that a fault is in is compiled
-again. First the fuzzer runs as long without a fault, and must find nothing.
+again. The fuzzer finds those of the kernels, malformed arguments those of the checks. First they
+run as long without a fault, and must find nothing.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,6 +169,26 @@ OF_THE_EXTENSION = [
           "= packed && input.size(0) != shape.rows;", "= false;"),
 ]  # fmt: skip
 
+# These are in the checks, and are found by malformed arguments.
+OF_THE_CHECKS = [
+    Fault("no storage is looked at", "arguments.cpp",
+          "if (!has_own_storage(impl) || impl.numel() == 0) return;", "return;"),
+    Fault("weights are not counted", "arguments.cpp",
+          "static_cast<int64_t>(weights.size()) == expected", "expected > 0"),
+    Fault("hx may have any size", "arguments.cpp",
+          'if (hx) check_tensor("hx", *hx, {count, s.batch, H}, input);', ""),
+    Fault("w_hh may have any size", "arguments.cpp",
+          'check_tensor("w_hh", weights[first + 1], {H, H}, input, first + 1);', ""),
+    Fault("a tensor may be on any device", "arguments.cpp",
+          "TORCH_CHECK(x.device() == like.device(),", "TORCH_CHECK(true,"),
+    Fault("batch sizes may sum to more rows than there are", "arguments.cpp",
+          "TORCH_CHECK(sizes[t] <= data.size(0) - rows,", "TORCH_CHECK(true,"),
+    Fault("a row may be longer than the input", "cpu/rnn_cpu.cpp",
+          "length[b] >= 0 && length[b] <= shape.seq_len,", "length[b] >= 0,"),
+    Fault("a gradient may have any size", "arguments.cpp",
+          'check_tensor("grad_hn", *grad_hn, {s.states(), s.batch, s.hidden_size}, like);', ""),
+]  # fmt: skip
+
 KERNELS = PLANTED / "fastrnn_kernels.so"
 EXTENSION = PLANTED / "fastrnn"  # a copy of the package
 COMMON = ["-std=c++20", "-g0", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
@@ -241,18 +265,35 @@ class Build:
             raise RuntimeError(ended.stdout + ended.stderr)
         return ended.stdout.split("\n  ")[1].splitlines()[0]
 
+    def malformed(self, isa: str, seconds: float) -> str:
+        """The same, of calls with malformed arguments."""
+        command = [sys.executable, str(ROOT / "tests/malformed.py"), "--count", "1000000"]
+        environment = dict(os.environ, PYTHONPATH=str(PLANTED))
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        ) as process:
+            assert process.stdout is not None
+            timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+            timer.start()
+            found = next((line for line in process.stdout if "FAULT" in line), "")
+            timer.cancel()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return found.split("FAULT: ")[-1].strip()
+
 
 def missed(faults: list[Fault], extension: bool, seconds: float) -> list[str]:
     """The faults that are not found, or what is found where there is none."""
     build = Build(extension)
+    find = build.malformed if faults[0] in OF_THE_CHECKS else build.fuzz
     for isa in sorted({fault.isa for fault in faults}):
-        if wrong := build.fuzz(isa, seconds):
+        if wrong := find(isa, seconds):
             return [f"without a fault, on {isa}: {wrong}"]
     names = []
     for fault in faults:
         build.plant(fault)
         begin = time.monotonic()
-        wrong = build.fuzz(fault.isa, seconds)
+        wrong = find(fault.isa, seconds)
         found = f"found in {time.monotonic() - begin:.0f} s: {wrong[:90]}"
         print(f"{fault.name}: {found if wrong else 'MISSED'}", flush=True)
         if not wrong:
@@ -266,7 +307,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[""], help="faults whose name has such words")
     options = parser.parse_args()
     names = []
-    for faults, extension in ((FAULTS, False), (OF_THE_EXTENSION, True)):
+    for faults, extension in ((FAULTS, False), (OF_THE_EXTENSION, True), (OF_THE_CHECKS, True)):
         chosen = [f for f in faults if any(words in f.name for words in options.only)]
         if chosen:
             names += missed(chosen, extension, options.seconds)

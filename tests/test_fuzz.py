@@ -11,7 +11,7 @@ import pytest
 import torch
 from fuzz import available
 from guarded import LAYOUTS, Memory, strides_of
-from planted_faults import FAULTS, OF_THE_EXTENSION, Fault
+from planted_faults import FAULTS, OF_THE_CHECKS, OF_THE_EXTENSION, Fault
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +58,9 @@ def test_a_crash_is_a_failure() -> None:
     assert lines[1] == "  crashed: SIGABRT"
 
 
-@pytest.mark.parametrize("fault", FAULTS + OF_THE_EXTENSION, ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault", FAULTS + OF_THE_EXTENSION + OF_THE_CHECKS, ids=lambda fault: fault.name
+)
 def test_planted_faults_apply(fault: Fault) -> None:
     right = (ROOT / "csrc" / fault.file).read_text()
     assert fault.planted(right) != right

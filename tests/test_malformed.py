@@ -61,6 +61,19 @@ def test_faults_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert malformed.examine(0, index)[0].startswith("FAULT")
 
 
+def test_a_crash_has_a_name() -> None:
+    """It is a fault of the call that runs, and the calls after it follow."""
+    crash = "if where == 2: __import__('os').abort()"
+    found = list(results(seed=1, count=4, fake=crash))
+    assert [index for index, *_ in found] == [0, 1, 2, 3]
+    assert [kind.startswith("FAULT: fastrnn ends the process") for _, _, kind, _ in found] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
 # What was found so.
 
 
