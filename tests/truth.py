@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from cases import Case
+
+if TYPE_CHECKING:
+    from cases import Case
+    from fuzz_problem import Problem
 
 
 def truth(
-    case: Case,
+    case: Case | Problem,
     x: np.ndarray,
     hx: np.ndarray,
     weights: list[np.ndarray],
