@@ -29,7 +29,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow test-clients test-install fuzz fuzz-coverage malformed planted soak sanitize tsan build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-slow test-clients test-install wheels wheels-test fuzz fuzz-coverage malformed planted soak sanitize tsan build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,12 @@ tsan: $(INSTALLED) ## run the soak under gcc's thread sanitizer
 
 test-install: ## install in every way: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
 	$(PYTHON) tests/try_install.py $(ARGS)
+
+wheels: $(VENV)/.installed-wheels ## build a wheel for each Python, which serves several torches
+	$(PY) wheels.py $(ARGS)
+
+wheels-test: $(INSTALLED) ## install them where no compiler is: make wheels-test ARGS="--python 3.11 --torch 2.13.0"
+	$(PY) tests/try_wheels.py $(ARGS)
 
 fuzz: build $(INSTALLED_DEV) ## run random problems: make fuzz SECONDS=60 SEED=0
 	$(PY) tests/fuzz.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
@@ -135,6 +141,10 @@ $(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
 
 $(VENV)/.installed-peers: benchmarks/requirements-peers.txt $(INSTALLED)
 	$(PY) -m pip install -r benchmarks/requirements-peers.txt
+	@touch $@
+
+$(VENV)/.installed-wheels: requirements-wheels.txt $(INSTALLED)
+	$(PY) -m pip install -r requirements-wheels.txt
 	@touch $@
 
 $(CLIENTS)/.installed: tests/requirements-clients.txt requirements.txt

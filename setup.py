@@ -2,8 +2,6 @@
 
 import json
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -50,29 +48,16 @@ from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # not there when pip builds
+import cpu_build
 import cuda_build
 
 CXX_FLAGS = [
-    "-std=c++20",
-    "-O3",
-    "-g0",  # Python's own flags ask for -g, which makes the library fifty times larger
-    "-fno-math-errno",  # sqrt, exp and their kin need not set errno, so loops over them vectorise
-    "-fno-trapping-math",  # nobody reads the exception flags, so both sides of a select may run
-    "-ffp-contract=fast",  # a * b + c may be one fused multiply-add: faster, and rounded once
+    *cpu_build.FLAGS,
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
     *(f"-isystem{path}" for path in include_paths()),  # no warnings from torch's own headers
 ]
-# No -march=native: a wheel runs on other machines too; kernels choose instructions at run time.
-# No -ffast-math: it ignores NaN and infinity, reorders sums, and makes the whole process flush
-# denormals to zero.
-
-# For compiler and linker, after all others: tests/sanitize.py builds with them.
-MORE_FLAGS = shlex.split(os.environ.get("FASTRNN_FLAGS", ""))
-
-# Apple's clang has no -fopenmp; there the kernels run on one thread.
-OPENMP_FLAGS = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 NVCC = cuda_build.find_nvcc()
 CUDA_ARCHS = cuda_build.archs_to_build(
@@ -129,17 +114,8 @@ class build_ext(BuildExtension):  # distutils finds the options below by this na
         super().build_extension(ext)
 
     def run(self) -> None:
-        compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
-        found = [name for name in compilers if shutil.which(shlex.split(name)[0])]
-        if not found:
-            sys.exit(
-                f"fastrnn: no C++ compiler found (tried {', '.join(compilers)}). Install one:\n"
-                "  Debian, Ubuntu  apt install g++       (or clang)\n"
-                "  Fedora          dnf install gcc-c++   (or clang)\n"
-                "  macOS           xcode-select --install\n"
-                "or name one in the environment variable CXX."
-            )
-        os.environ["CXX"] = found[0]  # the linker's driver too, not only the compiler's
+        # The linker's driver too, not only the compiler's.
+        os.environ["CXX"] = cpu_build.find_compiler()
         if not Path(sysconfig.get_path("include"), "Python.h").exists():
             sys.exit(
                 "fastrnn: the header Python.h is missing. Install it:\n"
@@ -166,8 +142,8 @@ def extension(name: str, sources: list[str], link_args: list[str]) -> Extension:
         sources,
         include_dirs=[os.path.abspath("csrc")],
         depends=sorted(glob("csrc/**/*.*h", recursive=True)),
-        extra_compile_args={"cxx": CXX_FLAGS + OPENMP_FLAGS + MORE_FLAGS},
-        extra_link_args=OPENMP_FLAGS + link_args + MORE_FLAGS,
+        extra_compile_args={"cxx": CXX_FLAGS + cpu_build.MORE_FLAGS},
+        extra_link_args=cpu_build.OPENMP_FLAGS + link_args + cpu_build.MORE_FLAGS,
     )
 
 

@@ -3,8 +3,9 @@
 from fastrnn import _library
 
 __path__ = _library.package_path()
-_library.load()
-from fastrnn import _fake, functional  # noqa: F401  (_fake registers what torch.compile asks)
+if _library.load():
+    from fastrnn import _fake  # noqa: F401  (it registers what torch.compile asks)
+from fastrnn import functional
 from fastrnn._info import info
 from fastrnn._onnx import onnx_translation
 from fastrnn._version import __version__

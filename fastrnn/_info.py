@@ -44,7 +44,9 @@ def info(
         "fastrnn": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "library": str(Path(__file__).parent / "libfastrnn.so"),
+        "library": str(Path(_C.__file__).parent / "libfastrnn.so")
+        if _path.HAS_OPERATORS
+        else "none",
         "processor": platform.machine(),
         "cpu_kernels": _C.cpu_kernels(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import torch
 
 PYTHON = "{}.{}".format(*sys.version_info)
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+OF_A_WHEEL = "_torch{}_{}"  # a wheel has libraries for each torch, in folders of these names
 
 
 def package_path() -> list[str]:
@@ -25,20 +28,46 @@ def package_path() -> list[str]:
     for folder in (here, *(Path(entry) / "fastrnn" for entry in sys.path)):
         if fits(folder):
             return [str(folder)]
+        if fits(folder / OF_A_WHEEL.format(*TORCH)):
+            return [str(folder), str(folder / OF_A_WHEEL.format(*TORCH))]
+    if newest_torch(here) < TORCH:
+        return [str(here)]
     raise ImportError(what_to_do(here))
 
 
-def load() -> None:
+def newest_torch(folder: Path) -> tuple[int, ...]:
+    """Return the newest torch that a wheel knows, or what none comes before if it is no wheel."""
+    known = [built_for(path) or {} for path in folder.glob(OF_A_WHEEL.format("*", "*"))]
+    minors = [minor_of(versions) for versions in known if versions.get("python") == PYTHON]
+    return max(minors, default=(sys.maxsize,))
+
+
+def load() -> bool:
     """Import ``fastrnn._C``, after torch, whose libraries it needs.
+
+    Returns:
+        Whether there is one: of a wheel older than torch another module stands in, with a warning,
+        that leaves every call to torch's own operator.
 
     Raises:
         ImportError: It does not load.
     """
+    folder, *of_a_wheel = map(Path, sys.modules["fastrnn"].__path__)
+    if not of_a_wheel and not fits(folder):
+        known = ".".join(map(str, newest_torch(folder)))
+        warnings.warn(
+            f"this wheel of fastrnn knows torch up to {known}, and this is torch "
+            f"{torch.__version__}: every call takes torch's own operator, as torch.nn.RNN does. "
+            "Update fastrnn, or build it: see its README",
+            stacklevel=3,
+        )
+        sys.modules["fastrnn._C"] = importlib.import_module("fastrnn._without_library")
+        return False
     try:
         importlib.import_module("fastrnn._C")
     except ImportError as e:
-        folder = Path(sys.modules["fastrnn"].__path__[0])
         raise ImportError(f"{what_to_do(folder)}\n({e})") from e
+    return True
 
 
 def built_for(folder: Path) -> dict[str, str] | None:
@@ -53,23 +82,25 @@ def built_for(folder: Path) -> dict[str, str] | None:
 def fits(folder: Path) -> bool:
     """Whether its libraries may load here: torch's C++ interface changes with minor versions."""
     versions = built_for(folder)
-    return (
-        versions is not None
-        and versions["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
-        and versions["python"] == PYTHON
-    )
+    return versions is not None and minor_of(versions) == TORCH and versions["python"] == PYTHON
+
+
+def minor_of(versions: dict[str, str]) -> tuple[int, ...]:
+    """Return a torch's version as far as its C++ interface follows it."""
+    return tuple(map(int, versions["torch"].split(".")[:2]))
 
 
 def what_to_do(folder: Path) -> str:
     """Say why the libraries of a folder do not serve, and the command that builds new ones."""
-    versions = built_for(folder)
-    if versions is None:
-        why = f"fastrnn is not compiled in {folder}."
-    else:
+    of_a_wheel = sorted(folder.glob(OF_A_WHEEL.format("*", "*")))
+    found = [versions for path in (folder, *of_a_wheel) if (versions := built_for(path))]
+    if found:
         why = (
-            f"fastrnn in {folder} was built for torch {versions['torch']} and Python "
-            f"{versions['python']}; this is torch {torch.__version__} and Python {PYTHON}."
+            f"fastrnn in {folder} was built for torch {', '.join(v['torch'] for v in found)} and "
+            f"Python {found[0]['python']}; this is torch {torch.__version__} and Python {PYTHON}."
         )
+    else:
+        why = f"fastrnn is not compiled in {folder}."
     source = folder.parent
     if (source / "setup.py").exists():
         return f"{why} Build it:\n  {sys.executable} -m pip install {source}"

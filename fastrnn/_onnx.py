@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from fastrnn import _path
+
 
 def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Give ``torch.onnx.export`` a translation of our operator to ONNX's operator RNN.
@@ -101,4 +103,4 @@ def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
             states.append(y_h)
         return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, concat(states)
 
-    return {torch.ops.fastrnn.rnn.default: rnn}
+    return {torch.ops.fastrnn.rnn.default: rnn} if _path.HAS_OPERATORS else {}

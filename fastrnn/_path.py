@@ -18,7 +18,8 @@ AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others s
 AUTOCAST_DEVICES = tuple(
     device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
 )
-WITH_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA")
+HAS_OPERATORS = hasattr(torch.ops.fastrnn, "rnn")  # else torch is newer than the wheel
+WITH_CUDA = HAS_OPERATORS and torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA")
 # On meta the operators have shapes only.
 KERNEL_DEVICES = ("cpu", "meta", "cuda") if WITH_CUDA else ("cpu", "meta")
 
@@ -106,6 +107,8 @@ def why_no_kernel(tensors: Iterable[Tensor | None]) -> str | None:
     why = why_only_reference(given)
     if why is not None:
         return why
+    if not HAS_OPERATORS:
+        return f"this wheel has no library for torch {torch.__version__}"
     dtypes = {x.dtype for x in given}
     for dtype in dtypes:
         if dtype not in KERNEL_DTYPES:

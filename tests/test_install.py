@@ -128,6 +128,77 @@ def test_a_source_folder_that_is_built_comes_first(package: Callable[..., Path])
     assert import_from(sources, installed).stdout == f"{sources}/fastrnn/functional.py\n"
 
 
+# Wheels: libraries for each torch, in folders of the package.
+
+
+def wheel_for(folder: Path, torch_version: str, python: str = PYTHON) -> Path:
+    minor = "_".join(torch_version.split(".")[:2])
+    libraries = folder / f"fastrnn/_torch{minor}"
+    libraries.mkdir()
+    for path in LIBRARIES.glob("*.so"):
+        (libraries / path.name).symlink_to(path)
+    built_for = {"torch": torch_version, "python": python}
+    (libraries / "_built_for.json").write_text(json.dumps(built_for))
+    return libraries
+
+
+def test_a_wheel_has_libraries_for_each_torch(package: Callable[..., Path]) -> None:
+    installed = package("installed")
+    wheel_for(installed, "2.7.0")
+    libraries = wheel_for(installed, torch.__version__)
+    wheel_for(installed, "99.1.0")
+    started = run(sys.executable, "-m", "fastrnn", PYTHONPATH=str(installed))
+    assert f"{libraries}/libfastrnn.so\n" in started.stdout, started.stderr
+
+
+UNDER_A_NEWER_TORCH = """
+import warnings, torch
+from torch import nn
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    import fastrnn
+(warning,) = [w for w in said if "fastrnn" in str(w.message)]
+print(warning.message)
+module, theirs = fastrnn.RNN(3, 4, 2, bidirectional=True), nn.RNN(3, 4, 2, bidirectional=True)
+theirs.load_state_dict(module.state_dict())
+x = torch.randn(5, 2, 3)
+packed = nn.utils.rnn.pack_sequence([x[:, 0], x[:3, 1]])
+for given, of in ((x, lambda y: y[0]), (packed, lambda y: y[0].data)):
+    assert torch.equal(of(module(given)), of(theirs(given)))
+module(x)[0].sum().backward()
+assert module(x, lengths=[5, 2])[0][2:, 1].abs().sum() == 0
+module(x, reset=torch.ones(5, 2))
+fastrnn.RNN(3, 4).step(x[0])
+fastrnn.RNNCell(3, 4)(x[0])
+print(fastrnn.info(module, x)["kernel"])
+"""
+
+
+def test_a_wheel_under_a_newer_torch(package: Callable[..., Path]) -> None:
+    """Torch's own operator serves, with a warning: never a crash."""
+    installed = package("installed")
+    wheel_for(installed, "2.7.0")
+    wheel_for(installed, "2.8.1")
+    code = ALONE.format(folder=str(installed)) + UNDER_A_NEWER_TORCH
+    ended = run(sys.executable, "-c", code, PYTHONPATH=str(installed))
+    assert ended.returncode == 0, ended.stderr
+    warning, kernel = ended.stdout.splitlines()
+    assert "knows torch up to 2.8, and this is torch" in warning
+    assert kernel == f"torch (this wheel has no library for torch {torch.__version__})"
+
+
+@pytest.mark.parametrize("versions", [{"torch_version": "99.1.0"}, {"python": "3.9"}])
+def test_a_wheel_for_another(package: Callable[..., Path], versions: dict[str, str]) -> None:
+    """An older torch, or another Python: there is nothing to import."""
+    installed = package("installed")
+    given = {"torch_version": "2.7.0", "python": PYTHON} | versions
+    wheel_for(installed, **given)
+    assert (
+        f"ImportError: fastrnn in {installed}/fastrnn was built for torch {given['torch_version']} "
+        f"and Python {given['python']}; this is torch {torch.__version__} and Python {PYTHON}."
+    ) in import_alone(installed).stderr
+
+
 # Build.
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cpu_build
 import cuda_build
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,13 +52,10 @@ def call(command: Sequence[object], **variables: str) -> None:
 
 
 def find_python(version: str) -> str:
-    """A Python of this version, as "3.12", on the PATH or among pyenv's."""
-    pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
-    for path in [shutil.which(f"python{version}"), *map(str, reversed(pyenv))]:
-        # pyenv's shim is on the PATH also where it names no such Python.
-        if path and subprocess.run([path, "-V"], capture_output=True).returncode == 0:
-            return path
-    sys.exit(f"gpu-prepare: no python{version} on the PATH or in ~/.pyenv; --python names one")
+    python = cpu_build.find_python(version)
+    if python is None:
+        sys.exit(f"gpu-prepare: no python{version} on the PATH or in ~/.pyenv; --python names one")
+    return python
 
 
 def environment(python: str, torch: str) -> str:

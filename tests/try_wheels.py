@@ -1,0 +1,117 @@
+"""Install wheels where there is no compiler, beside several torches, and try each.
+
+    python tests/try_wheels.py --python 3.11 3.13 --torch 2.11.0 2.13.0
+
+Each (Python, torch) gets an environment of its own, in which torch, the wheel for this Python and
+nothing else is installed, and no program is on the PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+SMOKE = """
+import os, pathlib, sys, torch, fastrnn
+from torch import nn
+
+torch.manual_seed(0)
+rnn, theirs = fastrnn.RNN(8, 64, 2, bidirectional=True), nn.RNN(8, 64, 2, bidirectional=True)
+theirs.load_state_dict(rnn.state_dict())
+x = torch.randn(20, 100, 8)
+
+threads = lambda: len(os.listdir("/proc/self/task"))
+torch.set_num_threads(1)
+rnn(x)
+before = threads()
+torch.set_num_threads(3)
+rnn(x)
+assert threads() == before + 2, "torch.set_num_threads does not reach the kernels"
+maps = pathlib.Path("/proc/self/maps").read_text().splitlines()
+runtimes = {line.split()[-1] for line in maps if "omp" in line.split("/")[-1]}
+assert len(runtimes) == 1, f"more than one OpenMP: {runtimes}"
+
+lengths = torch.randint(1, 21, (100,)).sort(descending=True).values
+packed = nn.utils.rnn.pack_padded_sequence(x, lengths)
+for given in (x, packed):
+    grads, outputs = [], []
+    for module in (rnn, theirs):
+        output = module(given)[0]
+        output = output if given is x else output.data
+        grads.append(torch.autograd.grad(output.square().sum(), list(module.parameters())))
+        outputs.append(output)
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
+
+small = fastrnn.RNN(3, 4).double()
+first = lambda w: torch.func.functional_call(small, {"weight_hh_l0": w}, (x[:4, :2, :3].double(),))
+assert torch.autograd.gradgradcheck(lambda w: first(w)[0], small.weight_hh_l0)
+compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+torch.testing.assert_close(compiled(x)[0], rnn(x)[0])
+
+kernel = fastrnn.info(rnn, x)["kernel"]
+device, isa, dtype = kernel.split()
+assert device == "cpu" and isa in ("avx512_bf16", "avx512", "avx2", "baseline", "neon"), kernel
+print(f"{sys.version.split()[0]} {torch.__version__} {kernel}")
+"""
+
+
+def run(*command: object, **variables: str) -> str:
+    words = [str(word) for word in command]
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    ended = subprocess.run(
+        words, cwd="/", env=kept | variables, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    if ended.returncode:
+        sys.exit(f"{ended.stdout}\nfailed: {' '.join(words)[:200]}")
+    return ended.stdout
+
+
+def try_out(version: str, torch: str, dist: Path, folder: Path) -> None:
+    import cpu_build
+
+    python = cpu_build.find_python(version)
+    if python is None:
+        sys.exit(f"no python{version} on the PATH or in ~/.pyenv")
+    tag = "cp" + version.replace(".", "")
+    wheels = list(dist.glob(f"fastrnn-*-{tag}-{tag}-*.whl"))
+    if len(wheels) != 1:
+        sys.exit(f"expected one wheel for Python {version} in {dist}, got {len(wheels)}")
+    shutil.rmtree(folder, ignore_errors=True)
+    run(python, "-m", "venv", folder)
+    mine = folder / "bin/python"
+    run(mine, "-m", "pip", "install", "-q", f"torch=={torch}", "numpy")
+    start = time.perf_counter()
+    run(mine, "-m", "pip", "install", "-q", "--no-deps", wheels[0])
+    installed = time.perf_counter()
+    said = run(mine, "-W", "error", "-c", SMOKE, PATH="/nonexistent")
+    end = time.perf_counter()
+    print(
+        f"{said.strip()}: installed in {installed - start:.1f} s, tried in {end - installed:.1f} s"
+    )
+    shutil.rmtree(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--python", nargs="+", default=["{}.{}".format(*sys.version_info)])
+    parser.add_argument("--torch", nargs="+", required=True)
+    parser.add_argument("--dist", type=Path, default=ROOT / "dist")
+    args = parser.parse_args()
+    for python in args.python:
+        for torch in args.torch:
+            folder = ROOT / f"build/try-wheels/python{python}-torch{torch}"
+            try_out(python, torch, args.dist, folder.resolve())
+
+
+if __name__ == "__main__":
+    sys.path.append(str(ROOT))
+    main()
