@@ -53,16 +53,8 @@ def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RN
         if isinstance(input, tuple) and len(input) == 2:
             got = "a tuple: where it is the (output, hn) of another RNN, give output alone"
         raise AttributeError(f"{op}: expected input to be {what}, got {got}")
-    if input.is_nested:
-        raise RuntimeError(
-            f"{op}: expected input to be a dense tensor, got a nested one: give sequences of "
-            "different lengths padded, with lengths=, or as a PackedSequence"
-        )
-    if input.layout != torch.strided and op != "RNNCell":  # which takes it as nn.RNNCell does
-        raise RuntimeError(
-            f"{op}: expected input to be a dense tensor, got {input.layout}: input.to_dense() "
-            "makes one"
-        )
+    if input.layout != torch.strided or input.is_nested:
+        _check_layout(input, op)
     if hx is not None and not isinstance(hx, Tensor):
         if isinstance(hx, tuple) and len(hx) == 2:
             got = "a tuple: where an LSTM has (h, c), an RNN has one state. Give the first, hx[0]"
@@ -72,6 +64,19 @@ def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RN
     if reset_state is not None and not isinstance(reset_state, Tensor):
         got = _got(reset_state, "reset_state")
         raise TypeError(f"{op}: expected reset_state to be a Tensor, got {got}")
+
+
+def _check_layout(input: Tensor, op: str) -> None:
+    if op == "RNNCell":  # which takes a sparse one as nn.RNNCell does
+        return
+    if input.is_nested:
+        raise RuntimeError(
+            f"{op}: expected input to be a dense tensor, got a nested one: give sequences of "
+            "different lengths padded, with lengths=, or as a PackedSequence"
+        )
+    raise RuntimeError(
+        f"{op}: expected input to be a dense tensor, got {input.layout}: input.to_dense() makes one"
+    )
 
 
 def _got(x: Any, name: str) -> str:

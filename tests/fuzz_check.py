@@ -302,7 +302,7 @@ class Check:
             else:
                 theirs = other(g, wide, of_torch=False, nudged=True, way={1: 1, 2: -1}.get(i, 0))
             for name in list(wrong):
-                errors = [error(theirs[twin], right[twin]) for twin in twins(name)]
+                errors = [error(theirs[n], right[n]) for n in twins(name) if n in right]
                 bound = 2 * max(errors) + floors[name]
                 bounds[name].append(bound)
                 if (i == 0 or bound < 0.5) and error(ours[name], right[name]) <= bound:
