@@ -56,10 +56,8 @@ for steps, batch, size, layers in (5, 1, 560, 2), (9, 7, 200, 6):
     output, _ = rnn(torch.randn(steps, batch, 3).double(), lengths=lengths)
     output.sum().backward()
 """
-TESTS = [
-    f"tests/test_{name}.py"
-    for name in ("kernels", "rnn", "cell", "step", "reset", "functional", "ops", "hostile")
-]
+NAMES = ["kernels", "rnn", "cell", "step", "reset", "functional", "ops", "hostile", "hostile_graph"]
+TESTS = [f"tests/test_{name}.py" for name in NAMES]
 # Limits of memory leave no room for a sanitizer's; under it operator new ends the process where it
 # fails; and its symbols are weak.
 LEFT_OUT = "not little_memory and not more_rows_than_memory and not share_nothing"
