@@ -53,8 +53,6 @@ def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RN
         if isinstance(input, tuple) and len(input) == 2:
             got = "a tuple: where it is the (output, hn) of another RNN, give output alone"
         raise AttributeError(f"{op}: expected input to be {what}, got {got}")
-    if input.layout != torch.strided or input.is_nested:
-        _check_layout(input, op)
     if hx is not None and not isinstance(hx, Tensor):
         if isinstance(hx, tuple) and len(hx) == 2:
             got = "a tuple: where an LSTM has (h, c), an RNN has one state. Give the first, hx[0]"
@@ -64,19 +62,6 @@ def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RN
     if reset_state is not None and not isinstance(reset_state, Tensor):
         got = _got(reset_state, "reset_state")
         raise TypeError(f"{op}: expected reset_state to be a Tensor, got {got}")
-
-
-def _check_layout(input: Tensor, op: str) -> None:
-    if op == "RNNCell":  # which takes a sparse one as nn.RNNCell does
-        return
-    if input.is_nested:
-        raise RuntimeError(
-            f"{op}: expected input to be a dense tensor, got a nested one: give sequences of "
-            "different lengths padded, with lengths=, or as a PackedSequence"
-        )
-    raise RuntimeError(
-        f"{op}: expected input to be a dense tensor, got {input.layout}: input.to_dense() makes one"
-    )
 
 
 def _got(x: Any, name: str) -> str:
@@ -111,6 +96,20 @@ def check_rank(input: Tensor, hx: Tensor | None) -> None:
         kind = "unbatched" if dim == 2 else "batched"
         raise RuntimeError(
             f"For {kind} {dim}-D input, hx should also be {dim}-D but got {hx.dim()}-D tensor"
+        )
+
+
+def check_layout(input: Tensor) -> None:
+    """Check that the input is dense."""
+    if input.is_nested:
+        raise RuntimeError(
+            "RNN: expected input to be a dense tensor, got a nested one: give sequences of "
+            "different lengths padded, with lengths=, or as a PackedSequence"
+        )
+    if input.layout != torch.strided:
+        raise RuntimeError(
+            f"RNN: expected input to be a dense tensor, got {input.layout}: input.to_dense() makes "
+            "one"
         )
 
 
