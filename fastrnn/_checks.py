@@ -99,18 +99,20 @@ def check_rank(input: Tensor, hx: Tensor | None) -> None:
         )
 
 
-def check_layout(input: Tensor) -> None:
-    """Check that the input is dense."""
+def check_layout(input: Tensor, weights: Sequence[Any]) -> None:
+    """Check that the input is dense; nn.RNN looks at the dtype before."""
+    if input.layout == torch.strided and not input.is_nested:
+        return
+    check_weights(weights)
+    _check_input_dtype(input, weights[0])
     if input.is_nested:
         raise RuntimeError(
             "RNN: expected input to be a dense tensor, got a nested one: give sequences of "
             "different lengths padded, with lengths=, or as a PackedSequence"
         )
-    if input.layout != torch.strided:
-        raise RuntimeError(
-            f"RNN: expected input to be a dense tensor, got {input.layout}: input.to_dense() makes "
-            "one"
-        )
+    raise RuntimeError(
+        f"RNN: expected input to be a dense tensor, got {input.layout}: input.to_dense() makes one"
+    )
 
 
 def check_count(
@@ -130,6 +132,17 @@ def check_weights(weights: Sequence[Any], *, op: str = "rnn") -> None:
     for w in weights:
         if not isinstance(w, Tensor):
             raise TypeError(f"{op}: expected weights that are tensors, got {type(w).__name__}")
+
+
+def _check_input_dtype(input: Tensor, w_ih: Tensor) -> None:
+    if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
+        advice = f", or convert model: model.to({input.dtype})"
+        if not (input.is_floating_point() or input.is_complex()):
+            advice = ". If they number words or classes, nn.Embedding goes before the RNN"
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). "
+            f"Convert input: input.to({w_ih.dtype}){advice}"
+        )
 
 
 def check_args(
@@ -154,14 +167,7 @@ def check_args(
             raise RuntimeError(
                 f"rnn: expected weights[{i}] with 2 dimensions, got {weights[i].dim()}"
             )
-    if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
-        advice = f", or convert model: model.to({input.dtype})"
-        if not (input.is_floating_point() or input.is_complex()):
-            advice = ". If they number words or classes, nn.Embedding goes before the RNN"
-        raise ValueError(
-            f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). "
-            f"Convert input: input.to({w_ih.dtype}){advice}"
-        )
+    _check_input_dtype(input, w_ih)
     batch_sizes = options.batch_sizes
     expected_dim = 3 if batch_sizes is None else 2
     if input.dim() != expected_dim:

@@ -240,7 +240,7 @@ def rnn_in_python(
             options = options._replace(reset=_checks.packed_reset(reset, input, batch_first))
         return _rnn_packed(input, hx, weights, dropout, options, reset_state)
     _checks.check_rank(input, hx)
-    _checks.check_layout(input)
+    _checks.check_layout(input, weights)
     reset = _checks.as_reset(reset, input.dim() - 1, input)
     if input.dim() == 3:
         lengths = _checks.as_lengths(lengths, input)

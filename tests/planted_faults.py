@@ -182,7 +182,7 @@ OF_THE_CHECKS = [
     Fault("a tensor may have any dtype", "arguments.cpp",
           "TORCH_CHECK(x.scalar_type() == like.scalar_type(),", "TORCH_CHECK(true,"),
     Fault("biases may have any size", "arguments.cpp",
-          'check_tensor(k == first + 2 ? "b_ih" : "b_hh", weights[k], {H}, input, k);', ""),
+          'check_tensor(k == first + 2 ? "b_ih" : "b_hh", weights[k], {H}, input, k);', ";"),
     Fault("a row may be longer than the input", "cpu/rnn_cpu.cpp",
           "length[b] >= 0 && length[b] <= shape.seq_len,", "length[b] >= 0,"),
     Fault("a gradient may have any size", "arguments.cpp",
