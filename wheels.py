@@ -32,6 +32,8 @@ NOT_OURS = [
     "libgomp.so.1",
 ]  # torch brings them; never a second OpenMP
 
+LINKED = ["libtorch", "libtorch_cpu", "libc10", "libtorch_python"]
+
 PYTHON_MODULE = "python.cpp"
 KERNELS, OPERATORS = "libfastrnn_kernels.so", "libfastrnn.so"
 
@@ -106,9 +108,6 @@ def fetch(version: str) -> Torch:
         wheel.unlink()
         (folder / "done").touch()
     return Torch(version, folder / "torch")
-
-
-LINKED = ("libtorch", "libtorch_cpu", "libc10", "libtorch_python")
 
 
 def write_ninja(pythons: list[Python], torches: list[Torch]) -> None:
