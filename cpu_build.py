@@ -1,4 +1,4 @@
-"""How the CPU half is compiled: for setup.py, for wheels.py, and for the tests and benchmarks.
+"""How the CPU half is compiled: for torch_build.py and wheels.py, tests and benchmarks.
 
 Its kernels never see torch: here they also become a Python module of their own.
 """
@@ -17,8 +17,8 @@ from types import ModuleType
 ROOT = Path(__file__).parent
 BUILD = ROOT / "build/tests"
 
-# Apple's clang has no -fopenmp; there the kernels run on one thread.
-OPENMP_FLAGS = [] if sys.platform == "darwin" else ["-fopenmp"]
+# What the kernels are linked to: torch's OpenMP. Elsewhere than on Linux they run on one thread.
+LIBRARIES = ["-lgomp"] if sys.platform == "linux" else []
 FLAGS = [
     "-std=c++20",
     "-O3",
@@ -26,7 +26,6 @@ FLAGS = [
     "-fno-math-errno",  # sqrt, exp and their kin need not set errno, so loops over them vectorise
     "-fno-trapping-math",  # nobody reads the exception flags, so both sides of a select may run
     "-ffp-contract=fast",  # a * b + c may be one fused multiply-add: faster, and rounded once
-    *OPENMP_FLAGS,
 ]
 # No -march=native: a wheel runs on other machines too; kernels choose instructions at run time.
 # No -ffast-math: it ignores NaN and infinity, reorders sums, and makes the whole process flush
@@ -76,7 +75,7 @@ def kernels() -> ModuleType:
         "fastrnn_kernels",
         [str(ROOT / "tests/kernels_module.cpp"), *map(str, kernel_sources())],
         extra_cflags=FLAGS + MORE_FLAGS,
-        extra_ldflags=[*OPENMP_FLAGS, *MORE_FLAGS],
+        extra_ldflags=[*LIBRARIES, *MORE_FLAGS],
         extra_include_paths=[str(ROOT / "csrc")],
         build_directory=str(BUILD),
     )

@@ -1,4 +1,4 @@
-"""How the CUDA half is compiled: by nvcc, which never sees torch. setup.py uses this file.
+"""How the CUDA half is compiled: by nvcc, which never sees torch. For torch_build.py and wheels.py.
 
 As a program it compiles every kernel for every architecture, without a GPU, prints what each needs,
 and fails where a kernel keeps registers in memory:
@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parent
 # 90a and not 90: the same machine code, and room for what only Hopper has.
 ARCHS = ["75", "80", "86", "87", "89", "90a", "100", "110", "120"]
 FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
+LIBRARIES = ["cudart_static", "dl", "rt", "pthread"]  # the runtime; torch's is of its own version
 # No --use_fast_math: it changes divisions, square roots and denormals everywhere. No -lineinfo: it
 # makes the kernels three times as large; add it to profile them.
 
@@ -41,6 +43,10 @@ NAMES = {
 CPU_SECONDS = 110
 CUDA_HOST_SECONDS = 60
 CUDA_ARCH_SECONDS = 60
+
+# What nvcc may take for every architecture, and what may come of it: CONTRIBUTING.md.
+BUDGET_SECONDS = 1200
+BUDGET_MB = 45
 
 # What the compiler sees of C++: comments and white space match without a group.
 TOKEN = re.compile(
@@ -196,6 +202,12 @@ def sources() -> list[Path]:
     return [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".cu", ".h", ".cuh")]
 
 
+def library_sources() -> list[Path]:
+    """What knows no torch: of a wheel one library for all of them."""
+    folder = ROOT / "csrc/cuda"
+    return [*sorted(folder.glob("*.cu")), folder / "choose.cpp", folder / "runtime.cpp"]
+
+
 def kernel_sources() -> list[Path]:
     """What the kernels' machine code is compiled from: csrc/cuda/*.cu and all that they include."""
     found: set[Path] = set()
@@ -206,6 +218,19 @@ def kernel_sources() -> list[Path]:
         included = re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE)
         left += {p for name in included if (p := ROOT / "csrc" / name).exists()} - found
     return sorted(found)
+
+
+def write_header(folder: Path, archs: list[str], nvcc: str) -> None:
+    """Write what csrc/cuda/runtime.cpp tells of the build."""
+    names = " ".join(f"sm_{arch}" for arch in archs)
+    text = (
+        f'#define FASTRNN_CUDA_ARCHS "{names}"\n'
+        f'#define FASTRNN_KERNELS_HASH "{source_hash(kernel_sources(), version(nvcc))}"\n'
+    )
+    header = folder / "cuda_build.h"
+    if not header.exists() or header.read_text() != text:  # else nothing is compiled again
+        folder.mkdir(parents=True, exist_ok=True)
+        header.write_text(text)
 
 
 def version(nvcc: str) -> str:
@@ -224,16 +249,17 @@ def source_hash(paths: Iterable[Path], compiler: str = "") -> str:
     return digest.hexdigest()[:12]
 
 
-def resources(nvcc: str, source: str, arch: str) -> list[tuple[str, dict[str, int]]]:
-    """What ptxas says of each kernel of a file: registers, stack, spills, barriers."""
+def resources(nvcc: str, source: str, arch: str) -> tuple[list[tuple[str, dict[str, int]]], int]:
+    """What ptxas says of each kernel of a file: registers, stack, spills; and the code's bytes."""
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run(
             [nvcc, *FLAGS, f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin",
              source, "-o", f"{folder}/kernels.cubin"],
             capture_output=True, text=True,
         )  # fmt: skip
-    if run.returncode:
-        sys.exit(f"{source}, sm_{arch}:\n{run.stdout}{run.stderr}")
+        if run.returncode:
+            sys.exit(f"{source}, sm_{arch}:\n{run.stdout}{run.stderr}")
+        size = Path(folder, "kernels.cubin").stat().st_size
     found = []
     pattern = (
         r"Compiling entry function '(?P<name>\S+)'.*?(?P<stack>\d+) bytes stack frame, "
@@ -243,7 +269,7 @@ def resources(nvcc: str, source: str, arch: str) -> list[tuple[str, dict[str, in
     for match in re.finditer(pattern, run.stderr, re.DOTALL):
         numbers = {k: int(v) for k, v in match.groupdict().items() if k != "name"}
         found.append((match["name"], numbers))
-    return found
+    return found, size
 
 
 def demangled(names: list[str]) -> list[str]:
@@ -274,14 +300,20 @@ def main() -> None:
         results = list(pool.map(lambda job: resources(nvcc, *job), work))
     bad = 0
     print(f"{'kernel':<88} {'arch':>5} {'registers':>9} {'stack':>5} {'spilled':>7}")
-    for (_, arch), kernels in zip(work, results, strict=True):
+    for (_, arch), (kernels, _) in zip(work, results, strict=True):
         names = demangled([name for name, _ in kernels])
         for name, (_, used) in sorted(zip(names, kernels, strict=True)):
             spilled = used["stores"] + used["loads"]
             print(f"{name:<88} {arch:>5} {used['registers']:>9} {used['stack']:>5} {spilled:>7}")
             bad += bool(spilled or (used["stack"] and name not in MAY_USE_STACK))
-    if not work or not any(results):
+    if not any(kernels for kernels, _ in results):
         sys.exit("cuda-check: found no kernel")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"nvcc: {used.ru_utime + used.ru_stime:.0f} CPU seconds, for all architectures at most "
+        f"{BUDGET_SECONDS}; machine code: {sum(size for _, size in results) / 1e6:.1f} MB, at most "
+        f"{BUDGET_MB}"
+    )
     if bad:
         sys.exit(f"cuda-check: {bad} kernels keep registers in memory")
 

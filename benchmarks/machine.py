@@ -42,7 +42,7 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "csrc", "fastrnn", "setup.py")
+        changed = git("status", "--porcelain", "--", "csrc", "fastrnn", "*_build.py")
         return git("rev-parse", "--short=12", "HEAD") + (" and changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

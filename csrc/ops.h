@@ -10,14 +10,13 @@
 #include <tuple>
 #include <vector>
 
+#include "rnn.h"
+
 namespace fastrnn {
 
 using at::Tensor;
 using at::TensorList;
 using OptionalTensor = std::optional<Tensor>;
-
-// What other libraries, the Python module among them, may call.
-#define FASTRNN_API __attribute__((visibility("default")))
 
 // What every operator takes after its own arguments; shapes in library.cpp.
 #define FASTRNN_ARGUMENTS                                                               \

@@ -12,7 +12,9 @@
 #include "cuda/configurations.h"
 #include "ops.h"
 #if defined(FASTRNN_WITH_CUDA)
+#include "cuda/build.h"
 #include "cuda/rnn_cuda.h"
+#include "cuda/torch_cuda.h"
 #endif
 
 namespace fastrnn {
@@ -326,6 +328,7 @@ PYBIND11_MODULE(_C, m) {
 #if defined(FASTRNN_WITH_CUDA)
   m.def("cuda_kernels", cuda::architectures);
   m.def("cuda_kernels_hash", cuda::kernels_hash);
+  m.def("cuda_missing", [] { return cuda::torch_cuda().missing; });
   m.def("cuda_kernels_for", cuda::kernels_for, py::call_guard<py::gil_scoped_release>());
   m.def("cuda_why_no_kernels", cuda::why_no_kernels, py::call_guard<py::gil_scoped_release>());
   m.def("set_cuda_kernel", cuda::set_kernel);

@@ -17,6 +17,9 @@
 
 #include <cstdint>
 
+// What other libraries, the Python module among them, may call.
+#define FASTRNN_API __attribute__((visibility("default")))
+
 namespace fastrnn {
 
 enum class Nonlinearity : int { kTanh, kRelu };

@@ -76,7 +76,7 @@ def built_for(folder: Path) -> dict[str, str] | None:
         versions: dict[str, str] = json.loads((folder / "_built_for.json").read_text())
     except FileNotFoundError:
         return None
-    return versions  # written by setup.py
+    return versions  # written by torch_build.py or wheels.py
 
 
 def fits(folder: Path) -> bool:

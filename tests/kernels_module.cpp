@@ -4,16 +4,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include <string>
 #include <tuple>
 #include <type_traits>
 #include <vector>
 
 #include "cpu/stack.h"
+
+#if defined(__linux__)
+extern "C" void omp_set_num_threads(int threads);  // of libgomp
+#endif
 
 namespace py = pybind11;
 using fastrnn::Dtype;
@@ -80,7 +80,8 @@ py::dict choose(const py::dict& fields, int dtype, bool pairs, int64_t panel_byt
   cpu::Problem problem{};
   problem.dtype = static_cast<Dtype>(dtype);
   set(problem, py::dict(**fields));
-  const cpu::KernelTraits traits{pairs ? cpu::Form::kPackedPairs : cpu::Form::kPacked, panel_bytes};
+  const cpu::KernelTraits traits{pairs ? cpu::Form::kPackedPairs : cpu::Form::kPacked, panel_bytes,
+                                 0};
   cpu::Plan plan = cpu::choose(problem, traits, threads);
   py::dict chosen;
   for_fields(plan, [&](const char* name, auto& field) {
@@ -111,8 +112,8 @@ std::vector<std::vector<int64_t>> parts(int64_t seq_len, int64_t batch,
   return found;
 }
 
-int64_t torch_step_work(int64_t panel_bytes) {
-  return cpu::torch_step_work({cpu::Form::kPacked, panel_bytes});
+int64_t torch_step_work(int64_t vector_bytes) {
+  return cpu::torch_step_work({cpu::Form::kPacked, 0, vector_bytes});
 }
 
 bool available(const std::string& isa) { return cpu::find_kernels(isa.c_str()) != nullptr; }
@@ -223,7 +224,7 @@ class Described {
   cpu::Plan plan(const cpu::Kernels& kernels, bool backward, const py::dict& forced) const {
     const auto& traits = cpu::kernels_for(kernels, stack.dtype).traits;
     const int threads = static_cast<int>(number("threads"));
-#if defined(_OPENMP)
+#if defined(__linux__)
     omp_set_num_threads(threads);
 #endif
     cpu::Plan plan = cpu::choose(cpu::problem_of(stack, backward), traits, threads);

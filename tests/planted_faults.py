@@ -191,7 +191,7 @@ OF_THE_CHECKS = [
 
 KERNELS = PLANTED / "fastrnn_kernels.so"
 EXTENSION = PLANTED / "fastrnn"  # a copy of the package
-COMMON = ["-std=c++20", "-g0", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+COMMON = ["-std=c++20", "-g0", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 COMMON += ["-ffp-contract=fast", "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=fastrnn_kernels"]
 
 
@@ -203,7 +203,7 @@ def compile_object(source: Path, to: Path, csrc: Path, more: Sequence[str] = ("-
 
 
 def link(objects: Iterable[Path], to: Path, more: Sequence[str] = ()) -> None:
-    command = ["g++", "-shared", "-fopenmp", *map(str, objects), "-o", str(to), *more]
+    command = ["g++", "-shared", *map(str, objects), "-lgomp", "-o", str(to), *more]
     subprocess.run(command, check=True)
 
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ["csrc", "fastrnn", "tests", "setup.py", "cpu_build.py", "cuda_build.py", "pyproject.toml"]
+COPIED = ["csrc", "fastrnn", "tests", "setup.py", "torch_build.py", "cpu_build.py", "cuda_build.py",
+          "pyproject.toml"]  # fmt: skip
 BUILT = shutil.ignore_patterns("*.so", "_built_for.json", "__pycache__")
 
 
@@ -108,7 +109,7 @@ SANITIZERS = {
                 ("if (call.grad_weights || plan.share_columns) team.wait();", ""),
                 ("if (layer > 0) team.wait();", ""),
                 ("static_cast<const Team*>(t)->wait();", "(void)t;"),
-                ("#pragma omp barrier", ";"),
+                ("if (size > 1) GOMP_barrier();", ""),
             ]
         ],
         builds=[EXTENSION],

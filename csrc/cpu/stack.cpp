@@ -7,8 +7,17 @@
 #include <memory>
 #include <type_traits>
 
-#if defined(_OPENMP)
-#include <omp.h>
+#if defined(__linux__)
+#define FASTRNN_LIBGOMP
+// torch's threads on Linux are those of libgomp, and torch.set_num_threads sets how many. A
+// compiler may have an OpenMP of its own, so no pragmas: these are what GCC makes of them.
+extern "C" {
+void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+void GOMP_barrier();
+int omp_get_max_threads();
+int omp_get_num_threads();
+int omp_get_thread_num();
+}
 #endif
 
 namespace fastrnn::cpu {
@@ -66,10 +75,8 @@ struct Team {
   int index;
   int size;
   void wait() const {
-#if defined(_OPENMP)
-    if (size > 1) {
-#pragma omp barrier
-    }
+#if defined(FASTRNN_LIBGOMP)
+    if (size > 1) GOMP_barrier();
 #endif
   }
   // This member's share of n things.
@@ -77,10 +84,9 @@ struct Team {
   int64_t end(int64_t n) const { return n * (index + 1) / size; }
 };
 
-// Without a num_threads clause: the size of the pool stays what torch set, and fewer threads may
-// come.
+// The size of the pool stays what torch set, and fewer threads may come.
 int most_members(int threads) {
-#if defined(_OPENMP)
+#if defined(FASTRNN_LIBGOMP)
   if (threads > 1) return omp_get_max_threads();
 #endif
   (void)threads;
@@ -91,18 +97,24 @@ int most_members(int threads) {
 // a matter of one thread.
 template <typename F>
 void in_parallel(int threads, const F& body) {
-#if defined(_OPENMP)
+#if defined(FASTRNN_LIBGOMP)
   if (threads > 1) {
-    std::fenv_t callers;
-    std::fegetenv(&callers);
-#pragma omp parallel
-    {
-      std::fenv_t own;
-      std::fegetenv(&own);
-      std::fesetenv(&callers);
-      body(Team{omp_get_thread_num(), omp_get_num_threads()});
-      std::fesetenv(&own);
-    }
+    struct Work {
+      const F& body;
+      std::fenv_t callers;
+
+      static void run(void* work) {
+        const Work& w = *static_cast<const Work*>(work);
+        std::fenv_t own;
+        std::fegetenv(&own);
+        std::fesetenv(&w.callers);
+        w.body(Team{omp_get_thread_num(), omp_get_num_threads()});
+        std::fesetenv(&own);
+      }
+    };
+    Work work{body, {}};
+    std::fegetenv(&work.callers);
+    GOMP_parallel(Work::run, &work, /*threads: all*/ 0, /*flags=*/0);
     return;
   }
 #else

@@ -15,9 +15,9 @@ namespace fastrnn::cuda {
 
 inline void check_launch(cudaError_t error, const char* kernel, const Shape& s) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that nobody else finds it
+  forget_error();
   TORCH_CHECK(false, "rnn: ", kernel, " failed for seq_len ", s.seq_len, ", batch ", s.batch,
-              ", hidden_size ", s.hidden_size, ": ", cudaGetErrorString(error));
+              ", hidden_size ", s.hidden_size, ": ", text_of(error));
 }
 
 // Every sequence between the layers is [rows, features], dense: time-major where padded.

@@ -18,19 +18,4 @@ struct Context {
   Guard* guard = nullptr;  // null: every kernel serves
 };
 
-// While there is one, what this thread does cannot break a capture in another.
-class OutsideCaptures {
- public:
-  OutsideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~OutsideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  OutsideCaptures(const OutsideCaptures&) = delete;
-  OutsideCaptures& operator=(const OutsideCaptures&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
-// Whether the stream's work is being recorded for a graph.
-bool is_capturing(cudaStream_t stream);
-
 }  // namespace fastrnn::cuda

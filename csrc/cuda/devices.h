@@ -8,7 +8,4 @@ namespace fastrnn::cuda {
 // Made at first use, and kept.
 Guard& guard_at(int index);
 
-// Makes the device current for this library's CUDA runtime, which is not torch's.
-void make_current(int index);
-
 }  // namespace fastrnn::cuda

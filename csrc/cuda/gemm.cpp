@@ -1,8 +1,7 @@
 // ATen's products follow the precision set for torch.backends.cuda.matmul; nn.RNN's follow
 // torch.backends.cudnn.rnn, which by default differs, and which may be set for one thread only by
 // setting it for all. So on a GPU the products are cuBLAS's own, with torch's handle, which brings
-// its stream and its workspace. A step's product also starts sooner this way than through ATen. The
-// symbols are weak: this file sees no CUDA header and loads where there is no CUDA.
+// its stream and its workspace. A step's product also starts sooner this way than through ATen.
 #include "cuda/gemm.h"
 
 #include <ATen/Context.h>
@@ -10,22 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace at::cuda {  // of libtorch_cuda; the argument came with torch 2.12
-[[gnu::weak]] void* getCurrentCUDABlasHandle();
-[[gnu::weak]] void* getCurrentCUDABlasHandle(bool setup);
-}  // namespace at::cuda
-
-extern "C" [[gnu::weak]] int cublasGemmEx_64(void* handle, int op_a, int op_b, int64_t m, int64_t n,
-                                             int64_t k, const void* alpha, const void* a,
-                                             int type_a, int64_t lda, const void* b, int type_b,
-                                             int64_t ldb, const void* beta, void* c, int type_c,
-                                             int64_t ldc, int compute, int algorithm);
-extern "C" [[gnu::weak]] int cublasGemmStridedBatchedEx_64(
-    void* handle, int op_a, int op_b, int64_t m, int64_t n, int64_t k, const void* alpha,
-    const void* a, int type_a, int64_t lda, long long stride_a, const void* b, int type_b,
-    int64_t ldb, long long stride_b, const void* beta, void* c, int type_c, int64_t ldc,
-    long long stride_c, int64_t count, int compute, int algorithm);
-extern "C" [[gnu::weak]] int cublasSetMathMode(void* handle, int mode);
+#include "cuda/torch_cuda.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -66,23 +50,14 @@ Operand operand_of(const Matrix& x) {
 
 void* blas_handle() {
   const at::NoTF32Guard plain;  // the handle's mode; each product names its own precision
-  void* (*with_setup)(bool) = at::cuda::getCurrentCUDABlasHandle;
-  void* (*without)() = at::cuda::getCurrentCUDABlasHandle;
-  return with_setup ? with_setup(true) : without();
-}
-
-bool have_cublas() {
-  void* (*with_setup)(bool) = at::cuda::getCurrentCUDABlasHandle;
-  void* (*without)() = at::cuda::getCurrentCUDABlasHandle;
-  return cublasGemmEx_64 && cublasGemmStridedBatchedEx_64 && cublasSetMathMode &&
-         (with_setup || without);
+  const TorchCuda& torch = torch_cuda();
+  return torch.blas_handle_with_setup ? torch.blas_handle_with_setup(true) : torch.blas_handle();
 }
 
 // `parts` products over neighbouring shares of the depth; of one part the whole product.
 void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add, int parts,
               int64_t from_part_to_part) {
   if (out.rows == 0 || out.columns == 0) return;
-  TORCH_CHECK(have_cublas(), "rnn: this torch has no cuBLAS of version 12 or later");
   const double doubles[2] = {0, 1};
   const float floats[2] = {0, 1};
   int compute = tf32 && a.type == at::kFloat ? kComputeTf32 : kComputeFloat32;
@@ -100,19 +75,19 @@ void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bo
   // In its default mode, in which the handle comes, cuBLAS may add the parts of a split sum in the
   // type of a result of 16 bits.
   const bool narrow = at::isReducedFloatingType(out.type);
-  int status = narrow ? cublasSetMathMode(handle, kNoReducedPrecisionReduction) : 0;
+  int status = narrow ? torch_cuda().set_math_mode(handle, kNoReducedPrecisionReduction) : 0;
   if (status == 0 && parts == 1) {
-    status = cublasGemmEx_64(handle, y.op, x.op, out.columns, out.rows, depth, one, b.data, type,
-                             y.leading, a.data, type, x.leading, add ? one : zero, out.data,
-                             cublas_type(out.type), z.leading, compute, kDefaultAlgorithm);
+    status = torch_cuda().gemm(handle, y.op, x.op, out.columns, out.rows, depth, one, b.data, type,
+                               y.leading, a.data, type, x.leading, add ? one : zero, out.data,
+                               cublas_type(out.type), z.leading, compute, kDefaultAlgorithm);
   } else if (status == 0) {
-    status = cublasGemmStridedBatchedEx_64(
-        handle, y.op, x.op, out.columns, out.rows, depth, one, b.data, type, y.leading,
-        depth * b.row_stride, a.data, type, x.leading, depth * a.column_stride, add ? one : zero,
-        out.data, cublas_type(out.type), z.leading, from_part_to_part, parts, compute,
-        kDefaultAlgorithm);
+    status = torch_cuda().gemm_batch(handle, y.op, x.op, out.columns, out.rows, depth, one, b.data,
+                                     type, y.leading, depth * b.row_stride, a.data, type, x.leading,
+                                     depth * a.column_stride, add ? one : zero, out.data,
+                                     cublas_type(out.type), z.leading, from_part_to_part, parts,
+                                     compute, kDefaultAlgorithm);
   }
-  if (narrow) cublasSetMathMode(handle, kDefaultMath);
+  if (narrow) torch_cuda().set_math_mode(handle, kDefaultMath);
   TORCH_CHECK(status == 0, "rnn: cuBLAS failed with status ", status, " for ", a.rows, " x ",
               a.columns, " by ", b.columns, " in ", a.type);
 }

@@ -6,17 +6,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 
+#include "cuda/build.h"
 #include "cuda/context.h"
 #include "cuda/proven.h"
-#include "cuda/rnn_cuda.h"
-#if __has_include("kernels_hash.h")
-#include "kernels_hash.h"  // written by setup.py
-#else
-#define FASTRNN_KERNELS_HASH "unknown"
-#endif
 
 namespace fastrnn::cuda {
 namespace {
@@ -33,10 +27,10 @@ Variant steps_in(Dtype dtype) {
 double seconds_of(const std::function<void()>& run, cudaStream_t stream) {
   double least = std::numeric_limits<double>::infinity();
   for (int i = 0; i < 3; ++i) {
-    cudaStreamSynchronize(stream);
+    synchronize(stream);
     const auto begin = std::chrono::steady_clock::now();
     run();
-    cudaStreamSynchronize(stream);
+    synchronize(stream);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     if (i > 0) least = std::min(least, took.count());  // the first warms up
   }
@@ -44,14 +38,6 @@ double seconds_of(const std::function<void()>& run, cudaStream_t stream) {
 }
 
 }  // namespace
-
-const char* kernels_hash() { return FASTRNN_KERNELS_HASH; }
-
-bool is_capturing(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  return cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
-         status != cudaStreamCaptureStatusNone;
-}
 
 Checks checks_from_environment() {
   const char* const value = std::getenv("FASTRNN_CHECK");
@@ -75,19 +61,12 @@ void Guard::Entry::refuse(const std::string& why) {
 
 Guard::Guard(const std::string& name, at::Device torchs, const Device& device, Checks checks)
     : name_(name), torchs_(torchs), device_(device), entries_(kConfigurations.size() * kDtypes) {
-  const bool proven = device.compiled_for == device.capability &&
-                      is_proven(device.capability, FASTRNN_KERNELS_HASH);
+  const bool proven =
+      device.compiled_for == device.capability && is_proven(device.capability, kernels_hash());
   if (checks == Checks::kNone || (checks == Checks::kUnproven && proven))
     for (Entry& entry : entries_) entry.serve();
   const OutsideCaptures outside;
-  void* told = nullptr;
-  const size_t bytes = 2 * entries_.size() * sizeof(GaveUp);
-  if (cudaHostAlloc(&told, bytes, cudaHostAllocPortable | cudaHostAllocMapped) == cudaSuccess) {
-    std::memset(told, 0, bytes);
-    told_ = static_cast<GaveUp*>(told);
-  } else {
-    cudaGetLastError();  // so that nobody else finds it
-  }
+  told_ = static_cast<GaveUp*>(memory_for_all(2 * entries_.size() * sizeof(GaveUp)));
 }
 
 Guard::Guard(const std::string& why_no_kernels) { whole_.refuse(why_no_kernels); }
@@ -141,9 +120,9 @@ std::string Guard::why_not(const Variant& v, cudaStream_t stream) {
 void Guard::run_checks(const Variant& v, cudaStream_t stream) {
   if (is_known(v)) return;
   const OutsideCaptures outside;
-  const cudaError_t before = cudaStreamSynchronize(stream);
+  const cudaError_t before = synchronize(stream);
   TORCH_CHECK(before == cudaSuccess,
-              "rnn: the device had failed before this call: ", cudaGetErrorString(before));
+              "rnn: the device had failed before this call: ", text_of(before));
   const Tensor workspace =
       at::empty({check_bytes(v)}, at::TensorOptions(at::kByte).device(torchs_));
   const std::lock_guard lock(mutex_);
@@ -155,7 +134,7 @@ void Guard::run_checks(const Variant& v, cudaStream_t stream) {
                      "rnn: no memory on the device to check ", described(v));
     TORCH_CHECK(!verdict.timed_out, "rnn: the check of ", described(v), ": ", verdict.fault(),
                 ". The GPU is busy, or the kernel has no end; FASTRNN_CUDA_KERNEL=torch avoids it");
-    if (cudaStreamQuery(stream) != cudaSuccess) {
+    if (query(stream) != cudaSuccess) {
       stopped_.refuse("rnn: the check of " + described(v) +
                       " stopped the device: " + verdict.fault() +
                       ". This process can use it no more. FASTRNN_CUDA_KERNEL=torch avoids the "
@@ -186,12 +165,11 @@ void Guard::refuse_locked(const Variant& v, const std::string& why) {
 }
 
 std::string Guard::described(const Variant& v) const {
-  int driver = 0;
-  cudaDriverGetVersion(&driver);
+  const int driver = driver_version();
   const std::string cuda = std::to_string(driver / 1000) + '.' + std::to_string(driver / 10 % 100);
   return name_of(v.choice) + " in " + name_of(v.dtype) + " on " + name_ + " (sm_" +
          std::to_string(device_.capability) + ", driver for CUDA " + cuda + ", torch " +
-         TORCH_VERSION + ", kernels " + FASTRNN_KERNELS_HASH + ")";
+         TORCH_VERSION + ", kernels " + kernels_hash() + ")";
 }
 
 bool Guard::is_faster(const std::vector<int64_t>& key, cudaStream_t stream,

@@ -1,7 +1,7 @@
 #include <algorithm>
 
+#include "cuda/build.h"
 #include "cuda/occupancy.h"
-#include "cuda/runtime.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -31,12 +31,40 @@ cudaError_t ask(const Choice& c, const Device& device, int* clusters) {
 
 }  // namespace
 
-cudaError_t probe_kernels(int* compiled_for) {
+cudaError_t make_current(int index) {
+  int before = 0;
+  const cudaError_t error = cudaGetDevice(&before);
+  return error != cudaSuccess || before == index ? error : cudaSetDevice(index);
+}
+
+cudaError_t describe(int index, Device* device, std::vector<int>* groups, std::string* name) {
+  int devices = 0;
+  cudaError_t error = cudaGetDeviceCount(&devices);
+  if (error == cudaSuccess) error = make_current(index);
+  const auto ask = [&](cudaDeviceAttr which) {
+    int value = 0;
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, which, index);
+    return value;
+  };
+  const int major = ask(cudaDevAttrComputeCapabilityMajor);
+  *device = {10 * major + ask(cudaDevAttrComputeCapabilityMinor),
+             ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+             ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+             ask(cudaDevAttrMaxRegistersPerMultiprocessor)};
   cudaFuncAttributes attributes{};
-  const cudaError_t error =
-      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cluster_kernel));
-  *compiled_for = attributes.ptxVersion;
-  return error;
+  cudaDeviceProp properties{};
+  if (error == cudaSuccess)
+    error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cluster_kernel));
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, index);
+  if (error != cudaSuccess) return error;
+  *name = properties.name;
+  device->compiled_for = compiled_for(device->capability, architectures());
+  if (attributes.ptxVersion > 0)
+    device->compiled_for = std::min(device->compiled_for, attributes.ptxVersion);
+  groups->resize(kConfigurations.size());
+  for (const Choice& c : configurations()) (*groups)[c.configuration] = groups_at_once(c, *device);
+  device->groups_at_once = groups->data();
+  return cudaSuccess;
 }
 
 int groups_at_once(const Choice& c, const Device& device) {
@@ -44,7 +72,7 @@ int groups_at_once(const Choice& c, const Device& device) {
   int clusters = 0;
   if (c.blocks == 1) return estimate_groups_at_once(c, device);
   if (device.compiled_for >= 90 && ask(c, device, &clusters) == cudaSuccess) return clusters;
-  cudaGetLastError();  // so that nobody else finds it
+  forget_error();
   return 0;
 }
 

@@ -1,17 +1,23 @@
-// What the current device's driver says of the kernels: whether it has any, and how many groups run
-// at a time.
+// What a device's driver says of it and of the kernels: which run, and how many groups at a time.
 #pragma once
+
+#include <string>
+#include <vector>
 
 #include "cuda/choose.h"
 #include "cuda/runtime.h"
 
 namespace fastrnn::cuda {
 
-// An error where the device runs no machine code of this build; else what that was compiled for, by
-// the driver's word.
-cudaError_t probe_kernels(int* compiled_for);
+// Makes a device current for the runtime that the kernels have, which is not torch's.
+cudaError_t make_current(int index);
 
-// Groups of this configuration that run at a time. 0: the device holds none.
+// Makes a device current, and describes it, with the groups of each configuration that run at a
+// time. An error where it runs no machine code of this build; the capability is there nevertheless,
+// if the driver tells it.
+cudaError_t describe(int index, Device* device, std::vector<int>* groups, std::string* name);
+
+// Groups of this configuration that run at a time on the current device. 0: it holds none.
 int groups_at_once(const Choice& choice, const Device& device);
 
 }  // namespace fastrnn::cuda

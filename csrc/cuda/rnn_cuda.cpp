@@ -15,11 +15,9 @@
 #include "by_torch.h"
 #include "cuda/devices.h"
 #include "cuda/gemm.h"
+#include "cuda/occupancy.h"
 #include "cuda/stack.h"
-
-// Of libtorch_cuda, which is there wherever a CUDA tensor is.
-extern "C" [[gnu::weak]] int32_t aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                    void** stream);
+#include "cuda/torch_cuda.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -36,16 +34,16 @@ std::atomic<const std::string*> forced_kernel = [] {
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& input) : index_(index_of(input)), torchs_(input.device()) {
-    make_current(index_);
+    const cudaError_t error = make_current(index_);
+    TORCH_CHECK(error == cudaSuccess, "rnn: cudaSetDevice failed: ", text_of(error));
   }
 
   Context context() const {
-    void* stream = nullptr;
-    TORCH_CHECK(aoti_torch_get_current_cuda_stream &&
-                    aoti_torch_get_current_cuda_stream(index_, &stream) == 0,
-                "rnn: this torch does not tell its current CUDA stream");
     Guard& guard = guard_at(index_);
     TORCH_CHECK(guard.why_not().empty(), "rnn: ", guard.why_not());
+    void* stream = nullptr;
+    TORCH_CHECK(torch_cuda().current_stream(index_, &stream) == 0,
+                "rnn: this torch does not tell its current CUDA stream");
     return {static_cast<cudaStream_t>(stream), guard.device(), allows_tf32(), *forced_kernel,
             &guard};
   }
@@ -184,7 +182,7 @@ std::vector<Checked> check_kernels(const Tensor& like) {
       const Verdict found = check_variant(v, trial, workspace.mutable_data_ptr(), context.stream);
       all.push_back({name_of(v.choice), kTypes[static_cast<int>(v.dtype)], trial.name, found.worst,
                      found.allowed, found.fault()});
-      if (found.timed_out || cudaStreamQuery(context.stream) != cudaSuccess) return all;
+      if (found.timed_out || query(context.stream) != cudaSuccess) return all;
     }
   }
   return all;

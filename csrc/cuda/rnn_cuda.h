@@ -7,12 +7,6 @@
 
 namespace fastrnn::cuda {
 
-// The machine code in this build, such as "sm_80 sm_90a".
-FASTRNN_API const char* architectures();
-
-// Names the kernels of this build: what proven.h lists.
-FASTRNN_API const char* kernels_hash();
-
 // Why no kernel of this build serves a device; empty if some do.
 FASTRNN_API const std::string& why_no_kernels(int index);
 

@@ -164,8 +164,8 @@ bool run_in_one_launch(Call& call, Recurrence<Direction>& r, const Launchers& la
   const cudaError_t error = launcher(r, choice, context.stream);
   if (context.guard && context.forced.empty() && is_refusal(error) &&
       !is_capturing(context.stream)) {
-    cudaGetLastError();  // so that nobody else finds it
-    context.guard->refuse(variant, cudaGetErrorString(error));
+    forget_error();
+    context.guard->refuse(variant, text_of(error));
     call.choose_kernel();  // by steps now
     return run_in_one_launch(call, r, launchers);
   }

@@ -1,17 +1,12 @@
-// The functions that csrc/cuda/gemm.cpp takes from cuBLAS, over CPU memory: columns lie one behind
-// the other, and the arguments are checked as cuBLAS checks them. TF32 stays float32.
+// What csrc/cuda/gemm.cpp takes of torch and of cuBLAS, over CPU memory: columns lie one behind the
+// other, and the arguments are checked as cuBLAS checks them. TF32 stays float32.
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
 #include <vector>
 
-namespace at::cuda {
-void* getCurrentCUDABlasHandle(bool) {
-  static int handle;
-  return &handle;
-}
-}  // namespace at::cuda
+#include "cuda/torch_cuda.h"
 
 namespace {
 
@@ -39,16 +34,11 @@ at::Tensor matrix(const void* data, int64_t rows, int64_t columns, int op, int64
   return at::from_blob(const_cast<void*>(data), {rows, columns}, strides, at::TensorOptions(type));
 }
 
-}  // namespace
+int set_math_mode(void*, int mode) { return mode == 0 || mode == 16 ? kSuccess : kInvalidValue; }
 
-extern "C" int cublasSetMathMode(void*, int mode) {
-  return mode == 0 || mode == 16 ? kSuccess : kInvalidValue;
-}
-
-extern "C" int cublasGemmEx_64(void*, int op_a, int op_b, int64_t m, int64_t n, int64_t k,
-                               const void* alpha, const void* a, int type_a, int64_t lda,
-                               const void* b, int type_b, int64_t ldb, const void* beta, void* c,
-                               int type_c, int64_t ldc, int compute, int) {
+int gemm(void*, int op_a, int op_b, int64_t m, int64_t n, int64_t k, const void* alpha,
+         const void* a, int type_a, int64_t lda, const void* b, int type_b, int64_t ldb,
+         const void* beta, void* c, int type_c, int64_t ldc, int compute, int) {
   if (m < 0 || n < 0 || k < 0 || ldc < std::max<int64_t>(m, 1) ||
       lda < std::max<int64_t>(op_a ? k : m, 1) || ldb < std::max<int64_t>(op_b ? n : k, 1))
     return kInvalidValue;
@@ -69,23 +59,34 @@ extern "C" int cublasGemmEx_64(void*, int op_a, int op_b, int64_t m, int64_t n, 
   return kSuccess;
 }
 
-extern "C" int cublasGemmStridedBatchedEx_64(void* handle, int op_a, int op_b, int64_t m, int64_t n,
-                                             int64_t k, const void* alpha, const void* a,
-                                             int type_a, int64_t lda, long long stride_a,
-                                             const void* b, int type_b, int64_t ldb,
-                                             long long stride_b, const void* beta, void* c,
-                                             int type_c, int64_t ldc, long long stride_c,
-                                             int64_t count, int compute, int algorithm) {
+int gemm_batch(void* handle, int op_a, int op_b, int64_t m, int64_t n, int64_t k, const void* alpha,
+               const void* a, int type_a, int64_t lda, long long stride_a, const void* b,
+               int type_b, int64_t ldb, long long stride_b, const void* beta, void* c, int type_c,
+               int64_t ldc, long long stride_c, int64_t count, int compute, int algorithm) {
   const auto at = [](const void* data, int type, int64_t elements) {
     return static_cast<const char*>(data) +
            elements * static_cast<int64_t>(c10::elementSize(type_of(type)));
   };
   for (int64_t i = 0; i < count; ++i) {
-    const int status = cublasGemmEx_64(
-        handle, op_a, op_b, m, n, k, alpha, at(a, type_a, i * stride_a), type_a, lda,
-        at(b, type_b, i * stride_b), type_b, ldb, beta,
-        const_cast<char*>(at(c, type_c, i * stride_c)), type_c, ldc, compute, algorithm);
+    const int status =
+        gemm(handle, op_a, op_b, m, n, k, alpha, at(a, type_a, i * stride_a), type_a, lda,
+             at(b, type_b, i * stride_b), type_b, ldb, beta,
+             const_cast<char*>(at(c, type_c, i * stride_c)), type_c, ldc, compute, algorithm);
     if (status != kSuccess) return status;
   }
   return kSuccess;
 }
+
+}  // namespace
+
+namespace fastrnn::cuda {
+
+const TorchCuda& torch_cuda() {
+  static int handle;
+  static const TorchCuda all{"",           nullptr, [] { return static_cast<void*>(&handle); },
+                             nullptr,      gemm,    gemm_batch,
+                             set_math_mode};
+  return all;
+}
+
+}  // namespace fastrnn::cuda

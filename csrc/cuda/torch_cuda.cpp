@@ -1,0 +1,40 @@
+#include "cuda/torch_cuda.h"
+
+#include <dlfcn.h>
+
+namespace fastrnn::cuda {
+namespace {
+
+TorchCuda look_up() {
+  // Never closed: torch keeps it as well. A symbol of it is one of what it needs, too: of cuBLAS.
+  void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  const auto take = [&](auto*& function, const char* name) {
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(
+        library ? dlsym(library, name) : nullptr);
+    return function != nullptr;
+  };
+  TorchCuda found;
+  const auto need = [&](auto*& function, const char* name) {
+    if (!take(function, name))
+      found.missing += (found.missing.empty() ? "" : ", ") + std::string(name);
+  };
+  need(found.current_stream, "aoti_torch_get_current_cuda_stream");
+  // at::cuda::getCurrentCUDABlasHandle, which got its argument with torch 2.12.
+  take(found.blas_handle_with_setup, "_ZN2at4cuda24getCurrentCUDABlasHandleEb");
+  if (!found.blas_handle_with_setup)
+    need(found.blas_handle, "_ZN2at4cuda24getCurrentCUDABlasHandleEv");
+  need(found.gemm, "cublasGemmEx_64");  // since CUDA 12
+  need(found.gemm_batch, "cublasGemmStridedBatchedEx_64");
+  need(found.set_math_mode, "cublasSetMathMode");
+  return found;
+}
+
+}  // namespace
+
+const TorchCuda& torch_cuda() {
+  static const TorchCuda& found =
+      *new TorchCuda(look_up());  // threads may outlive what is destroyed
+  return found;
+}
+
+}  // namespace fastrnn::cuda
