@@ -1,14 +1,21 @@
-"""The raw CPU kernels, without torch, in every instruction set that this machine has."""
+"""The raw CPU kernels, without torch, in every instruction set that this machine has.
+
+With FASTRNN_TEST_ON=aarch64 in an emulator's: `make test-aarch64`.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import on_aarch64
 import pytest
 import torch
 from cases import CASES, Case
@@ -16,14 +23,20 @@ from truth import truth
 
 import cpu_build
 
+EMULATED = os.environ.get("FASTRNN_TEST_ON") == "aarch64"
 INSTRUCTION_SETS = ["baseline", "avx2", "avx512", "avx512_bf16"]
-if platform.machine() in ("aarch64", "arm64"):
+if EMULATED or platform.machine() in ("aarch64", "arm64"):
     INSTRUCTION_SETS = ["neon"]
 
 
 @pytest.fixture(scope="module")
-def kernels():
-    return cpu_build.kernels()
+def kernels() -> Iterator[Any]:
+    if EMULATED:
+        emulated = on_aarch64.Kernels()
+        yield emulated
+        emulated.close()
+    else:
+        yield cpu_build.kernels()
 
 
 @dataclass
@@ -148,6 +161,12 @@ def test_kernels(kernels, case: Case, name: str, isa: str) -> None:
             np.testing.assert_allclose(
                 form.read(ours), right, rtol=0, atol=depth * 4 * form.eps * scale
             )
+
+
+@pytest.mark.skipif(not EMULATED, reason="for make test-aarch64")
+def test_large_steps_are_left_to_torch(kernels) -> None:
+    """Until somebody has measured neon against torch's products."""
+    assert kernels.leaves_large_steps
 
 
 ULP = {"float32": 2.5, "float64": 2.7}  # what tanh may err

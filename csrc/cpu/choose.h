@@ -22,6 +22,7 @@ enum class Form {
 struct KernelTraits {
   Form packed_form;     // kPacked or kPackedPairs
   int64_t panel_bytes;  // the width of a panel: its vectors of columns
+  int64_t vector_bytes;
 };
 
 struct Problem {

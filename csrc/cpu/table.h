@@ -40,7 +40,8 @@ void add_biases(void* dst, const void* b_ih, const void* b_hh, int64_t size) {
 
 template <typename S>
 constexpr TypedKernels typed_kernels() {
-  return {{kHasPairs<S> ? Form::kPackedPairs : Form::kPacked, int64_t{kMaxVectors} * kVectorBytes},
+  return {{kHasPairs<S> ? Form::kPackedPairs : Form::kPacked, int64_t{kMaxVectors} * kVectorBytes,
+           kVectorBytes},
           pack<S>,
           add_biases<S>,
           for_blocks<S, ForwardTask, forward_block<S>>,
