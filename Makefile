@@ -24,12 +24,14 @@ CLIENTS := $(VENV)-clients
 export PATH := $(abspath $(BIN)):$(PATH)
 endif
 
+WHEELS := .venv-wheels
+
 # Named after its Python: the extension fits the torch that it was built with, and there is one.
 BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow test-clients test-install wheels wheels-test fuzz fuzz-coverage malformed planted soak sanitize tsan build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-slow test-clients test-aarch64 test-install wheels wheels-test fuzz fuzz-coverage malformed planted soak sanitize tsan build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,14 +60,19 @@ sanitize: $(INSTALLED_DEV) ## run the tests of the kernels under gcc's address a
 tsan: $(INSTALLED) ## run the soak under gcc's thread sanitizer
 	$(PY) tests/sanitize.py thread $(ARGS)
 
+test-aarch64: build ## run the tests of the CPU's kernels for aarch64, in an emulator
+	FASTRNN_TEST_ON=aarch64 $(PY) -m pytest $(addprefix tests/test_kernels.py::,\
+	  test_kernels test_tanh test_large_steps_are_left_to_torch) $(ARGS)
+
 test-install: ## install in every way: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
 	$(PYTHON) tests/try_install.py $(ARGS)
 
-wheels: $(VENV)/.installed-wheels ## build a wheel for each Python, which serves several torches
-	$(PY) wheels.py $(ARGS)
+# The tools alone: what is compiled sees the torches' headers.
+wheels: $(WHEELS)/.installed ## build a wheel for each Python, which serves several torches
+	$(WHEELS)/bin/python wheels.py $(ARGS)
 
-wheels-test: $(INSTALLED) ## install them where no compiler is: make wheels-test ARGS="--python 3.11 --torch 2.13.0"
-	$(PY) tests/try_wheels.py $(ARGS)
+wheels-test: ## install them where no compiler is: make wheels-test ARGS="--python 3.11 --torch 2.13.0"
+	$(PYTHON) tests/try_wheels.py $(ARGS)
 
 fuzz: build $(INSTALLED_DEV) ## run random problems: make fuzz SECONDS=60 SEED=0
 	$(PY) tests/fuzz.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
@@ -143,8 +150,9 @@ $(VENV)/.installed-peers: benchmarks/requirements-peers.txt $(INSTALLED)
 	$(PY) -m pip install -r benchmarks/requirements-peers.txt
 	@touch $@
 
-$(VENV)/.installed-wheels: requirements-wheels.txt $(INSTALLED)
-	$(PY) -m pip install -r requirements-wheels.txt
+$(WHEELS)/.installed: requirements-wheels.txt
+	$(PYTHON) -m venv $(WHEELS)
+	$(WHEELS)/bin/python -m pip install -r requirements-wheels.txt
 	@touch $@
 
 $(CLIENTS)/.installed: tests/requirements-clients.txt requirements.txt
@@ -154,7 +162,7 @@ $(CLIENTS)/.installed: tests/requirements-clients.txt requirements.txt
 	@touch $@
 
 # Built again after an update of torch, too.
-$(BUILT): setup.py pyproject.toml $(CPP) $(INSTALLED) $(if $(VENV),$(wildcard $(VENV)/lib/python3*/site-packages/torch/version.py),always)
+$(BUILT): setup.py $(wildcard *_build.py) pyproject.toml $(CPP) $(INSTALLED) $(if $(VENV),$(wildcard $(VENV)/lib/python3*/site-packages/torch/version.py),always)
 	$(PY) setup.py build_ext --inplace
 	@rm -f build/.built-* && touch $@
 

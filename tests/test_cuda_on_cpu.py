@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -415,33 +416,39 @@ def test_a_configuration_that_cannot_serve(
         cuda.choose(*call, name)
 
 
-def compile_race(tmp_path: Path, *flags: str) -> Path:
-    """The program of race.cpp under ThreadSanitizer, which does not look into the fibers."""
-    compiler = shutil.which("g++") or "c++"
-    common = [compiler, "-std=c++20", "-O1", "-g1", "-DFASTRNN_ON_CPU", *flags]
-    common += [f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
-    sources = [HERE / "race.cpp", HERE / "kernels.cpp", ROOT / "csrc/cuda/choose.cpp"]
-    fibers, program = tmp_path / "fibers.o", tmp_path / "race"
-    subprocess.run([*common, "-c", HERE / "fibers.cpp", "-o", fibers], check=True)
-    subprocess.run(
-        [*common, "-fsanitize=thread", *sources, fibers, "-o", program, "-pthread"], check=True
-    )
-    return program
-
-
-def test_races(tmp_path: Path) -> None:
-    """ThreadSanitizer finds nothing."""
-    if shutil.which("g++") is None:
+@pytest.fixture(scope="module")
+def race_programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """race.cpp under ThreadSanitizer, which does not look into the fibers; and without barriers."""
+    compiler = shutil.which("g++")
+    if compiler is None:
         pytest.skip("no g++")
-    run = subprocess.run([compile_race(tmp_path)], capture_output=True, text=True, timeout=600)
+    folder = tmp_path_factory.mktemp("race")
+    sources = [HERE / "race.cpp", HERE / "kernels.cpp", ROOT / "csrc/cuda/choose.cpp"]
+
+    def compile_one(name: str, flag: str) -> Path:
+        common = [compiler, "-std=c++20", "-O1", "-g1", "-DFASTRNN_ON_CPU", flag]
+        common += [f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
+        fibers, program = folder / f"{name}.o", folder / name
+        subprocess.run([*common, "-c", HERE / "fibers.cpp", "-o", fibers], check=True)
+        subprocess.run(
+            [*common, "-fsanitize=thread", *sources, fibers, "-o", program, "-pthread"], check=True
+        )
+        return program
+
+    flags = {"as it is": "-UFASTRNN_WITHOUT_BARRIERS", "bare": "-DFASTRNN_WITHOUT_BARRIERS"}
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(flags, pool.map(compile_one, flags, flags.values()), strict=True))
+
+
+def test_races(race_programs: dict[str, Path]) -> None:
+    """ThreadSanitizer finds nothing."""
+    run = subprocess.run([race_programs["as it is"]], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_races_are_found(tmp_path: Path) -> None:
+def test_races_are_found(race_programs: dict[str, Path]) -> None:
     """ThreadSanitizer reports each kernel where the barriers are taken out."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    program = compile_race(tmp_path, "-DFASTRNN_WITHOUT_BARRIERS")
+    program = race_programs["bare"]
     for kernel in ("vector", "tile", "cluster"):
         run = subprocess.run([program, kernel], capture_output=True, text=True, timeout=600)
         assert "data race" in run.stderr, kernel

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ import torch
 
 import cuda_build
 import fastrnn
+import wheels
 
 ROOT = Path(__file__).parent.parent
 PYTHON = "{}.{}".format(*sys.version_info)
@@ -197,6 +201,13 @@ def test_a_wheel_for_another(package: Callable[..., Path], versions: dict[str, s
         f"ImportError: fastrnn in {installed}/fastrnn was built for torch {given['torch_version']} "
         f"and Python {given['python']}; this is torch {torch.__version__} and Python {PYTHON}."
     ) in import_alone(installed).stderr
+
+
+def test_a_release_leaves_out_what_make_wheels_does() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    repair = shlex.split(project["tool"]["cibuildwheel"]["repair-wheel-command"])
+    excluded = [word for option, word in pairwise(repair) if option == "--exclude"]
+    assert excluded == wheels.NOT_OURS
 
 
 # Build.

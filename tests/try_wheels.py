@@ -3,13 +3,14 @@
     python tests/try_wheels.py --python 3.11 3.13 --torch 2.11.0 2.13.0
 
 Each (Python, torch) gets an environment of its own, in which torch, the wheel for this Python and
-nothing else is installed, and no program is on the PATH.
+nothing else is installed, and no program is on the PATH. `--here` tries what is installed already.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+REQUIREMENTS = ROOT / "requirements.txt"
 
 SMOKE = """
 import os, pathlib, sys, torch, fastrnn
@@ -59,7 +61,11 @@ torch.testing.assert_close(compiled(x)[0], rnn(x)[0])
 kernel = fastrnn.info(rnn, x)["kernel"]
 device, isa, dtype = kernel.split()
 assert device == "cpu" and isa in ("avx512_bf16", "avx512", "avx2", "baseline", "neon"), kernel
-print(f"{sys.version.split()[0]} {torch.__version__} {kernel}")
+cuda = fastrnn.info()["cuda_kernels"]
+if cuda != "not built":
+    missing = fastrnn._C.cuda_missing()
+    assert (missing == "") == (torch.version.cuda is not None), missing
+print(f"Python {sys.version.split()[0]}, torch {torch.__version__}: {kernel}; CUDA: {cuda}")
 """
 
 
@@ -95,19 +101,25 @@ def try_out(version: str, torch: str, dist: Path, folder: Path) -> None:
     said = run(mine, "-W", "error", "-c", SMOKE, PATH="/nonexistent")
     end = time.perf_counter()
     print(
-        f"{said.strip()}: installed in {installed - start:.1f} s, tried in {end - installed:.1f} s"
+        f"{said.strip()}; installed in {installed - start:.1f} s, tried in {end - installed:.1f} s",
+        flush=True,
     )
     shutil.rmtree(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--python", nargs="+", default=["{}.{}".format(*sys.version_info)])
-    parser.add_argument("--torch", nargs="+", required=True)
+    parser.add_argument("--python", nargs="+", help="versions (those that have wheels)")
+    parser.add_argument("--torch", nargs="+", help="versions (that of requirements.txt)")
     parser.add_argument("--dist", type=Path, default=ROOT / "dist")
+    parser.add_argument("--here", action="store_true", help="try what this Python has installed")
     args = parser.parse_args()
-    for python in args.python:
-        for torch in args.torch:
+    if args.here:
+        exec(SMOKE, {})
+        return
+    tags = {path.name.split("-")[2] for path in args.dist.glob("fastrnn-*.whl")}
+    for python in args.python or sorted(f"3.{tag.removeprefix('cp3')}" for tag in tags):
+        for torch in args.torch or re.findall("^torch==(.+)$", REQUIREMENTS.read_text(), re.M):
             folder = ROOT / f"build/try-wheels/python{python}-torch{torch}"
             try_out(python, torch, args.dist, folder.resolve())
 
