@@ -31,7 +31,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow test-clients test-aarch64 test-install wheels wheels-test fuzz fuzz-coverage malformed planted soak sanitize tsan build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-slow test-clients test-aarch64 test-install wheels sdist wheels-test fuzz fuzz-coverage malformed planted soak sanitize tsan build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,10 @@ test-install: ## install in every way: make test-install ARGS="--python python3.
 # The tools alone: what is compiled sees the torches' headers.
 wheels: $(WHEELS)/.installed ## build a wheel for each Python, which serves several torches
 	$(WHEELS)/bin/python wheels.py $(ARGS)
+
+sdist: $(WHEELS)/.installed ## pack the sources, and check the package
+	FASTRNN_TORCHES=all $(WHEELS)/bin/python -m build --sdist --outdir dist
+	$(WHEELS)/bin/python -m twine check --strict dist/*.tar.gz
 
 wheels-test: ## install them where no compiler is: make wheels-test ARGS="--python 3.11 --torch 2.13.0"
 	$(PYTHON) tests/try_wheels.py $(ARGS)

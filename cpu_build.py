@@ -22,6 +22,7 @@ LIBRARIES = ["-lgomp"] if sys.platform == "linux" else []
 FLAGS = [
     "-std=c++20",
     "-O3",
+    "-DNDEBUG",  # else torch's headers check their own arguments at every call
     "-g0",  # Python's own flags ask for -g, which makes the library fifty times larger
     "-fno-math-errno",  # sqrt, exp and their kin need not set errno, so loops over them vectorise
     "-fno-trapping-math",  # nobody reads the exception flags, so both sides of a select may run

@@ -141,7 +141,7 @@ def add_cuda(operators: Extension, module: Extension, nvcc: str) -> None:
         f"-I{GENERATED.resolve()}",
     ]
     operators.extra_compile_args["nvcc"] = [
-        *cuda_build.compile_flags(CUDA_ARCHS),
+        *cuda_build.compile_flags(CUDA_ARCHS, nvcc),
         "-Xcompiler=-fvisibility=hidden",
     ]
     # The runtime goes in whole: torch brings one too, of its own version.

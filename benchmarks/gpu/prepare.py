@@ -88,9 +88,9 @@ def build_programs(out: Path, arch: str, jobs: int) -> None:
     temp.mkdir(parents=True, exist_ok=True)
     flags = [*cuda_build.FLAGS, "-lineinfo", f"-gencode=arch=compute_{arch},code=sm_{arch}",
              "-cudart=static", f"-I{ROOT / 'csrc'}"]  # fmt: skip
-    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"), key=lambda p: -p.stat().st_size)
+    kernels = sorted(cuda_build.library_sources(), key=lambda p: -p.stat().st_size)
     limits, kernel_program = SOURCES / "limits.cu", SOURCES / "kernels.cpp"
-    sources = [*kernels, ROOT / "csrc/cuda/choose.cpp", kernel_program, limits]
+    sources = [*kernels, kernel_program, limits]
 
     def compile_one(source: Path) -> Path:
         to = temp / f"{source.stem}.o"

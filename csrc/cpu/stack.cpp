@@ -103,7 +103,7 @@ void in_parallel(int threads, const F& body) {
       const F& body;
       std::fenv_t callers;
 
-      static void run(void* work) {
+      static void run(void* work) noexcept {
         const Work& w = *static_cast<const Work*>(work);
         std::fenv_t own;
         std::fegetenv(&own);

@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <type_traits>
+
 namespace fastrnn::cuda {
 namespace {
 
@@ -13,7 +15,7 @@ TorchCuda look_up() {
         library ? dlsym(library, name) : nullptr);
     return function != nullptr;
   };
-  TorchCuda found;
+  TorchCuda found{};
   const auto need = [&](auto*& function, const char* name) {
     if (!take(function, name))
       found.missing += (found.missing.empty() ? "" : ", ") + std::string(name);
