@@ -7,8 +7,8 @@
 //   h[t] = f(igates[t] + h[t-1] @ w_hh^T),   f = tanh or relu,   h[-1] = hx,   output[t] = h[t]
 // Back through time (Werbos 1990), t = T-1 .. 0, with grad_h[T-1] starting from grad_hn:
 //   grad_h[t]  += grad_output[t]
-//   grad_pre[t] = grad_h[t] * f'(h[t]),      tanh' = 1 - h^2,  relu' = not (h <= 0): only h is
-//   saved grad_h[t-1] = grad_pre[t] @ w_hh,        grad_hx = grad_h[-1]
+//   grad_pre[t] = grad_h[t] * f'(h[t]),   tanh' = 1 - h^2,   relu' = not (h <= 0): only h is saved
+//   grad_h[t-1] = grad_pre[t] @ w_hh,     grad_hx = grad_h[-1]
 // Over all steps at once, after the loop:
 //   grad_input = grad_pre @ w_ih   grad_w_ih = grad_pre^T @ input   grad_w_hh = grad_pre^T @ h_prev
 //   grad_b = sum(grad_pre)

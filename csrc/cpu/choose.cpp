@@ -1,3 +1,4 @@
+// The plan of a call on the CPU, and which kernels run it: every threshold, with its reason.
 #include "cpu/choose.h"
 
 #include <cstring>

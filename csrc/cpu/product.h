@@ -30,7 +30,7 @@ __attribute__((noinline)) void dots(const Product<C>& p, int64_t row, int64_t un
       }
     };
     int64_t k = 0;
-    // A row or two wait for the matrix: the next tile's part of it is fetched meanwhile.
+    // One or two rows are bound by reading the matrix: prefetch the next tile's part of it.
     if (kRows <= 2 && term.far) {
       for (; k + L <= depth; k += L) {
         FASTRNN_UNROLL

@@ -1,3 +1,5 @@
+// A call from start to end: weights are packed, and a team of threads runs layer after layer, each
+// member a share of the rows or of the columns.
 #include "cpu/stack.h"
 
 #include <algorithm>

@@ -10,7 +10,7 @@
 //   product(state, c, meanwhile)  c[e] = sum over k of w[unit(e), k] * state[row(e), k]; calls
 //                            meanwhile() once, after it has asked for the first of the state
 //   put(state, e, x)         writes an element of the state in shared memory, of kStateBytes
-//   send(state, copy)        after all of the thread's puts, before anything that need not be soon
+//   send(state, copy)        after all of the thread's puts, before work that can wait
 //   receive(copy, gave_up)   waits for the whole state in this copy; in vain, and what this thread
 //                            makes of it becomes NaN
 //   leave(), left()          after the last step, and at the end

@@ -134,8 +134,7 @@ FASTRNN_DEVICE T shuffle(T x, int lane) {
 
 // --- Tensor cores: c (16 x 8, float32) += a (16 x k) @ b (k x 8). With g = lane / 4, i = lane % 4:
 //   c[0], c[1] are (g, 2i), (g, 2i+1); c[2], c[3] are (g+8, 2i), (g+8, 2i+1)
-//   16-bit, k = 16: a[0] is (g, 2i..2i+1), a[1] (g+8, same), a[2], a[3] the same with 8 more
-//   columns;
+//   16-bit, k = 16: a[0] is (g, 2i..2i+1), a[1] (g+8, same); a[2], a[3] have 8 more columns;
 //                   b[0] is (2i..2i+1, g), b[1] has 8 more rows
 //   TF32, k = 8:    a[0] is (g, i), a[1] (g+8, i), a[2] (g, i+4), a[3] (g+8, i+4);
 //                   b[0] is (i, g), b[1] (i+4, g)

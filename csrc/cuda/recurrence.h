@@ -10,8 +10,8 @@ namespace fastrnn::cuda {
 
 // Which rows there are at each step: row b is at steps 0 .. length(b)-1. Element (t, b) of a
 // sequence tensor lies at
-//   data + start(t) + t * step_stride + b * row_stride,   start(t) = start ? start[t] * row_stride
-//                                                                          : 0
+//   data + start(t) + t * step_stride + b * row_stride
+//   start(t) = start ? start[t] * row_stride : 0
 // (packed data have start and step_stride = 0). Rows may be dealt to blocks in any order; `order`
 // lists them by length, longest first.
 struct Rows {

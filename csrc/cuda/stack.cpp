@@ -1,3 +1,5 @@
+// A call from start to end: for each layer the input's product by cuBLAS, and the recurrence in one
+// launch or step by step; backward also the gradients of the weights.
 #include "cuda/stack.h"
 
 #include <ATen/ops/cat.h>

@@ -1,3 +1,4 @@
+// Kernels of one step, beside cuBLAS's product; and those that prepare rows before all steps.
 #include <cstdio>
 
 #include "cuda/math.cuh"
