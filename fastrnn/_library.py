@@ -12,6 +12,7 @@ import torch
 
 PYTHON = "{}.{}".format(*sys.version_info)
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+OLDEST_TORCH = (2, 11)
 OF_A_WHEEL = "_torch{}_{}"  # a wheel has libraries for each torch, in folders of these names
 
 
@@ -91,7 +92,13 @@ def minor_of(versions: dict[str, str]) -> tuple[int, ...]:
 
 
 def what_to_do(folder: Path) -> str:
-    """Say why the libraries of a folder do not serve, and the command that builds new ones."""
+    """Say why the libraries of a folder do not serve, and what to do."""
+    if TORCH < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        return (
+            f"fastrnn needs torch {needed} or later, and this is torch {torch.__version__}. "
+            f"Update it:\n  {sys.executable} -m pip install --upgrade torch"
+        )
     of_a_wheel = sorted(folder.glob(OF_A_WHEEL.format("*", "*")))
     found = [versions for path in (folder, *of_a_wheel) if (versions := built_for(path))]
     if found:

@@ -210,6 +210,16 @@ def test_a_release_leaves_out_what_make_wheels_does() -> None:
     assert excluded == wheels.NOT_OURS
 
 
+def test_a_torch_that_is_too_old_for_the_package(package: Callable[..., Path]) -> None:
+    installed = package("installed", {}, libraries=True)
+    code = ALONE.format(folder=str(installed)) + "torch.__version__ = '2.10.0'\nimport fastrnn"
+    ended = run(sys.executable, "-c", code, PYTHONPATH=str(installed))
+    assert ended.stderr.endswith(
+        "ImportError: fastrnn needs torch 2.11 or later, and this is torch 2.10.0. Update it:\n"
+        f"  {sys.executable} -m pip install --upgrade torch\n"
+    )
+
+
 # Build.
 
 

@@ -22,6 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "requirements.txt"
 
+# As in pyproject.toml: torch.compile warns on the first release of Python 3.13.
+STRICT = ["-W", "error", "-W", "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"]
+
 SMOKE = """
 import os, pathlib, sys, torch, fastrnn
 from torch import nn
@@ -125,7 +128,7 @@ def try_out(version: str, torch: str, args: argparse.Namespace, folder: Path) ->
     start = time.perf_counter()
     run(mine, "-m", "pip", "install", "-q", "--no-deps", wheels[0])
     installed = time.perf_counter()
-    said = run(mine, "-W", "error", "-c", SMOKE, PATH="/nonexistent")
+    said = run(mine, *STRICT, "-c", SMOKE, PATH="/nonexistent")
     end = time.perf_counter()
     if args.cuda and not said.strip().endswith(f"; CUDA: {args.cuda}"):
         sys.exit(f"expected CUDA kernels for {args.cuda}, got {said}")
@@ -144,7 +147,7 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help="try what this Python has installed")
     args = parser.parse_args()
     if args.here:
-        print(run(sys.executable, "-W", "error", "-c", SMOKE).strip())
+        print(run(sys.executable, *STRICT, "-c", SMOKE).strip())
         return
     tags = {path.name.split("-")[2] for path in args.dist.glob("fastrnn-*.whl")}
     pythons = args.python or sorted(f"3.{tag.removeprefix('cp3')}" for tag in tags)
