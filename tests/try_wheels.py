@@ -142,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--python", nargs="+", help="versions (those that have wheels)")
     parser.add_argument("--torch", nargs="+", help="versions (that of requirements.txt)")
-    parser.add_argument("--dist", type=Path, default=ROOT / "dist")
+    parser.add_argument("--dist", type=lambda path: Path(path).resolve(), default=ROOT / "dist")
     parser.add_argument("--cuda", help="architectures that the wheels must have, as sm_80")
     parser.add_argument("--here", action="store_true", help="try what this Python has installed")
     args = parser.parse_args()
