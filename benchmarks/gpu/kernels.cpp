@@ -55,18 +55,11 @@ void* allocate(size_t bytes) {
 }
 void release(void* p) { cudaFree(p); }
 Device current_device() {
-  const auto attribute = [](cudaDeviceAttr which) {
-    int value = 0;
-    check_cuda(cudaDeviceGetAttribute(&value, which, 0), "cudaDeviceGetAttribute");
-    return value;
-  };
-  Device device{10 * attribute(cudaDevAttrComputeCapabilityMajor) +
-                    attribute(cudaDevAttrComputeCapabilityMinor),
-                attribute(cudaDevAttrMultiProcessorCount),
-                attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-                attribute(cudaDevAttrMaxRegistersPerMultiprocessor)};
-  check_cuda(probe_kernels(&device.compiled_for), "looking for kernels");
+  Device device{};
+  std::vector<int> groups;
+  std::string name;
+  check_cuda(describe(0, &device, &groups, &name), "looking for kernels");
+  device.groups_at_once = nullptr;  // estimated, to be printed beside what the driver says
   return device;
 }
 int groups_that_run(const Choice& c, const Device& d) { return groups_at_once(c, d); }

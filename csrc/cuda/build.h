@@ -5,7 +5,7 @@
 
 namespace fastrnn::cuda {
 
-// The architectures of their machine code, such as "sm_80 sm_90a".
+// The architectures of their machine code, such as "sm_80 sm_90a"; empty: not known.
 FASTRNN_API const char* architectures();
 // Names their sources: what proven.h lists.
 FASTRNN_API const char* kernels_hash();

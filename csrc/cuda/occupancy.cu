@@ -58,9 +58,11 @@ cudaError_t describe(int index, Device* device, std::vector<int>* groups, std::s
   if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, index);
   if (error != cudaSuccess) return error;
   *name = properties.name;
-  device->compiled_for = compiled_for(device->capability, architectures());
-  if (attributes.ptxVersion > 0)
-    device->compiled_for = std::min(device->compiled_for, attributes.ptxVersion);
+  device->compiled_for = attributes.ptxVersion > 0 ? attributes.ptxVersion : device->capability;
+  if (*architectures()) {
+    device->compiled_for =
+        std::min(device->compiled_for, compiled_for(device->capability, architectures()));
+  }
   groups->resize(kConfigurations.size());
   for (const Choice& c : configurations()) (*groups)[c.configuration] = groups_at_once(c, *device);
   device->groups_at_once = groups->data();

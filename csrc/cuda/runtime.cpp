@@ -6,7 +6,7 @@
 #if __has_include("cuda_build.h")
 #include "cuda_build.h"  // written by cuda_build.py
 #else
-#define FASTRNN_CUDA_ARCHS "none"
+#define FASTRNN_CUDA_ARCHS ""
 #define FASTRNN_KERNELS_HASH "unknown"
 #endif
 
