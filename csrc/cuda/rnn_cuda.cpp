@@ -67,13 +67,13 @@ bool are_flat(TensorList weights) {
 }
 
 Problem problem_of(const Tensor& input, const Shape& s, const Context& context, bool backward) {
-  return {dtype_of(input),
-          backward,
-          context.tf32,
-          s.seq_len,
-          s.batch,
-          s.hidden_size,
-          static_cast<int>(s.num_directions)};
+  return {.dtype = dtype_of(input),
+          .backward = backward,
+          .tf32 = context.tf32,
+          .seq_len = s.seq_len,
+          .batch = s.batch,
+          .hidden_size = s.hidden_size,
+          .num_directions = static_cast<int>(s.num_directions)};
 }
 
 // Whether a call in inference goes to torch's own operator: no kernel of ours serves it, or it is
@@ -158,8 +158,14 @@ std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int6
   const OnDevice on_device(like);
   const Context context = on_device.context();
   const bool torch_can_serve = !trains && !drops;
-  Problem problem{dtype_of(like), false,       context.tf32,          seq_len,
-                  batch,          hidden_size, bidirectional ? 2 : 1, torch_can_serve};
+  Problem problem{.dtype = dtype_of(like),
+                  .backward = false,
+                  .tf32 = context.tf32,
+                  .seq_len = seq_len,
+                  .batch = batch,
+                  .hidden_size = hidden_size,
+                  .num_directions = bidirectional ? 2 : 1,
+                  .torch_can_serve = torch_can_serve};
   const Choice chosen = choose(problem, context.device, context.forced),
                taken = allowed_choice(problem, context, torch_can_serve);
   if (taken.kernel == Kernel::kTorch) {

@@ -12,13 +12,13 @@
 namespace fastrnn::cuda {
 
 void Call::choose_kernel() {
-  const Problem problem{dtype,
-                        backward,
-                        context.tf32,
-                        shape.seq_len,
-                        shape.batch,
-                        shape.hidden_size,
-                        static_cast<int>(shape.num_directions)};
+  const Problem problem{.dtype = dtype,
+                        .backward = backward,
+                        .tf32 = context.tf32,
+                        .seq_len = shape.seq_len,
+                        .batch = shape.batch,
+                        .hidden_size = shape.hidden_size,
+                        .num_directions = static_cast<int>(shape.num_directions)};
   choice = allowed_choice(problem, context, /*torch_can_serve=*/false);
 }
 
@@ -181,16 +181,16 @@ void forward_layer(Call& call, const Layer& layer, const Tensor& copy, const Ten
   for (int d = 0; d < r.num_directions; ++d) {
     const int64_t index = layer.first + d;
     const Sequence h = call.dense(call.direction(layer.h, d));
-    r.direction[d] = {d == 1,
-                      call.weight(index, 1).const_data_ptr(),
-                      call.bias(index, 0),
-                      call.bias(index, 1),
-                      call.hx->defined() ? (*call.hx)[index].const_data_ptr() : nullptr,
-                      call.hx->defined() ? call.hx->stride(1) : 0,
-                      h,
-                      h,
-                      copy.defined() ? call.dense(call.direction(copy, d)) : Sequence{},
-                      hn[index].mutable_data_ptr()};
+    r.direction[d] = {.reverse = d == 1,
+                      .w_hh = call.weight(index, 1).const_data_ptr(),
+                      .b_ih = call.bias(index, 0),
+                      .b_hh = call.bias(index, 1),
+                      .hx = call.hx->defined() ? (*call.hx)[index].const_data_ptr() : nullptr,
+                      .hx_row_stride = call.hx->defined() ? call.hx->stride(1) : 0,
+                      .igates = h,
+                      .output = h,
+                      .copy = copy.defined() ? call.dense(call.direction(copy, d)) : Sequence{},
+                      .hn = hn[index].mutable_data_ptr()};
   }
   if (!run_in_one_launch(call, r, forward_launcher)) forward_by_steps(call, layer, r, hn);
 }
@@ -205,13 +205,13 @@ void backward_layer(Call& call, const Layer& layer, Sequence grad_output, const 
       grad.data = static_cast<char*>(grad.data) +
                   d * r.hidden_size * static_cast<int64_t>(call.input->element_size());
     }
-    r.direction[d] = {d == 1,
-                      call.weight(index, 1).const_data_ptr(),
-                      call.dense(call.direction(layer.h, d)),
-                      grad,
-                      grad_hn.defined() ? grad_hn[index].const_data_ptr() : nullptr,
-                      call.dense(call.direction(layer.grad_pre, d)),
-                      grad_hx.defined() ? grad_hx[index].mutable_data_ptr() : nullptr};
+    r.direction[d] = {.reverse = d == 1,
+                      .w_hh = call.weight(index, 1).const_data_ptr(),
+                      .output = call.dense(call.direction(layer.h, d)),
+                      .grad_output = grad,
+                      .grad_hn = grad_hn.defined() ? grad_hn[index].const_data_ptr() : nullptr,
+                      .grad_pre = call.dense(call.direction(layer.grad_pre, d)),
+                      .grad_hx = grad_hx.defined() ? grad_hx[index].mutable_data_ptr() : nullptr};
   }
   if (!run_in_one_launch(call, r, backward_launcher)) backward_by_steps(call, layer, r, grad_hx);
 }
@@ -219,14 +219,14 @@ void backward_layer(Call& call, const Layer& layer, Sequence grad_output, const 
 // h_prev of all rows, where it is not the output moved by a step.
 Tensor previous_states(const Call& call, const Tensor& h, int64_t index, bool reverse) {
   const Tensor previous = call.empty({call.shape.rows, call.shape.hidden_size});
-  const PreviousStates task{call.dtype,
-                            call.rows,
-                            call.shape.hidden_size,
-                            reverse,
-                            call.dense(h),
-                            call.hx->defined() ? (*call.hx)[index].const_data_ptr() : nullptr,
-                            call.hx->defined() ? call.hx->stride(1) : 0,
-                            call.dense(previous)};
+  const PreviousStates task{.dtype = call.dtype,
+                            .rows = call.rows,
+                            .hidden_size = call.shape.hidden_size,
+                            .reverse = reverse,
+                            .output = call.dense(h),
+                            .hx = call.hx->defined() ? (*call.hx)[index].const_data_ptr() : nullptr,
+                            .hx_row_stride = call.hx->defined() ? call.hx->stride(1) : 0,
+                            .previous = call.dense(previous)};
   check_launch(launch_previous_states(task, call.context.stream), "previous_states_kernel",
                call.shape);
   return previous;
