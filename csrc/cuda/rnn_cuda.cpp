@@ -66,16 +66,6 @@ bool are_flat(TensorList weights) {
                      [&](const Tensor& w) { return w.is_alias_of(weights[0]); });
 }
 
-Problem problem_of(const Tensor& input, const Shape& s, const Context& context, bool backward) {
-  return {.dtype = dtype_of(input),
-          .backward = backward,
-          .tf32 = context.tf32,
-          .seq_len = s.seq_len,
-          .batch = s.batch,
-          .hidden_size = s.hidden_size,
-          .num_directions = static_cast<int>(s.num_directions)};
-}
-
 // Whether a call in inference goes to torch's own operator: no kernel of ours serves it, or it is
 // faster, by choose() or, with torch.backends.cudnn.benchmark, as measured.
 bool goes_to_torch(FASTRNN_ARGUMENTS) {
@@ -84,7 +74,7 @@ bool goes_to_torch(FASTRNN_ARGUMENTS) {
   if (!why_no_kernels(input.get_device()).empty()) return true;
   const OnDevice on_device(input);
   const Context context = on_device.context();
-  Problem problem = problem_of(input, s, context, false);
+  Problem problem = problem_of(dtype_of(input), s, context, false);
   problem.torch_can_serve = at::globalContext().userEnabledCuDNN() && are_flat(weights);
   problem.packed = batch_sizes.has_value();
   if (allowed_choice(problem, context, true).kernel == Kernel::kTorch) return true;
@@ -121,7 +111,7 @@ bool goes_to_torch_in_training(FASTRNN_ARGUMENTS) {
   if (!context.forced.empty() || !is_capturing(context.stream)) return false;
   const Shape s = check(FASTRNN_PASS);
   const auto serves = [&](bool backward) {
-    const Problem problem = problem_of(input, s, context, backward);
+    const Problem problem = problem_of(dtype_of(input), s, context, backward);
     return context.guard->serves({choose(problem, context.device), problem.dtype}, context.stream);
   };
   return !serves(false) || !serves(true);

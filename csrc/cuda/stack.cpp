@@ -11,14 +11,18 @@
 
 namespace fastrnn::cuda {
 
+Problem problem_of(Dtype dtype, const Shape& s, const Context& context, bool backward) {
+  return {.dtype = dtype,
+          .backward = backward,
+          .tf32 = context.tf32,
+          .seq_len = s.seq_len,
+          .batch = s.batch,
+          .hidden_size = s.hidden_size,
+          .num_directions = static_cast<int>(s.num_directions)};
+}
+
 void Call::choose_kernel() {
-  const Problem problem{.dtype = dtype,
-                        .backward = backward,
-                        .tf32 = context.tf32,
-                        .seq_len = shape.seq_len,
-                        .batch = shape.batch,
-                        .hidden_size = shape.hidden_size,
-                        .num_directions = static_cast<int>(shape.num_directions)};
+  const Problem problem = problem_of(dtype, shape, context, backward);
   choice = allowed_choice(problem, context, /*torch_can_serve=*/false);
 }
 

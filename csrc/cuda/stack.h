@@ -1,10 +1,14 @@
 // A whole stack on CUDA: layers, directions, projections, weight gradients; tensors to launches.
 #pragma once
 
+#include "arguments.h"
 #include "cuda/context.h"
 #include "ops.h"
 
 namespace fastrnn::cuda {
+
+// What choose() is asked of a call; that torch may serve it is for the caller to say.
+Problem problem_of(Dtype dtype, const Shape& shape, const Context& context, bool backward);
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Context& context, FASTRNN_ARGUMENTS, bool save);
 std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
