@@ -1,8 +1,8 @@
 // The gradients that are products over all steps at once: of a layer's input, and of its weights.
 #pragma once
 
-#include "cpu/layer.h"
 #include "cpu/outer.h"
+#include "cpu/rows.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -40,7 +40,7 @@ void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scr
                        .out = out_rows,
                        .columns = I};
     if (task.num_directions == 2) product.terms[1].depth = H;
-    run<S>(product, n, share);
+    run_product<S>(product, n, share);
     if (task.input_mask.data) wait(share);
     for (int64_t r = 0; r < n && share.part == 0; ++r) {
       if (const S* mask = mask_row<S>(task.input_mask, steps, times[r], indices[r])) {
@@ -130,90 +130,6 @@ class RowSum {
   int64_t n_, blocks_ = 0;
 };
 
-// The rows of a block of weight_grad, of X: the accumulation type, or S where it has pairs.
-template <typename S, typename X>
-void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
-  using C = typename Accumulate<S>::type;
-  constexpr bool kPairs = kHasPairs<X>;
-  const Steps& steps = *task.steps;
-  const Walk walk{steps, task.reverse};
-  const Layout layout = kPairs ? Layout::kPairs : Layout::kPacked;
-  const int64_t H = task.hidden_size, I = task.input_size, units = end - begin;
-
-  Arena<C> arena(scratch, I, H);
-  C* states = arena.take(kNarrow<S> && !kPairs ? kDepthBlock * H : 0);
-  C* inputs = arena.take((kNarrow<S> && !kPairs) || task.input_mask.data ? kDepthBlock * I : 0);
-  const Columns<C> grads(arena.take(Columns<C>::room(units)), units);
-  C* panel = arena.take(kDepthBlock * kMaxVectors * kLanes<C>);
-  RowSum<C> bias(arena, units);
-  C* zeros = arena.take(H);
-  C* w_hh = static_cast<C*>(kNarrow<S> ? task.sums_w_hh : task.grad_w_hh) + begin * H;
-  C* w_ih = static_cast<C*>(kNarrow<S> ? task.sums_w_ih : task.grad_w_ih) + begin * I;
-  for (int64_t k = 0; k < H; ++k) zeros[k] = 0;
-
-  int64_t t = 0, i = 0;  // the next row
-  const auto skip_empty = [&] {
-    while (t < steps.seq_len && i >= active_rows(steps, t)) {
-      ++t;
-      i = 0;
-    }
-  };
-  bool add = false;
-  for (skip_empty(); t < steps.seq_len || !add; add = true) {
-    const X* grad_rows[kDepthBlock];
-    const X* state_rows[kDepthBlock];
-    const X* input_rows[kDepthBlock];
-    int64_t depth = 0;
-    for (; depth < kDepthBlock && t < steps.seq_len; ++depth, ++i, skip_empty()) {
-      const X* grad = row_of<const X>(task.grad_pre, steps, t, i) + begin;
-      grad_rows[depth] = grad;
-      const S* h = nullptr;
-      if (walk.continues(t, i)) {
-        h = row_of<const S>(task.state, steps, walk.before(t), i);
-      } else if (task.hx && !walk.begins_anew(t, i)) {
-        h = static_cast<const S*>(task.hx) + original_row(steps, i) * task.hx_row_stride;
-      }
-      const S* x = row_of<const S>(task.input, steps, t, i);
-      const S* mask = mask_row<S>(task.input_mask, steps, t, i);
-      const void* state = h ? operand<S, C>(layout, h, nullptr, states + depth * H, H) : zeros;
-      state_rows[depth] = static_cast<const X*>(state);
-      input_rows[depth] =
-          static_cast<const X*>(operand<S, C>(layout, x, mask, inputs + depth * I, I));
-    }
-    bias.add_block(grad_rows, depth);
-    for (int64_t chunk = 0, first = 0; chunk < grads.chunks(); first += grads.size(chunk++)) {
-      const int64_t size = grads.size(chunk);
-      if constexpr (kPairs) {
-#if defined(FASTRNN_AVX512_BF16)
-        for (int64_t k = 0; k < depth; k += 2) {
-          const BFloat16* low = grad_rows[k] + first;
-          const BFloat16* high = k + 1 < depth ? grad_rows[k + 1] + first : nullptr;
-          for (int64_t j = 0; j < size; j += kLanes<C>) {
-            const int64_t n = size - j < kLanes<C> ? size - j : kLanes<C>;
-            store(grads.row(chunk, k / 2) + j, interleave(low + j, high ? high + j : nullptr, n));
-          }
-        }
-#endif
-      } else {
-        for (int64_t k = 0; k < depth; ++k) {
-          std::memcpy(grads.row(chunk, k), grad_rows[k] + first, size * sizeof(C));
-        }
-      }
-    }
-    run_outer(grads, state_rows, H, depth, panel, w_hh, add);
-    run_outer(grads, input_rows, I, depth, panel, w_ih, add);
-  }
-  if constexpr (kNarrow<S>) {
-    narrow(static_cast<S*>(task.grad_w_hh) + begin * H, w_hh, units * H);
-    narrow(static_cast<S*>(task.grad_w_ih) + begin * I, w_ih, units * I);
-  }
-  if (task.grad_b_ih) {
-    const C* sum = bias.total();
-    narrow(static_cast<S*>(task.grad_b_ih) + begin, sum, units);
-    narrow(static_cast<S*>(task.grad_b_hh) + begin, sum, units);
-  }
-}
-
 // grad_w_hh = grad_pre^T @ h_prev, grad_w_ih = grad_pre^T @ input, grad_b = sum(grad_pre), for a
 // range of hidden units.
 // Tile plan: blocks of kDepthBlock rows of all steps. A tile of units by a panel of columns is
@@ -223,14 +139,127 @@ void weight_grad_of(const WeightGradTask& task, int64_t begin, int64_t end, void
 // Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete.
 // Limits: none.
 // Why: one product over all steps runs at the speed of a matrix product; one a step does not.
+// The rows of a block are of X: the accumulation type, or S where it has pairs.
+template <typename S, typename X>
+class WeightGrad {
+  using C = typename Accumulate<S>::type;
+  static constexpr bool kPairs = kHasPairs<X>;
+
+ public:
+  WeightGrad(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch)
+      : task_(task),
+        walk_{*task.steps, task.reverse},
+        begin_(begin),
+        units_(end - begin),
+        H_(task.hidden_size),
+        I_(task.input_size),
+        arena_(scratch, I_, H_),
+        states_(arena_.take(kNarrow<S> && !kPairs ? kDepthBlock * H_ : 0)),
+        inputs_(
+            arena_.take((kNarrow<S> && !kPairs) || task.input_mask.data ? kDepthBlock * I_ : 0)),
+        grads_(arena_.take(Columns<C>::room(units_)), units_),
+        panel_(arena_.take(kDepthBlock * kMaxVectors * kLanes<C>)),
+        bias_(arena_, units_),
+        zeros_(arena_.take_zeros(H_)) {}
+
+  void run() {
+    C* w_hh = static_cast<C*>(kNarrow<S> ? task_.sums_w_hh : task_.grad_w_hh) + begin_ * H_;
+    C* w_ih = static_cast<C*>(kNarrow<S> ? task_.sums_w_ih : task_.grad_w_ih) + begin_ * I_;
+    bool add = false;
+    for (skip_empty_steps(); t_ < walk_.steps.seq_len || !add; add = true) {
+      const int64_t depth = gather();
+      bias_.add_block(grad_rows_, depth);
+      copy_grads(depth);
+      run_outer(grads_, state_rows_, H_, depth, panel_, w_hh, add);
+      run_outer(grads_, input_rows_, I_, depth, panel_, w_ih, add);
+    }
+    if constexpr (kNarrow<S>) {
+      narrow(static_cast<S*>(task_.grad_w_hh) + begin_ * H_, w_hh, units_ * H_);
+      narrow(static_cast<S*>(task_.grad_w_ih) + begin_ * I_, w_ih, units_ * I_);
+    }
+    if (task_.grad_b_ih) {
+      const C* sum = bias_.total();
+      narrow(static_cast<S*>(task_.grad_b_ih) + begin_, sum, units_);
+      narrow(static_cast<S*>(task_.grad_b_hh) + begin_, sum, units_);
+    }
+  }
+
+ private:
+  void skip_empty_steps() {
+    while (t_ < walk_.steps.seq_len && i_ >= active_rows(walk_.steps, t_)) {
+      ++t_;
+      i_ = 0;
+    }
+  }
+
+  // The block's rows. Returns how many: kDepthBlock, or what is left.
+  int64_t gather() {
+    const Steps& steps = walk_.steps;
+    int64_t depth = 0;
+    for (; depth < kDepthBlock && t_ < steps.seq_len; ++depth, ++i_, skip_empty_steps()) {
+      grad_rows_[depth] = row_of<const X>(task_.grad_pre, steps, t_, i_) + begin_;
+      const S* h = h_prev_row(t_, i_);
+      const void* state = h ? operand<S, C>(kLayout, h, nullptr, states_ + depth * H_, H_) : zeros_;
+      state_rows_[depth] = static_cast<const X*>(state);
+      const S* x = row_of<const S>(task_.input, steps, t_, i_);
+      const S* mask = mask_row<S>(task_.input_mask, steps, t_, i_);
+      input_rows_[depth] =
+          static_cast<const X*>(operand<S, C>(kLayout, x, mask, inputs_ + depth * I_, I_));
+    }
+    return depth;
+  }
+
+  const S* h_prev_row(int64_t t, int64_t i) const {  // or null: zeros
+    const Steps& steps = walk_.steps;
+    if (walk_.continues(t, i)) return row_of<const S>(task_.state, steps, walk_.before(t), i);
+    if (!task_.hx || walk_.begins_anew(t, i)) return nullptr;
+    return static_cast<const S*>(task_.hx) + original_row(steps, i) * task_.hx_row_stride;
+  }
+
+  void copy_grads(int64_t depth) {
+    for (int64_t chunk = 0, first = 0; chunk < grads_.chunks(); first += grads_.size(chunk++)) {
+      const int64_t size = grads_.size(chunk);
+      if constexpr (kPairs) {
+#if defined(FASTRNN_AVX512_BF16)
+        for (int64_t k = 0; k < depth; k += 2) {
+          const BFloat16* low = grad_rows_[k] + first;
+          const BFloat16* high = k + 1 < depth ? grad_rows_[k + 1] + first : nullptr;
+          for (int64_t j = 0; j < size; j += kLanes<C>) {
+            const int64_t n = size - j < kLanes<C> ? size - j : kLanes<C>;
+            store(grads_.row(chunk, k / 2) + j, interleave(low + j, high ? high + j : nullptr, n));
+          }
+        }
+#endif
+      } else {
+        for (int64_t k = 0; k < depth; ++k) {
+          std::memcpy(grads_.row(chunk, k), grad_rows_[k] + first, size * sizeof(C));
+        }
+      }
+    }
+  }
+
+  static constexpr Layout kLayout = kPairs ? Layout::kPairs : Layout::kPacked;
+  const WeightGradTask& task_;
+  const Walk walk_;
+  const int64_t begin_, units_, H_, I_;
+  Arena<C> arena_;
+  C *states_, *inputs_;  // rows of the block that were widened or masked
+  const Columns<C> grads_;
+  C* panel_;
+  RowSum<C> bias_;
+  C* zeros_;
+  int64_t t_ = 0, i_ = 0;  // the next row
+  const X *grad_rows_[kDepthBlock], *state_rows_[kDepthBlock], *input_rows_[kDepthBlock];
+};
+
 template <typename S>
 void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
   if (begin >= end) return;
   if constexpr (kHasPairs<S>) {
     if (task.plan->form == Form::kPackedPairs)
-      return weight_grad_of<S, S>(task, begin, end, scratch);
+      return WeightGrad<S, S>(task, begin, end, scratch).run();
   }
-  weight_grad_of<S, typename Accumulate<S>::type>(task, begin, end, scratch);
+  WeightGrad<S, typename Accumulate<S>::type>(task, begin, end, scratch).run();
 }
 
 }  // namespace

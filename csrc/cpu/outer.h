@@ -1,7 +1,7 @@
 // The product of the weight gradients: a sum over rows of outer products.
 #pragma once
 
-#include "cpu/tile.h"
+#include "cpu/product.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -25,14 +25,27 @@ struct Columns {
   }
 };
 
-// A tile of the weight gradients: out[r][column] (+)= sum over k of units[k * units_ld + r] *
-// panel[k][column]. With kPairs an element of units and of panel is a pair of bfloat16.
+// A tile of the weight gradients:
+//   out[r][column] (+)= sum over k of units[k * units_ld + r] * panel[k][column].
+template <typename C>
+struct Outer {
+  const C* units;
+  int64_t units_ld;
+  const C* panel;
+  int64_t depth;
+  C* out;
+  int64_t out_ld;
+  int last;  // lanes of the last vector that are inside
+  bool add;  // to what out holds
+};
+
+// With kPairs an element of units and of panel is a pair of bfloat16.
 template <typename C, bool kPairs, int kRows, int kVectors>
-__attribute__((noinline)) void outer_tile(const C* units, int64_t units_ld, const C* panel,
-                                          int64_t depth, C* out, int64_t ld, int last, bool add) {
+__attribute__((noinline)) void outer_tile(Outer<C> tile) {
   constexpr int L = kLanes<C>;
+  const C *units = tile.units, *panel = tile.panel;
   Vec<C> acc[kRows][kVectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < tile.depth; ++k) {
     Vec<C> b[kVectors];
     FASTRNN_UNROLL
     for (int v = 0; v < kVectors; ++v) b[v] = load(panel + v * L);
@@ -50,30 +63,39 @@ __attribute__((noinline)) void outer_tile(const C* units, int64_t units_ld, cons
         }
       }
     }
-    units += units_ld;
+    units += tile.units_ld;
   }
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
     FASTRNN_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      C* y = out + r * ld + v * L;
-      const int n = v < kVectors - 1 ? L : last;
-      const Vec<C> sum = add ? acc[r][v] + load_widened<C>(y, n) : acc[r][v];
+      C* y = tile.out + r * tile.out_ld + v * L;
+      const int n = v < kVectors - 1 ? L : tile.last;
+      const Vec<C> sum = tile.add ? acc[r][v] + load_widened<C>(y, n) : acc[r][v];
       n < L ? store_first(y, sum, n) : store(y, sum);
     }
   }
 }
 
 template <typename C, bool kPairs, int kVectors, int kRows = max_rows(kVectors)>
-FASTRNN_INLINE void outer_tile_of(int n, const C* units, int64_t units_ld, const C* panel,
-                                  int64_t depth, C* out, int64_t ld, int last, bool add) {
-  if (n == kRows) {
-    return outer_tile<C, kPairs, kRows, kVectors>(units, units_ld, panel, depth, out, ld, last,
-                                                  add);
-  }
-  if constexpr (kRows > 1) {
-    outer_tile_of<C, kPairs, kVectors, kRows - 1>(n, units, units_ld, panel, depth, out, ld, last,
-                                                  add);
+FASTRNN_INLINE void outer_tile_of(int rows, const Outer<C>& tile) {
+  if (rows == kRows) return outer_tile<C, kPairs, kRows, kVectors>(tile);
+  if constexpr (kRows > 1) outer_tile_of<C, kPairs, kVectors, kRows - 1>(rows, tile);
+}
+
+// Of `width` vectors.
+template <typename C, bool kPairs>
+FASTRNN_INLINE void run_outer_tile(int rows, int width, const Outer<C>& tile) {
+  switch (width) {
+    case 1:
+      return outer_tile_of<C, kPairs, 1>(rows, tile);
+    case 2:
+      return outer_tile_of<C, kPairs, 2>(rows, tile);
+    default:
+      if constexpr (kMaxVectors > 2) {
+        width == 3 ? outer_tile_of<C, kPairs, 3>(rows, tile)
+                   : outer_tile_of<C, kPairs, 4>(rows, tile);
+      }
   }
 }
 
@@ -135,25 +157,15 @@ void run_outer(const Columns<C>& units, const X* const* x, int64_t columns, int6
       for (int tiles = ceil_div(left, max_rows(panels.width(first))); tiles > 0; --tiles) {
         const int n = ceil_div(left, tiles);
         for (int64_t i = first; i < end; ++i) {
-          C* y = to + panels.begin(i) * L;
-          switch (panels.width(i)) {
-            case 1:
-              outer_tile_of<C, kPairs, 1>(n, from, units.ld, packed(i), steps, y, columns,
-                                          last_lanes(i), add);
-              break;
-            case 2:
-              outer_tile_of<C, kPairs, 2>(n, from, units.ld, packed(i), steps, y, columns,
-                                          last_lanes(i), add);
-              break;
-            default:
-              if constexpr (kMaxVectors > 2) {
-                panels.width(i) == 3
-                    ? outer_tile_of<C, kPairs, 3>(n, from, units.ld, packed(i), steps, y, columns,
-                                                  last_lanes(i), add)
-                    : outer_tile_of<C, kPairs, 4>(n, from, units.ld, packed(i), steps, y, columns,
-                                                  last_lanes(i), add);
-              }
-          }
+          run_outer_tile<C, kPairs>(n, panels.width(i),
+                                    {.units = from,
+                                     .units_ld = units.ld,
+                                     .panel = packed(i),
+                                     .depth = steps,
+                                     .out = to + panels.begin(i) * L,
+                                     .out_ld = columns,
+                                     .last = last_lanes(i),
+                                     .add = add});
         }
         from += n;
         to += n * columns;

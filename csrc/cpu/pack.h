@@ -1,7 +1,7 @@
 // Weight matrices packed into the panels that tile.h reads.
 #pragma once
 
-#include "cpu/tile.h"
+#include "cpu/product.h"
 
 namespace fastrnn::cpu {
 namespace {

@@ -1,123 +1,71 @@
-// A product in whichever layout its matrices have: by the tiles of tile.h, or by dot products.
+// A matrix product as its caller describes it, and the panels that its matrices are packed in.
 #pragma once
 
-#include "cpu/tile.h"
+#include "cpu/epilogue.h"
+#include "cpu/kernels.h"
+#include "cpu/storage.h"
 
 namespace fastrnn::cpu {
 namespace {
 
-// out[r][unit] = the dot products of rows[r] with kUnits rows of the transposed matrices.
-template <typename C, typename M, int kRows, int kUnits>
-__attribute__((noinline)) void dots(const Product<C>& p, int64_t row, int64_t unit) {
-  constexpr int L = kLanes<C>;
-  Vec<C> acc[kRows * kUnits] = {};
-  for (const auto& term : p.terms) {
-    const int64_t depth = term.depth;
-    if (depth == 0) continue;
-    const C* a[kRows];
-    FASTRNN_UNROLL
-    for (int r = 0; r < kRows; ++r) a[r] = static_cast<const C*>(term.rows[row + r]);
-    const M* w = static_cast<const M*>(term.matrix) + unit * depth;
-    const auto step = [&](int64_t k, int n) __attribute__((always_inline)) {
-      Vec<C> b[kUnits];
-      FASTRNN_UNROLL
-      for (int u = 0; u < kUnits; ++u) b[u] = load_widened<C>(w + u * depth + k, n);
-      FASTRNN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const Vec<C> x = load_widened<C>(a[r] + k, n);
-        FASTRNN_UNROLL
-        for (int u = 0; u < kUnits; ++u) acc[r * kUnits + u] += x * b[u];
-      }
-    };
-    int64_t k = 0;
-    // One or two rows are bound by reading the matrix: prefetch the next tile's part of it.
-    if (kRows <= 2 && term.far) {
-      for (; k + L <= depth; k += L) {
-        FASTRNN_UNROLL
-        for (int u = 0; u < kUnits; ++u) __builtin_prefetch(w + (kUnits + u) * depth + k);
-        step(k, L);
-      }
-    }
-    for (; k + L <= depth; k += L) step(k, L);
-    if (k < depth) step(k, static_cast<int>(depth - k));
-  }
-  C sums[(kRows * kUnits + L - 1) / L * L];
-  FASTRNN_UNROLL
-  for (int i = 0; i < kRows * kUnits; i += L) {
-    Vec<C> group[L];
-    FASTRNN_UNROLL
-    for (int j = 0; j < L; ++j) group[j] = i + j < kRows * kUnits ? acc[i + j] : Vec<C>{};
-    store(sums + i, sums_of_lanes<C>(group));
-  }
-  FASTRNN_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    std::memcpy(p.out[row + r] + unit, sums + r * kUnits, kUnits * sizeof(C));
-  }
+constexpr int kMaxVectors = kVectorRegisters >= 32 ? 4 : 2;  // vectors of columns in a panel
+
+// Rows of a tile, so that tile, a row of the panel and one broadcast fit the registers.
+constexpr int max_rows(int vectors) {
+  const int rows = (kVectorRegisters >= 32 ? 24 : 12) / vectors;
+  return rows < 12 ? rows : 12;
 }
 
-constexpr int kMaxDotRows = kVectorRegisters >= 32 ? 6 : 3;
+// a, b > 0; mostly 1.
+FASTRNN_INLINE int ceil_div(int a, int b) { return a <= b ? 1 : (a + b - 1) / b; }
 
-template <typename C, typename M, int kUnits, int kRows = kMaxDotRows>
-FASTRNN_INLINE void dots_of(int rows, const Product<C>& p, int64_t row, int64_t unit) {
-  if (rows == kRows) return dots<C, M, kRows, kUnits>(p, row, unit);
-  if constexpr (kRows > 1) dots_of<C, M, kUnits, kRows - 1>(rows, p, row, unit);
-}
+// Columns are dealt evenly to panels, in whole vectors.
+template <typename C>
+struct Panels {
+  int64_t vectors, count, even, more;
+  explicit Panels(int64_t columns)
+      : vectors((columns + kLanes<C> - 1) / kLanes<C>),
+        count((vectors + kMaxVectors - 1) / kMaxVectors),
+        even(count > 1 ? static_cast<uint32_t>(vectors) / static_cast<uint32_t>(count) : vectors),
+        more(vectors - even * count) {}
+  // The first vector of panel p.
+  int64_t begin(int64_t p) const { return p * even + (p < more ? p : more); }
+  int width(int64_t p) const { return static_cast<int>(even + (p < more)); }
+};
 
-// As run_panels, for matrices that are not packed but transposed. All rows take a block of units
-// before the next: it stays in the nearest cache, and a tile's rows are fetched once for it.
-template <typename C, typename M>
-void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
-  constexpr int L = kLanes<C>, kUnits = 4;
-  const Panels<C> panels(p.columns);
-  const int64_t begin = panels.begin(panels.count * part / parts) * L;
-  int64_t end = panels.begin(panels.count * (part + 1) / parts) * L;
-  if (end > p.columns) end = p.columns;
-  const int64_t depth = p.terms[0].depth + p.terms[1].depth;  // 0: a first step from zero
-  const int64_t unit_bytes = (depth > 0 ? depth : 1) * int64_t{sizeof(M)};
-  const int64_t most = kNearestBytes / unit_bytes / kUnits * kUnits;
-  const int64_t size = most > kUnits ? most : kUnits;
-  for (int64_t block = begin; block < end; block += size) {
-    const int64_t past = end - block < size ? end : block + size;
-    int64_t row = 0;
-    for (int tiles = ceil_div(static_cast<int>(rows), kMaxDotRows); tiles > 0; --tiles) {
-      const int n = ceil_div(static_cast<int>(rows - row), tiles);
-      int64_t unit = block;
-      for (; unit + kUnits <= past; unit += kUnits) dots_of<C, M, kUnits>(n, p, row, unit);
-      for (; unit < past; ++unit) dots_of<C, M, 1>(n, p, row, unit);
-      row += n;
-    }
-  }
-  with_epilogue<C>(p.epilogue, [&](auto f) __attribute__((always_inline)) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const C* start = p.added ? p.added[r] : p.start ? p.start[r] : p.bias;
-      for (int64_t c = begin; c < end; c += L) {
-        const int n = static_cast<int>(end - c < L ? end - c : L);
-        Vec<C> sum = load_widened<C>(p.out[r] + c, n);
-        if (start) sum += load_widened<C>(start + c, n);
-        const Vec<C> y = f(sum, p.state ? load_widened<C>(p.state[r] + c, n) : Vec<C>{});
-        n < L ? store_first(p.out[r] + c, y, n) : store(p.out[r] + c, y);
-      }
-    }
-  });
-}
+// How the matrices of a product lie in memory.
+enum class Layout {
+  kPacked,      // panels of [depth, columns]
+  kPairs,       // panels of [depth / 2, columns] pairs of bfloat16; rows are bfloat16 too
+  kNatural,     // [depth, columns] row-major, as they came
+  kTransposed,  // [columns, depth] row-major, as they came
+};
 
-// S is the storage type of matrices that are not packed.
-template <typename S, typename C>
-void run(const Product<C>& p, int64_t rows, const Share& share) {
-  const int part = share.part, parts = share.parts;
-  if (rows == 0) return;
-  switch (p.layout) {
-    case Layout::kPacked:
-      return run_panels<C, Packed>(p, rows, part, parts);
-    case Layout::kPairs:
-      if constexpr (kHasPairs<S>) run_panels<C, Pairs>(p, rows, part, parts);
-      return;
-    case Layout::kNatural:
-      return run_panels<C, S>(p, rows, part, parts);
-    case Layout::kTransposed:
-      return run_dots<C, S>(p, rows, part, parts);
-  }
-}
+// out[r] = epilogue(start[r] + sum over terms of rows[r] @ matrix + added[r]), for n rows.
+// The order in which an element is summed depends on layout and split, not on the tile that it
+// falls into: so results do not depend on how rows and columns are shared out.
+template <typename C>
+struct Product {
+  struct Term {
+    const void* const* rows;  // of C, or of bfloat16 for kPairs
+    int64_t depth;            // 0: no such term
+    const void* matrix;       // packed: of C, else of the storage type
+    bool far;                 // worth fetching ahead: it comes from far away at each reading
+  };
+  Layout layout = Layout::kPacked;
+  bool split = false;   // sum even and odd k apart: for a row or two, one chain of sums is too slow
+  bool back = false;    // walk panels from the end: what was read last is in cache
+  bool k_back = false;  // if split, sum from the last k to the first
+  Term terms[2] = {};
+  const C* bias = nullptr;          // start of every row, padded; or null
+  const C* const* start = nullptr;  // start of each row; or null
+  const C* const* added = nullptr;  // to the sum: not rounded again with every k; or null
+  const C* const* state = nullptr;  // h, for the derivatives
+  C* const* out = nullptr;
+  const void* const* ahead[3] = {};  // rows of C to fetch into cache meanwhile; or null
+  int64_t columns = 0;
+  Epilogue epilogue = Epilogue::kStore;
+};
 
 }  // namespace
 }  // namespace fastrnn::cpu

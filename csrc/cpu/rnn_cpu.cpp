@@ -14,6 +14,7 @@
 #include "arguments.h"
 #include "by_torch.h"
 #include "cpu/stack.h"
+#include "cpu/workspace.h"
 
 namespace fastrnn::cpu {
 namespace {

@@ -1,8 +1,6 @@
 // A whole call on the CPU: all layers and directions, shared out to threads as a plan says.
 #pragma once
 
-#include <new>
-
 #include "cpu/kernels.h"
 
 namespace fastrnn::cpu {
@@ -43,12 +41,6 @@ struct Backward {
   Sequence grad_input;        // [T, B, I]; data null: not wanted
   void* grad_hx;              // [L*D, B, H] contiguous, or null: not wanted
   void* const* grad_weights;  // contiguous, in the order of weights; null: not wanted
-};
-
-// What run_forward and run_backward throw where they cannot have the memory that they work in.
-struct OutOfMemory : std::bad_alloc {
-  explicit OutOfMemory(int64_t bytes) : bytes(bytes) {}
-  int64_t bytes;
 };
 
 // The problem that `choose` takes.

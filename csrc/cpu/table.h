@@ -2,6 +2,8 @@
 // kVectorRegisters.
 #pragma once
 
+#include "cpu/backward.h"
+#include "cpu/forward.h"
 #include "cpu/grads.h"
 #include "cpu/pack.h"
 
@@ -44,8 +46,8 @@ constexpr TypedKernels typed_kernels() {
            kVectorBytes},
           pack<S>,
           add_biases<S>,
-          for_blocks<S, ForwardTask, forward_block<S>>,
-          for_blocks<S, BackwardTask, backward_block<S>>,
+          for_blocks<ForwardBlock<S>, ForwardTask>,
+          for_blocks<BackwardBlock<S>, BackwardTask>,
           input_grad<S>,
           weight_grad<S>};
 }

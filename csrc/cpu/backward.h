@@ -1,0 +1,172 @@
+// One layer and direction back through time, for a thread's rows.
+#pragma once
+
+#include "cpu/rows.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+// Tile plan: as ForwardBlock, with w_hh not transposed and the steps walked back; grad_pre is kept
+//   for all steps.
+// Sync plan: as ForwardBlock, with grad_pre in the place of h.
+// Limits: none.
+// Why: as ForwardBlock; only what must go step by step is in the loop.
+template <typename S>
+class BackwardBlock {
+  using C = typename Accumulate<S>::type;
+
+ public:
+  BackwardBlock(const BackwardTask& task, int64_t begin, int64_t rows, void* scratch)
+      : task_(task),
+        plan_(*task.plan),
+        walk_{*task.steps, task.reverse},
+        begin_(begin),
+        rows_(rows),
+        H_(task.hidden_size),
+        pairs_(layout_of(plan_.form, Layout::kNatural) == Layout::kPairs) {
+    Arena<C> arena(scratch, 0, H_);
+    grads_ = arena.take(rows * H_);
+    states_ = arena.take(kNarrow<S> ? rows * H_ : 0);
+    results_ = arena.take(kNarrow<S> ? rows * H_ : 0);
+    zeros_ = arena.take_zeros(H_);
+    for (int64_t i = 0; i < rows; ++i) initial_rows_[i] = zeros_;
+    step_ = {.layout = layout_of(plan_.form, Layout::kNatural),
+             .split = plan_.split,
+             .added = grad_rows_,
+             .state = state_rows_,
+             .out = out_rows_,
+             .columns = H_,
+             .epilogue = grad_epilogue_of(task.nonlinearity)};
+  }
+
+  void run() {
+    for (int64_t s = walk_.steps.seq_len - 1; s >= 0; --s) step(s);
+    if (task_.grad_hx) find_grad_hx();
+  }
+
+ private:
+  void* grad_pre_row(int64_t t, int64_t i) const {
+    if (pairs_) return row_of<S>(task_.grad_pre, walk_.steps, t, begin_ + i);
+    return row_of<C>(task_.grad_pre, walk_.steps, t, begin_ + i);
+  }
+  const S* grad_hn_row(int64_t i) const {
+    return static_cast<const S*>(task_.grad_hn) + original_row(walk_.steps, begin_ + i) * H_;
+  }
+  S* grad_hx_row(int64_t i) const {
+    return static_cast<S*>(task_.grad_hx) + original_row(walk_.steps, begin_ + i) * H_;
+  }
+
+  void step(int64_t s) {
+    const Steps& steps = walk_.steps;
+    const int64_t t = walk_.time(s), n = clamp(active_rows(steps, t) - begin_, 0, rows_);
+    for (int64_t i = 0; i < n; ++i) {
+      carry_rows_[i] = walk_.goes_on(t, begin_ + i) ? grad_pre_row(walk_.after(t), i) : zeros_;
+      grad_rows_[i] = grad_row(t, i);
+      const S* state = row_of<const S>(task_.state, steps, t, begin_ + i);
+      state_rows_[i] = widened<S, C>(state, nullptr, states_ + i * H_, H_);
+      out_rows_[i] = pairs_ ? results_ + i * H_ : static_cast<C*>(grad_pre_row(t, i));
+    }
+    step_.terms[0] = {carry_rows_, H_, task_.w_hh, plan_.fetch_w_hh};
+    turn(step_, plan_, t);
+    fetch_ahead(s, n);
+    run_products(s, t, n);
+    wait(task_.share);
+    for (int64_t i = 0; i < n; ++i) {
+      if (pairs_) narrow(static_cast<S*>(grad_pre_row(t, i)), out_rows_[i], H_);
+      if (!walk_.present(walk_.before(t), begin_ + i)) initial_rows_[i] = grad_pre_row(t, i);
+    }
+  }
+
+  // The gradient that comes from outside: of the output and, at a last step, of hn.
+  const C* grad_row(int64_t t, int64_t i) {
+    C* buffer = grads_ + i * H_;
+    const C* grad = zeros_;
+    if (task_.grad_output.data) {
+      const S* row = row_of<const S>(task_.grad_output, walk_.steps, t, begin_ + i);
+      grad = widened<S, C>(row, nullptr, buffer, H_);
+    }
+    if (!task_.grad_hn || walk_.present(walk_.after(t), begin_ + i)) return grad;
+    for (int64_t k = 0; k < H_; ++k) {
+      C g;
+      widen(&g, grad_hn_row(i) + k, 1);
+      buffer[k] = grad[k] + g;
+    }
+    return buffer;
+  }
+
+  // Let the products of step s fetch what the next one, a step earlier, reads and writes.
+  void fetch_ahead(int64_t s, int64_t n) {
+    const bool fetch = plan_.fetch_rows && s > 0;
+    for (int64_t i = 0; i < n && fetch; ++i) {
+      ahead_grads_[i] = grad_rows_[i] - walk_.stride(task_.grad_output);
+      ahead_states_[i] = state_rows_[i] - walk_.stride(task_.state);
+      ahead_out_[i] = out_rows_[i] - walk_.stride(task_.grad_pre);
+    }
+    step_.ahead[0] = fetch && task_.grad_output.data ? ahead_grads_ : nullptr;
+    step_.ahead[1] = fetch ? ahead_states_ : nullptr;
+    step_.ahead[2] = fetch ? ahead_out_ : nullptr;
+  }
+
+  // Rows that have no later step are the last ones, and take no product: 0 times inf would be NaN.
+  // Where sequences begin anew, rows that go on are mixed with others: all take the product.
+  void run_products(int64_t s, int64_t t, int64_t n) {
+    int64_t going = walk_.steps.reset && s < walk_.steps.seq_len - 1 ? n : 0;
+    while (going < n && walk_.goes_on(t, begin_ + going)) ++going;
+    run_product<S>(step_, going, task_.share);
+    if (going == n) return;
+    Product<C> ended = step_;
+    ended.terms[0] = {};
+    ended.added += going;
+    ended.state += going;
+    ended.out += going;
+    for (auto& rows : ended.ahead) rows += rows ? going : 0;
+    run_product<S>(ended, n - going, task_.share);
+  }
+
+  // From the grad_pre of each row's first step.
+  void find_grad_hx() {
+    C* result_rows[kBlockRows];
+    for (int64_t i = 0; i < rows_; ++i) {
+      if constexpr (kNarrow<S>) {
+        result_rows[i] = results_ + i * H_;
+      } else {
+        result_rows[i] = grad_hx_row(i);
+      }
+    }
+    run_product<S>(Product<C>{.layout = step_.layout,
+                              .split = plan_.split,
+                              .terms = {{initial_rows_, H_, task_.w_hh, plan_.fetch_w_hh}},
+                              .out = result_rows,
+                              .columns = H_},
+                   rows_, task_.share);
+    wait(task_.share);
+    if (task_.share.part > 0) return;
+    const Steps& steps = walk_.steps;
+    const int64_t present = steps.seq_len > 0 ? clamp(active_rows(steps, 0) - begin_, 0, rows_) : 0;
+    for (int64_t i = 0; i < rows_; ++i) {
+      if (i >= present && task_.grad_hn) {  // a row without a step hands hn's gradient on
+        std::memcpy(grad_hx_row(i), grad_hn_row(i), H_ * sizeof(S));
+      } else if constexpr (kNarrow<S>) {
+        narrow(grad_hx_row(i), result_rows[i], H_);
+      }
+    }
+  }
+
+  const BackwardTask& task_;
+  const Plan& plan_;
+  const Walk walk_;
+  const int64_t begin_, rows_, H_;
+  const bool pairs_;
+
+  C *grads_, *states_, *zeros_;
+  C* results_;  // what becomes of 16 bits
+  Product<C> step_;
+  const void* initial_rows_[kBlockRows];  // grad_pre of the steps that start from hx
+  const void* carry_rows_[kBlockRows];
+  const C *grad_rows_[kBlockRows], *state_rows_[kBlockRows];
+  C* out_rows_[kBlockRows];
+  const void *ahead_grads_[kBlockRows], *ahead_states_[kBlockRows], *ahead_out_[kBlockRows];
+};
+
+}  // namespace
+}  // namespace fastrnn::cpu

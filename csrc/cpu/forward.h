@@ -1,0 +1,196 @@
+// One layer and direction, forward, for a thread's rows.
+#pragma once
+
+#include "cpu/rows.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+// Tile plan: a block of up to kBlockRows rows runs through all steps. A step is a product of the
+//   block's rows with the packed w_hh: a few rows by a panel of columns in registers at a time.
+//   With enough rows the input projection joins that product; with few, it is made for a chunk of
+//   steps at once, so that w_ih is read once a chunk. Either way an element sums bias, input terms
+//   and state terms in this order, and the result is the same. Dot products with rows of weights
+//   that are not packed sum in another order, so whether theirs are joined must not depend on how
+//   many rows a thread has.
+// Sync plan: none where a thread has all columns, for a row needs only its own past. Where columns
+//   are shared, all wait at the end of a step: each has written its columns of h before any reads.
+// Limits: none. h_prev is read from the output itself, or, where products take no rows of 16 bits,
+//   from float copies of it.
+// Why: with the projection, activation and time loop outside, memory and dispatch cost more than
+//   the sums (benchmarks/test_overhead.py, benchmarks/test_kernels.py).
+template <typename S>
+class ForwardBlock {
+  using C = typename Accumulate<S>::type;
+
+ public:
+  ForwardBlock(const ForwardTask& task, int64_t begin, int64_t rows, void* scratch)
+      : task_(task),
+        plan_(*task.plan),
+        walk_{*task.steps, task.reverse},
+        begin_(begin),
+        rows_(rows),
+        H_(task.hidden_size),
+        I_(task.input_size),
+        layout_(layout_of(plan_.form, Layout::kTransposed)),
+        fused_(rows >= plan_.fused_rows[task.above]),
+        chunk_(fused_ ? 1 : kBlockRows / rows) {
+    Arena<C> arena(scratch, I_, H_);
+    inputs_ = arena.take(kBlockRows * I_);
+    igates_ = arena.take(fused_ ? 0 : kBlockRows * padded(H_));
+    for (C*& states : states_) states = arena.take(kNarrow<S> ? rows * H_ : 0);
+    C* initial = arena.take(kNarrow<S> ? rows * H_ : 0);
+    zeros_ = arena.take_zeros(H_);
+    for (int64_t i = 0; i < rows; ++i) {
+      hx_rows_[i] =
+          task.hx ? operand<S, C>(layout_, hx_row(i), nullptr, initial + i * H_, H_) : zeros_;
+    }
+    projection_ = {.layout = layout_,
+                   .terms = {{x_rows_, I_, task.w_ih, plan_.fetch_w_ih[task.above]}},
+                   .bias = static_cast<const C*>(task.bias),
+                   .out = chunk_rows_,
+                   .columns = H_};
+    step_ = {.layout = layout_,
+             .split = plan_.split,
+             .out = out_rows_,
+             .columns = H_,
+             .epilogue = epilogue_of(task.nonlinearity)};
+    if (fused_) {
+      step_.terms[0] = projection_.terms[0];
+      step_.bias = projection_.bias;
+    }
+  }
+
+  void run() {
+    const int64_t T = walk_.steps.seq_len;
+    for (int64_t s0 = 0; s0 < T; s0 += chunk_) {
+      const int64_t s1 = s0 + chunk_ < T ? s0 + chunk_ : T;
+      const int64_t gathered = gather_inputs(s0, s1);
+      if (!fused_) run_product<S>(projection_, gathered, task_.share);
+      int64_t done = 0;  // of the chunk's rows
+      for (int64_t s = s0; s < s1; ++s) done += step(s, gate_rows_ + done);
+    }
+    if (task_.share.part == 0) pass_hx_on();
+  }
+
+ private:
+  const S* hx_row(int64_t i) const {
+    const int64_t row = original_row(walk_.steps, begin_ + i);
+    return static_cast<const S*>(task_.hx) + row * task_.hx_row_stride;
+  }
+  S* hn_row(int64_t i) const {
+    return static_cast<S*>(task_.hn) + original_row(walk_.steps, begin_ + i) * H_;
+  }
+  // The block's rows that have a step t.
+  int64_t count(int64_t t) const {
+    const Steps& steps = walk_.steps;
+    return t < steps.seq_len ? clamp(active_rows(steps, t) - begin_, 0, rows_) : 0;
+  }
+
+  // The rows of the input at steps s0 .. s1 - 1 of the walk.
+  int64_t gather_inputs(int64_t s0, int64_t s1) {
+    const Steps& steps = walk_.steps;
+    int64_t gathered = 0;
+    for (int64_t s = s0; s < s1; ++s) {
+      const int64_t t = walk_.time(s), n = count(t);
+      for (int64_t i = 0; i < n; ++i, ++gathered) {
+        x_rows_[gathered] = operand<S, C>(
+            layout_, row_of<const S>(task_.input, steps, t, begin_ + i),
+            mask_row<S>(task_.input_mask, steps, t, begin_ + i), inputs_ + gathered * I_, I_);
+        if (!fused_) gate_rows_[gathered] = chunk_rows_[gathered] = igates_ + gathered * padded(H_);
+      }
+    }
+    return gathered;
+  }
+
+  // The s-th step of the walk, from its igates unless it makes them itself. Returns its rows.
+  int64_t step(int64_t s, const C* const* gate_rows) {
+    const Share& share = task_.share;
+    const int64_t t = walk_.time(s), n = count(t);
+    for (int64_t i = 0; i < n; ++i) {
+      h_rows_[i] = h_prev_row(s, t, i);
+      out_rows_[i] = state_row(s, t, i);
+    }
+    const bool skip = s == 0 && task_.skips_zeros;  // of every row, whichever thread has it
+    step_.terms[1] = {h_rows_, skip ? 0 : H_, task_.w_hh, plan_.fetch_w_hh};
+    step_.start = fused_ ? nullptr : gate_rows;
+    turn(step_, plan_, t);
+    fetch_ahead(s, n);
+    run_product<S>(step_, n, share);
+    wait(share);
+    for (int64_t i = share.part; i < n; i += share.parts) store_state(t, i);
+    return n;
+  }
+
+  const void* h_prev_row(int64_t s, int64_t t, int64_t i) const {
+    if (!walk_.continues(t, begin_ + i)) {
+      return walk_.begins_anew(t, begin_ + i) ? zeros_ : hx_rows_[i];
+    }
+    if (kNarrow<S> && layout_ != Layout::kPairs) return states_[(s + 1) & 1] + i * H_;
+    return row_of<const S>(task_.output, walk_.steps, walk_.before(t), begin_ + i);
+  }
+  // Where a product leaves the new state.
+  C* state_row(int64_t s, int64_t t, int64_t i) const {
+    if constexpr (kNarrow<S>)
+      return states_[s & 1] + i * H_;
+    else
+      return row_of<S>(task_.output, walk_.steps, t, begin_ + i);
+  }
+
+  // Let the products of step s fetch what the next step writes and reads.
+  void fetch_ahead(int64_t s, int64_t n) {
+    const Steps& steps = walk_.steps;
+    const bool fetch = plan_.fetch_rows && s + chunk_ < steps.seq_len;
+    const bool fetch_in = fetch && I_ >= H_;  // a tile fetches its columns
+    for (int64_t i = 0; i < n && fetch; ++i) {
+      ahead_out_[i] = out_rows_[i] + walk_.stride(task_.output);
+      if (fetch_in)
+        ahead_in_[i] = row_of<const C>(task_.input, steps, walk_.time(s + chunk_), begin_ + i);
+    }
+    step_.ahead[0] = fetch ? ahead_out_ : nullptr;
+    step_.ahead[1] = fetch_in ? ahead_in_ : nullptr;
+  }
+
+  // The state as it is stored: into the output and its copy and, of a last step, into hn.
+  void store_state(int64_t t, int64_t i) {
+    const Steps& steps = walk_.steps;
+    S* out = row_of<S>(task_.output, steps, t, begin_ + i);
+    if constexpr (kNarrow<S>) {
+      narrow(out, out_rows_[i], H_);
+      if (layout_ != Layout::kPairs) widen(out_rows_[i], out, H_);
+    }
+    if (task_.copy.data)
+      std::memcpy(row_of<S>(task_.copy, steps, t, begin_ + i), out, H_ * sizeof(S));
+    if (!walk_.present(walk_.after(t), begin_ + i)) std::memcpy(hn_row(i), out, H_ * sizeof(S));
+  }
+
+  // A row without a step has hx for hn.
+  void pass_hx_on() const {
+    for (int64_t i = count(0); i < rows_; ++i) {
+      if (task_.hx) {
+        std::memcpy(hn_row(i), hx_row(i), H_ * sizeof(S));
+      } else {
+        std::memset(hn_row(i), 0, H_ * sizeof(S));
+      }
+    }
+  }
+
+  const ForwardTask& task_;
+  const Plan& plan_;
+  const Walk walk_;
+  const int64_t begin_, rows_, H_, I_;
+  const Layout layout_;
+  const bool fused_;
+  const int64_t chunk_;  // steps whose input projections are made at once
+
+  C *inputs_, *igates_, *states_[2], *zeros_;
+  Product<C> projection_, step_;
+  // Of the block, or of a chunk of its steps.
+  const void *hx_rows_[kBlockRows], *x_rows_[kBlockRows], *h_rows_[kBlockRows];
+  const C* gate_rows_[kBlockRows];
+  C *chunk_rows_[kBlockRows], *out_rows_[kBlockRows];
+  const void *ahead_out_[kBlockRows], *ahead_in_[kBlockRows];
+};
+
+}  // namespace
+}  // namespace fastrnn::cpu

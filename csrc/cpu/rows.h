@@ -1,0 +1,105 @@
+// What a task works on: its scratch memory, and rows as products take them.
+#pragma once
+
+#include "cpu/run_product.h"
+#include "cpu/walk.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+template <typename S>
+constexpr bool kNarrow = sizeof(S) == 2;  // storage narrower than its accumulation type
+
+// The scratch memory of a task of these sizes, dealt out from its start.
+template <typename C>
+class Arena {
+ public:
+  Arena(void* scratch, int64_t input_size, int64_t hidden_size)
+      : next_(static_cast<C*>(scratch)),
+        left_(task_scratch_bytes(kDtype, input_size, hidden_size)) {}
+  C* take(int64_t n) {
+    C* p = next_;
+    next_ += padded(n);
+    left_ -= padded(n) * int64_t{sizeof(C)};
+    if (left_ < 0) __builtin_trap();  // task_scratch_bytes is wrong: better than a stray write
+    return p;
+  }
+  C* take_zeros(int64_t n) {
+    C* zeros = take(n);
+    for (int64_t k = 0; k < n; ++k) zeros[k] = 0;
+    return zeros;
+  }
+
+ private:
+  static constexpr Dtype kDtype = sizeof(C) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
+  C* next_;
+  int64_t left_;
+};
+
+// A row as accumulation type: itself where storage is that type, else widened into the buffer;
+// times the mask, if any.
+template <typename S, typename C>
+FASTRNN_INLINE const C* widened(const S* row, const S* mask, C* buffer, int64_t n) {
+  if constexpr (!kNarrow<S>) {
+    if (!mask) return row;
+  }
+  widen(buffer, row, n);
+  for (int64_t k = 0; mask && k < n; ++k) {
+    C m;
+    widen(&m, mask + k, 1);
+    S rounded;  // as the layer below hands it on
+    narrow(&rounded, &(m *= buffer[k]), 1);
+    widen(buffer + k, &rounded, 1);
+  }
+  return buffer;
+}
+
+// A row as a product takes it: of 16 bits for pairs, else widened. The buffer holds n of the
+// accumulation type.
+template <typename S, typename C>
+FASTRNN_INLINE const void* operand(Layout layout, const S* row, const S* mask, C* buffer,
+                                   int64_t n) {
+  if (layout != Layout::kPairs) return widened<S, C>(row, mask, buffer, n);
+  if (!mask) return row;
+  widened<S, C>(row, mask, buffer, n);
+  S* rounded = reinterpret_cast<S*>(buffer);
+  for (int64_t k = 0; k < n; ++k)
+    narrow(rounded + k, buffer + k, 1);  // never ahead of what is read
+  return rounded;
+}
+
+inline Layout layout_of(Form form, Layout as_they_came) {
+  return form == Form::kPacked        ? Layout::kPacked
+         : form == Form::kPackedPairs ? Layout::kPairs
+                                      : as_they_came;
+}
+
+template <typename S>
+FASTRNN_INLINE const S* mask_row(const Sequence& mask, const Steps& steps, int64_t t, int64_t i) {
+  return mask.data ? row_of<const S>(mask, steps, t, i) : nullptr;
+}
+
+FASTRNN_INLINE void wait(const Share& share) {
+  if (share.parts > 1) share.wait(share.team);
+}
+
+// Walk panels, and k where sums are split, the other way at every other step: what was read last is
+// in cache. By time, not by the walk: the same for padded and packed sequences.
+template <typename C>
+FASTRNN_INLINE void turn(Product<C>& step, const Plan& plan, int64_t t) {
+  step.back = t & 1;
+  step.k_back = step.back != plan.opposed;
+}
+
+template <typename Block, typename Task>
+void for_blocks(const Task& task, int64_t begin, int64_t end, void* scratch) {
+  const int64_t blocks = (end - begin + kBlockRows - 1) / kBlockRows;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t rows = (end - begin + blocks - i - 1) / (blocks - i);
+    Block(task, begin, rows, scratch).run();
+    begin += rows;
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn::cpu
