@@ -11,8 +11,8 @@ def rnn(
     nonlinearity: str,
     bidirectional: bool,
     batch_first: bool,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    lengths: object,
+    reset: object,
 ) -> tuple[Tensor, Tensor] | None: ...
 def rnn_step(
     input: Tensor,

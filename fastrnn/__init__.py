@@ -8,8 +8,10 @@ if _library.load():
 from fastrnn import functional
 from fastrnn._info import info
 from fastrnn._onnx import onnx_translation
+from fastrnn._replace import replace, restore
 from fastrnn._version import __version__
-from fastrnn.rnn import RNN, RNNCell, replace, restore
+from fastrnn.cell import RNNCell
+from fastrnn.rnn import RNN
 
 __all__ = [
     "RNN",

@@ -17,8 +17,8 @@ class Options(NamedTuple):
     """What the operator takes after ``input``, ``hx`` and ``weights``, in its order."""
 
     batch_sizes: Tensor | None = None
-    lengths: Tensor | None = None
-    reset: Tensor | None = None
+    lengths: Any = None  # a tensor, or what the caller gave
+    reset: Any = None
     dropout_mask: Tensor | None = None
     has_biases: bool = True
     num_layers: int = 1
@@ -45,6 +45,14 @@ def check_index(name: str, value: Any) -> None:
         raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
 
 
+def check_dropout(dropout: Any) -> None:
+    """Check that it is a probability."""
+    if not isinstance(dropout, int | float):
+        raise TypeError(f"dropout should be a number, got: {type(dropout).__name__}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout should be a probability between 0 and 1, got {dropout}")
+
+
 def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RNN") -> None:
     """Check the types of a call's tensors; of the first two AttributeError, as nn.RNN has it."""
     if not isinstance(input, Tensor):
@@ -62,6 +70,14 @@ def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RN
     if reset_state is not None and not isinstance(reset_state, Tensor):
         got = _got(reset_state, "reset_state")
         raise TypeError(f"{op}: expected reset_state to be a Tensor, got {got}")
+
+
+def check_reset_state(reset_state: Any, reset: Any, *, op: str = "rnn") -> None:
+    """Check that there is a ``reset`` where there is a ``reset_state``."""
+    if reset_state is not None and reset is None:
+        raise ValueError(
+            f"{op}: reset_state is the state where reset is true: expected reset too, got None"
+        )
 
 
 def _got(x: Any, name: str) -> str:
@@ -154,13 +170,8 @@ def check_args(
 ) -> None:
     """Check batched or packed arguments, in nn.RNN's order and words where it has a check."""
     check_weights(weights)
-    directions = 2 if options.bidirectional else 1
-    count = options.num_layers * directions * (4 if options.has_biases else 2)
-    if options.num_layers > 0 and len(weights) != count:
-        raise RuntimeError(
-            f"rnn: expected {count} weights for num_layers={options.num_layers}, "
-            f"bias={options.has_biases}, bidirectional={options.bidirectional}, got {len(weights)}"
-        )
+    if options.num_layers > 0:
+        check_count(weights, options.has_biases, options.num_layers, options.bidirectional)
     w_ih, w_hh = weights[0], weights[1]
     for i in (0, 1):
         if weights[i].dim() != 2:
@@ -365,32 +376,3 @@ def check_lengths(lengths: Tensor, seq_len: int) -> None:
     for length in lengths.flatten().tolist():
         if not 0 <= length <= seq_len:
             raise ValueError(f"rnn: expected lengths between 0 and {seq_len}, got {length}")
-
-
-def check_cell_rank(input: Tensor, hx: Tensor | None) -> None:
-    """Check the number of dimensions, in nn.RNNCell's words."""
-    if input.dim() not in (1, 2):
-        raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-    if hx is not None and hx.dim() not in (1, 2):
-        raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-
-
-def check_cell_sizes(input: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tensor) -> None:
-    """Check the sizes of (B, I) and (B, H), in nn.RNNCell's words."""
-    for name, w in (("weight_ih", w_ih), ("weight_hh", w_hh)):
-        if w.dim() != 2:
-            raise RuntimeError(f"RNNCell: expected {name} with 2 dimensions, got {w.dim()}")
-    if input.size(1) != w_ih.size(1):
-        raise RuntimeError(
-            f"input has inconsistent input_size: got {input.size(1)} expected {w_ih.size(1)}"
-        )
-    if hx is None:
-        return
-    if input.size(0) != hx.size(0):
-        raise RuntimeError(
-            f"Input batch size {input.size(0)} doesn't match hidden0 batch size {hx.size(0)}"
-        )
-    if hx.size(1) != w_hh.size(1):
-        raise RuntimeError(
-            f"hidden0 has inconsistent hidden_size: got {hx.size(1)}, expected {w_hh.size(1)}"
-        )

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _C, _path
 from fastrnn._version import __version__
-from fastrnn.rnn import RNN, RNNCell
+from fastrnn.cell import RNNCell
+from fastrnn.rnn import RNN
 
 
 def info(

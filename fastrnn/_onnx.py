@@ -38,9 +38,6 @@ def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     op: Any = onnxscript.opset18  # the version of torch's own translations
 
-    def concat(tensors: Sequence[Any]) -> Any:
-        return tensors[0] if len(tensors) == 1 else op.Concat(*tensors, axis=0)
-
     def rnn(
         input: Any,
         hx: Any,
@@ -55,24 +52,15 @@ def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
         bidirectional: bool,
         batch_first: bool,
     ) -> tuple[Any, Any]:
-        if batch_sizes is not None:
-            raise ValueError(
-                "fastrnn: ONNX has no packed sequences. Export the model with padded input and "
-                "lengths=, and let pad_packed_sequence make them from packed ones"
-            )
-        if reset is not None:
-            raise ValueError(
-                "fastrnn: ONNX's operator RNN has no reset. Export the model without it, and split "
-                "sequences where they begin anew"
-            )
+        _check_standard(batch_sizes, reset)
         directions, per_direction = 2 if bidirectional else 1, 4 if has_biases else 2
 
         def stacked(layer: int, *parts: int) -> Any:
             """A kind of weight, or two concatenated, of each direction: (D, ...)."""
             first = layer * directions * per_direction
             starts = range(first, first + directions * per_direction, per_direction)
-            rows = [concat([weights[start + part] for part in parts]) for start in starts]
-            return concat([op.Unsqueeze(row, [0]) for row in rows])
+            rows = [_concat(op, [weights[start + part] for part in parts]) for start in starts]
+            return _concat(op, [op.Unsqueeze(row, [0]) for row in rows])
 
         x = op.Transpose(input, perm=[1, 0, 2]) if batch_first else input
         sequence_lens = None if lengths is None else op.Cast(lengths, to=onnxscript.INT32.dtype)
@@ -101,6 +89,23 @@ def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
             if dropout_mask is not None and layer < num_layers - 1:
                 x = op.Mul(x, op.Gather(dropout_mask, layer, axis=0))
             states.append(y_h)
-        return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, concat(states)
+        return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, _concat(op, states)
 
     return {torch.ops.fastrnn.rnn.default: rnn} if _path.HAS_OPERATORS else {}
+
+
+def _check_standard(batch_sizes: Any, reset: Any) -> None:
+    if batch_sizes is not None:
+        raise ValueError(
+            "fastrnn: ONNX has no packed sequences. Export the model with padded input and "
+            "lengths=, and let pad_packed_sequence make them from packed ones"
+        )
+    if reset is not None:
+        raise ValueError(
+            "fastrnn: ONNX's operator RNN has no reset. Export the model without it, and split "
+            "sequences where they begin anew"
+        )
+
+
+def _concat(op: Any, tensors: Sequence[Any]) -> Any:
+    return tensors[0] if len(tensors) == 1 else op.Concat(*tensors, axis=0)

@@ -16,8 +16,6 @@ from fastrnn._checks import Options
 
 __all__ = ["rnn"]
 
-_WITHOUT_RESET = "{}: reset_state is the state where reset is true: expected reset too, got None"
-
 
 def rnn(
     input: Tensor | PackedSequence,
@@ -102,47 +100,12 @@ def rnn(
         )
     if num_layers <= 0:
         raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
-    if not isinstance(dropout, int | float):
-        raise TypeError(f"dropout should be a number, got: {type(dropout).__name__}")
-    if dropout and not 0 <= dropout <= 1:
-        raise ValueError(f"dropout should be a probability between 0 and 1, got {dropout}")
-    if type(weights) is not list:
-        if isinstance(weights, Tensor) or not isinstance(weights, Iterable):
-            got = "one tensor" if isinstance(weights, Tensor) else type(weights).__name__
-            raise TypeError(f"rnn: expected a sequence of weights, got {got}")
-        weights = list(weights)
+    if type(dropout) is not float or dropout:
+        _checks.check_dropout(dropout)
+    weights = _as_list(weights)
     _checks.check_count(weights, bias, num_layers, bidirectional)
-    return rnn_positional(
-        input,
-        hx,
-        weights,
-        bias,
-        num_layers,
-        nonlinearity,
-        bidirectional,
-        batch_first,
-        dropout if training else 0.0,
-        lengths,
-        reset,
-        reset_state,
-    )
-
-
-def rnn_positional(
-    input: Any,
-    hx: Tensor | None,
-    weights: list[Tensor],
-    bias: bool,
-    num_layers: int,
-    nonlinearity: str,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-    lengths: Tensor | None,
-    reset: Any,
-    reset_state: Tensor | None,
-) -> tuple[Any, Tensor]:
-    """:func:`rnn` without its checks of the configuration: usually one call into C++."""
+    if not training:
+        dropout = 0.0
     if dropout == 0.0 and reset_state is None and not is_dynamo_compiling():
         result: tuple[Tensor, Tensor] | None = _C.rnn(
             input,
@@ -158,57 +121,63 @@ def rnn_positional(
         )
         if result is not None:
             return result
-    return rnn_in_python(
-        input,
-        hx,
-        weights,
-        bias,
-        num_layers,
-        nonlinearity,
-        bidirectional,
-        batch_first,
-        dropout,
-        lengths,
-        reset,
-        reset_state,
+    options = Options(
+        lengths=lengths,
+        reset=reset,
+        has_biases=bias,
+        num_layers=num_layers,
+        nonlinearity=nonlinearity,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
     )
+    return rnn_in_python(input, hx, weights, options, dropout, reset_state)
+
+
+def _as_list(weights: Any) -> list[Tensor]:
+    if type(weights) is list:
+        return weights
+    if isinstance(weights, Tensor) or not isinstance(weights, Iterable):
+        got = "one tensor" if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"rnn: expected a sequence of weights, got {got}")
+    return list(weights)
 
 
 def rnn_in_python(
     input: Any,
     hx: Tensor | None,
     weights: list[Tensor],
-    bias: bool,
-    num_layers: int,
-    nonlinearity: str,
-    bidirectional: bool,
-    batch_first: bool,
+    options: Options,
     dropout: float,
-    lengths: Tensor | None,
-    reset: Any,
     reset_state: Tensor | None,
 ) -> tuple[Any, Tensor]:
-    """What the direct entry leaves to Python: packed input, transforms, compilers, errors."""
-    if reset_state is not None and reset is None:
-        raise ValueError(_WITHOUT_RESET.format("rnn"))
+    """What the direct entry leaves to Python: packed input, transforms, compilers, errors.
+
+    ``options`` has lengths and reset as the caller gave them, and no ``batch_sizes`` yet.
+    """
+    _checks.check_reset_state(reset_state, options.reset)
+    num_layers, bidirectional = options.num_layers, options.bidirectional
     if type(num_layers) is not int or type(bidirectional) is not bool:
         _checks.check_types(num_layers=num_layers, bidirectional=bidirectional)
     packed = isinstance(input, PackedSequence)
     if not packed:
         tensors = (input, hx, *weights)
         if has_torch_function(tensors):
-            given = (
-                bias,
-                num_layers,
-                nonlinearity,
-                bidirectional,
-                batch_first,
-                dropout,
-                lengths,
-                reset,
-            )
             return handle_torch_function(
-                rnn_positional, tensors, input, hx, weights, *given, reset_state
+                rnn,
+                tensors,
+                input,
+                hx,
+                weights,
+                bias=options.has_biases,
+                num_layers=num_layers,
+                nonlinearity=options.nonlinearity,
+                bidirectional=bidirectional,
+                batch_first=options.batch_first,
+                dropout=dropout,
+                training=True,
+                lengths=options.lengths,
+                reset=options.reset,
+                reset_state=reset_state,
             )
         _checks.check_tensors(input, hx, reset_state)
     elif not isinstance(input.batch_sizes, Tensor):
@@ -216,203 +185,67 @@ def rnn_in_python(
         raise TypeError(
             f"RNN: expected batch_sizes of the PackedSequence to be a Tensor, got {got}"
         )
-    _checks.check_count(weights, bias, num_layers, bidirectional)
+    _checks.check_count(weights, options.has_biases, num_layers, bidirectional)
     if not torch.compiler.is_compiling():
+        reset: Any = options.reset
         _C.check_storages(
             weights,
             hx=hx,
-            lengths=lengths,
+            lengths=options.lengths,
             reset=reset.data if isinstance(reset, PackedSequence) else reset,
             reset_state=reset_state,
             **(input._asdict() if packed else {"input": input}),
         )
-    options = Options(
-        batch_sizes=input.batch_sizes.contiguous() if packed else None,
-        lengths=lengths,
-        has_biases=bias,
-        num_layers=num_layers,
-        nonlinearity=nonlinearity,
-        bidirectional=bidirectional,
-        batch_first=batch_first and not packed,
-    )
-    if packed:
-        if reset is not None:
-            options = options._replace(reset=_checks.packed_reset(reset, input, batch_first))
-        return _rnn_packed(input, hx, weights, dropout, options, reset_state)
+    run = _rnn_packed if packed else _rnn_padded
+    return run(input, hx, weights, options, dropout, reset_state)
+
+
+def _rnn_padded(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    options: Options,
+    dropout: float,
+    reset_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     _checks.check_rank(input, hx)
     _checks.check_layout(input, weights)
-    reset = _checks.as_reset(reset, input.dim() - 1, input)
+    reset = _checks.as_reset(options.reset, input.dim() - 1, input)
     if input.dim() == 3:
-        lengths = _checks.as_lengths(lengths, input)
+        lengths = _checks.as_lengths(options.lengths, input)
         options = options._replace(lengths=lengths, reset=reset)
-        return _rnn_batched(input, hx, weights, dropout, options, reset_state)
-    if lengths is not None:
+        return _checked_rnn(input, hx, weights, options, dropout, reset_state)
+    if options.lengths is not None:
         raise ValueError("rnn: lengths go with batched input, got 2-D input")
     if reset is not None:
         _checks.check_reset(reset, (input.size(0),), input)
         reset = reset.unsqueeze(1)
-    output, hn = _rnn_batched(
+    output, hn = _checked_rnn(
         input.unsqueeze(1),
         None if hx is None else hx.unsqueeze(1),
         weights,
-        dropout,
         options._replace(batch_first=False, reset=reset),
+        dropout,
         None if reset_state is None else reset_state.unsqueeze(1),
     )
     return output.squeeze(1), hn.squeeze(1)
-
-
-def rnn_step(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: list[Tensor],
-    bias: bool,
-    num_layers: int,
-    nonlinearity: str,
-    dropout: float,
-    reset: Tensor | None,
-    reset_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and hn.
-
-    For what the direct entry has not taken: with ``reset`` it is asked here.
-    """
-    if reset is not None or reset_state is not None:
-        _checks.check_weights(weights)
-        hx = _reset_rows(
-            "RNN.step", input, hx, reset, reset_state, (num_layers, weights[1].size(-1))
-        )
-        if dropout == 0.0 and not is_dynamo_compiling():
-            result = _C.rnn_step(input, hx, weights, bias, num_layers, nonlinearity)
-            if result is not None:
-                return result
-    _checks.check_tensors(input, hx, op="RNN.step")
-    dim = input.dim()
-    if dim not in (1, 2):
-        raise ValueError(f"RNN.step: expected input with 1 or 2 dimensions, got {dim}")
-    if hx is not None and hx.dim() != dim + 1:
-        raise RuntimeError(
-            f"RNN.step: expected hx with {dim + 1} dimensions for input with {dim}, got {hx.dim()}"
-        )
-    sequence = input.unsqueeze(0)
-    output, hn = rnn_in_python(
-        sequence,
-        hx,
-        weights,
-        bias,
-        num_layers,
-        nonlinearity,
-        False,
-        False,
-        dropout,
-        None,
-        None,
-        None,
-    )
-    return output.squeeze(0), hn
-
-
-def rnn_cell(
-    input: Tensor,
-    hx: Tensor | None,
-    nonlinearity: str,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    *,
-    reset: Tensor | None,
-    reset_state: Tensor | None,
-) -> Tensor:
-    """One step of one layer: (B, I) or (I) and (B, H) or (H) to (B, H) or (H).
-
-    For what the direct entry has not taken: with ``reset`` it is asked here.
-    """
-    known = nonlinearity in ("tanh", "relu")
-    _checks.check_tensors(input, hx, op="RNNCell")
-    biases = [b for b in (b_ih, b_hh) if b is not None]
-    _checks.check_weights([w_ih, w_hh, *biases], op="RNNCell")
-    if len(biases) == 1:  # their order does not matter
-        biases.append(torch.zeros_like(biases[0]))
-    weights = [w_ih, w_hh, *biases]
-    if reset is not None or reset_state is not None:
-        hx = _reset_rows("RNNCell", input, hx, reset, reset_state, (w_hh.size(-1),))
-        if known and not is_dynamo_compiling():
-            result = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
-            if result is not None:
-                return result
-    if not torch.compiler.is_compiling():
-        _C.check_storages(weights, input=input, hx=hx)
-    _checks.check_cell_rank(input, hx)
-    if not known:
-        raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
-    batched = input.dim() == 2
-    if not batched:
-        input = input.unsqueeze(0)
-        hx = None if hx is None else hx.unsqueeze(0)
-    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        _checks.check_cell_sizes(input, hx, w_ih, w_hh)
-    _checks.check_devices(input, hx, weights)
-    _checks.check_dtypes(input, hx, weights, op="RNNCell")
-    given = (input, hx, *weights)
-    if _path.why_no_kernel(given) is not None and _path.why_only_reference(given) is None:
-        if hx is None:
-            size = (input.size(0), w_hh.size(0))  # strided, as nn.RNNCell's
-            hx = torch.zeros(size, dtype=input.dtype, device=input.device)
-        cell = torch.rnn_relu_cell if nonlinearity == "relu" else torch.rnn_tanh_cell
-        h: Tensor = cell(input, hx, *weights)
-        return h if batched else h.squeeze(0)
-    state = None if hx is None else hx.unsqueeze(0)
-    options = Options(has_biases=len(weights) == 4, nonlinearity=nonlinearity)
-    output, _ = _path.run(input.unsqueeze(0), state, weights, options)
-    # A trace would record the size.
-    batch = -1 if torch.jit.is_tracing() else input.size(0)  # type: ignore[attr-defined, no-untyped-call]
-    # No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.
-    h = torch.ops.aten._unsafe_view(output, [batch, w_hh.size(0)])
-    return h if batched else h.squeeze(0)
-
-
-def _reset_rows(
-    name: str,
-    input: Tensor,
-    hx: Tensor | None,
-    reset: Any,
-    reset_state: Tensor | None,
-    size: Sequence[int],
-) -> Tensor | None:
-    """The state before a step: where ``reset`` (B), ``reset_state`` or zeros in place of ``hx``.
-
-    ``size`` is that of a state without its batch: (L, H) or (H).
-    """
-    if reset is None:
-        raise ValueError(_WITHOUT_RESET.format(name))
-    _checks.check_tensors(input, hx, reset_state, op=name)
-    if not torch.compiler.is_compiling():
-        _C.check_storages([], hx=hx, reset=reset, reset_state=reset_state)
-    reset = _checks.as_reset(reset, input.dim() - 1, input)
-    _checks.check_reset(reset, tuple(input.shape[:-1]), input, op=name)
-    for state in (hx, reset_state):
-        expected = (*size[:-1], *reset.shape, size[-1])
-        if state is not None and tuple(state.shape) != expected:
-            raise RuntimeError(f"{name}: expected a state {expected}, got {tuple(state.shape)}")
-    if reset_state is None:
-        return None if hx is None else torch.where(reset.unsqueeze(-1), torch.zeros_like(hx), hx)
-    return torch.where(
-        reset.unsqueeze(-1), reset_state, torch.zeros_like(reset_state) if hx is None else hx
-    )
 
 
 def _rnn_packed(
     packed: PackedSequence,
     hx: Tensor | None,
     weights: list[Tensor],
-    dropout: float,
     options: Options,
+    dropout: float,
     reset_state: Tensor | None,
 ) -> tuple[PackedSequence, Tensor]:
+    data, batch_sizes, sorted_indices, unsorted_indices = packed
     if options.lengths is not None:
         raise ValueError("rnn: lengths go with padded input, got a PackedSequence")
-    data, batch_sizes, sorted_indices, unsorted_indices = packed
+    reset = options.reset
+    if reset is not None:
+        reset = _checks.packed_reset(reset, packed, options.batch_first)
+    options = options._replace(batch_sizes=batch_sizes.contiguous(), reset=reset, batch_first=False)
     _checks.check_tensors(data, hx, reset_state)
     if sorted_indices is not None:
         if hx is not None:
@@ -422,18 +255,18 @@ def _rnn_packed(
             hx = data.new_zeros(states, sorted_indices.size(0), weights[1].size(-1))
         if reset_state is not None:
             reset_state = _checks.reorder(reset_state, sorted_indices)
-    output, hn = _rnn_batched(data, hx, weights, dropout, options, reset_state)
+    output, hn = _checked_rnn(data, hx, weights, options, dropout, reset_state)
     if unsorted_indices is not None:
         hn = _checks.reorder(hn, unsorted_indices)
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hn
 
 
-def _rnn_batched(
+def _checked_rnn(
     input: Tensor,
     hx: Tensor | None,
     weights: list[Tensor],
-    dropout: float,
     options: Options,
+    dropout: float,
     reset_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     # A trace would record the sizes that the checks compare; the operator checks when it runs.

@@ -88,6 +88,25 @@ def rnn_layer(
     return torch.stack(output[::-1] if reverse else output), h
 
 
+class _Packing:
+    """Packed rows as padded ones (T, B, ...) with lengths (B), and back."""
+
+    def __init__(self, batch_sizes: Tensor, device: torch.device) -> None:
+        batch = int(batch_sizes[0])
+        valid = (torch.arange(batch) < batch_sizes.unsqueeze(1)).to(device)  # (T, B)
+        self.shape = valid.shape
+        self.lengths = valid.sum(0)
+        self.places = valid.flatten().nonzero().squeeze(1)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        zeros = packed.new_zeros(self.shape.numel(), packed.size(-1))
+        rows = packed[: self.places.numel()]
+        return zeros.index_copy(0, self.places, rows).view(*self.shape, packed.size(-1))
+
+    def pack(self, padded: Tensor) -> Tensor:
+        return padded.flatten(0, 1).index_select(0, self.places)
+
+
 def rnn(
     input: Tensor,
     hx: Tensor | None,
@@ -124,21 +143,13 @@ def rnn(
     Returns:
         ``output``, like ``input`` with D*H features, and ``hn`` (L*D, B, H).
     """
-    if batch_sizes is not None:
-        return _rnn_packed(
-            input,
-            hx,
-            weights,
-            batch_sizes,
-            reset,
-            dropout_mask,
-            has_biases,
-            num_layers,
-            nonlinearity,
-            bidirectional,
-            reset_state,
-            states,
-        )
+    packing = None if batch_sizes is None else _Packing(batch_sizes, input.device)
+    if packing is not None:
+        input, lengths = packing.pad(input), packing.lengths
+        if dropout_mask is not None:
+            dropout_mask = torch.stack([packing.pad(mask) for mask in dropout_mask])
+        if states is not None:
+            states = torch.stack([packing.pad(layer) for layer in states])
     if batch_first:
         input = input.transpose(0, 1)
         reset = None if reset is None else reset.transpose(0, 1)
@@ -155,6 +166,7 @@ def rnn(
         outputs = []
         for direction in range(num_directions):
             i = layer * num_directions + direction
+            known = None if states is None else states[layer].chunk(num_directions, -1)[direction]
             output, h = rnn_layer(
                 input,
                 hx[i],
@@ -164,62 +176,16 @@ def rnn(
                 lengths=lengths,
                 reset=reset,
                 reset_state=None if reset_state is None else reset_state[i],
-                states=None
-                if states is None
-                else states[layer].chunk(num_directions, -1)[direction],
+                states=known,
             )
             outputs.append(output)
             hn.append(h)
         input = torch.cat(outputs, -1) if bidirectional else outputs[0]
         if dropout_mask is not None and layer < num_layers - 1:
             input = input * dropout_mask[layer]
+    if packing is not None:
+        input = packing.pack(input)
     return input.transpose(0, 1) if batch_first else input, torch.stack(hn)
-
-
-def _rnn_packed(
-    data: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor,
-    reset: Tensor | None,
-    dropout_mask: Tensor | None,
-    has_biases: bool,
-    num_layers: int,
-    nonlinearity: str,
-    bidirectional: bool,
-    reset_state: Tensor | None,
-    states: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Unpack to padded rows, run with their lengths, pack again."""
-    seq_len, batch = batch_sizes.numel(), int(batch_sizes[0])
-    valid = (torch.arange(batch) < batch_sizes.unsqueeze(1)).to(data.device)  # (T, B)
-    places = valid.flatten().nonzero().squeeze(1)
-
-    def pad(packed: Tensor) -> Tensor:
-        zeros = packed.new_zeros(seq_len * batch, packed.size(-1))
-        return zeros.index_copy(0, places, packed[: places.numel()]).view(
-            seq_len, batch, packed.size(-1)
-        )
-
-    if dropout_mask is not None:
-        dropout_mask = torch.stack([pad(mask) for mask in dropout_mask])
-    if states is not None:
-        states = torch.stack([pad(layer) for layer in states]).flatten(1, 2)
-    output, hn = rnn(
-        pad(data),
-        hx,
-        weights,
-        lengths=valid.sum(0),
-        reset=reset,
-        dropout_mask=dropout_mask,
-        has_biases=has_biases,
-        num_layers=num_layers,
-        nonlinearity=nonlinearity,
-        bidirectional=bidirectional,
-        reset_state=reset_state,
-        states=states,
-    )
-    return output.flatten(0, 1).index_select(0, places), hn
 
 
 def rnn_backward(

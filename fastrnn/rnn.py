@@ -1,23 +1,24 @@
-"""The modules :class:`RNN` and :class:`RNNCell`, and the swap of a model's modules for these."""
+"""The module :class:`RNN`."""
 
 from __future__ import annotations
 
 import numbers
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
-from torch.fx import Proxy
-from torch.nn.modules.rnn import RNNBase, RNNCellBase
-from torch.nn.utils import parametrize
+from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.rnn import PackedSequence
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fastrnn import _C, _checks
-from fastrnn.functional import rnn_cell, rnn_in_python, rnn_positional, rnn_step
+from fastrnn._checks import Options
+from fastrnn._step import rnn_step
+from fastrnn._trace import call_leaf, is_leaf, refuse_script
+from fastrnn.functional import rnn_in_python
 
 _CHECKS = ("check_input", "check_hidden_size", "check_forward_args", "get_expected_hidden_size")
 _NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}  # of a module's mode
@@ -161,32 +162,19 @@ class RNN(RNNBase):
             weights = [*parameters.values()]
         else:
             weights = self._weights_by_name()
-        bias, batch_first, training = self.bias, self.batch_first, self.training
-        if (
-            (bias is not True and bias is not False)
-            or (batch_first is not True and batch_first is not False)
-            or (training is not True and training is not False)
-        ):
-            _checks.check_types(bias=bias, batch_first=batch_first, training=training)
-        try:
-            nonlinearity = _NONLINEARITIES[self.mode]
-        except (KeyError, TypeError):
-            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}") from None
-        dropout = self.dropout
-        if dropout != 0.0:
-            dropout = self._dropout_now()
-        checked = not self._checks_overridden
-        if checked and not dropout and reset_state is None and not is_dynamo_compiling():
-            # As rnn_positional does: a call of Python less, for the calls that are short.
+        nonlinearity, dropout = self._settings()
+        if self._checks_overridden and not is_leaf(self, RNN.forward, input):
+            self._run_checks(input, hx)
+        if dropout == 0.0 and reset_state is None and not is_dynamo_compiling():
             result: tuple[Tensor, Tensor] | None = _C.rnn(
                 input,
                 hx,
                 weights,
-                bias,
+                self.bias,
                 self.num_layers,
                 nonlinearity,
                 self.bidirectional,
-                batch_first,
+                self.batch_first,
                 lengths,
                 reset,
             )
@@ -199,28 +187,12 @@ class RNN(RNNBase):
                 ):
                     self._check_sizes(weights, input, hx)
                 return result
-        if isinstance(input, Proxy) and _is_leaf(self, RNN.forward, input):
+        if is_leaf(self, RNN.forward, input):
             marks = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
-            return _call_leaf(self, input, hx, **marks)  # type: ignore[no-any-return]
-        if checked:
-            self._check_sizes(weights, input, hx)
-        else:
-            self._run_checks(input, hx)
-        run = rnn_in_python if checked else rnn_positional
-        return run(
-            input,
-            hx,
-            weights,
-            bias,
-            self.num_layers,
-            nonlinearity,
-            self.bidirectional,
-            batch_first,
-            dropout,
-            lengths,
-            reset,
-            reset_state,
-        )
+            return call_leaf(self, input, hx, **marks)  # type: ignore[no-any-return]
+        self._check_sizes(weights, input, hx)
+        options = self._options(nonlinearity, lengths, reset)
+        return rnn_in_python(input, hx, weights, options, dropout, reset_state)
 
     def step(
         self,
@@ -272,20 +244,11 @@ class RNN(RNNBase):
         else:
             self._compute_weights()
             weights = self._weights_by_name()
-        bias = self.bias
-        if bias is not True and bias is not False:
-            _checks.check_types(bias=bias)
-        try:
-            nonlinearity = _NONLINEARITIES[self.mode]
-        except (KeyError, TypeError):
-            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}") from None
-        dropout = self.dropout
-        if dropout != 0.0:
-            dropout = self._dropout_now()
+        nonlinearity, dropout = self._settings()
         unmarked = reset is None and reset_state is None
-        if unmarked and not dropout and not is_dynamo_compiling():
+        if unmarked and dropout == 0.0 and not is_dynamo_compiling():
             result: tuple[Tensor, Tensor] | None = _C.rnn_step(
-                input, hx, weights, bias, self.num_layers, nonlinearity
+                input, hx, weights, self.bias, self.num_layers, nonlinearity
             )
             if result is not None:
                 if (
@@ -295,16 +258,34 @@ class RNN(RNNBase):
                     self._check_sizes(weights)
                 return result
         self._check_sizes(weights)
-        return rnn_step(
-            input,
-            hx,
-            weights,
-            bias,
-            self.num_layers,
-            nonlinearity,
-            dropout,
-            reset,
-            reset_state,
+        options = self._options(nonlinearity, None, reset)._replace(batch_first=False)
+        return rnn_step(input, hx, weights, options, dropout, reset_state)
+
+    def _settings(self) -> tuple[str, float]:
+        """The nonlinearity and the dropout that apply; any attribute may have been overwritten."""
+        bias, batch_first, training = self.bias, self.batch_first, self.training
+        if (
+            (bias is not True and bias is not False)
+            or (batch_first is not True and batch_first is not False)
+            or (training is not True and training is not False)
+        ):
+            _checks.check_types(bias=bias, batch_first=batch_first, training=training)
+        try:
+            nonlinearity = _NONLINEARITIES[self.mode]
+        except (KeyError, TypeError):
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}") from None
+        dropout = self.dropout
+        return nonlinearity, 0.0 if dropout == 0.0 else self._dropout_now()
+
+    def _options(self, nonlinearity: str, lengths: Any, reset: Any) -> Options:
+        return Options(
+            lengths=lengths,
+            reset=reset,
+            has_biases=self.bias,
+            num_layers=self.num_layers,
+            nonlinearity=nonlinearity,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
         )
 
     def _compute_weights(self) -> None:
@@ -339,7 +320,10 @@ class RNN(RNNBase):
         """Check that the module's sizes are its weights': both may have been overwritten.
 
         ``call`` is ``input, hx``, on which nn.RNN's own checks run first, or nothing for a step.
+        A subclass with checks of its own has had them.
         """
+        if call and self._checks_overridden:
+            return
         w_ih, expected = weights[0], (self.hidden_size, self.input_size)
         # A trace would record the shape; what is no tensor has a message of its own.
         if torch.jit.is_tracing() or not isinstance(w_ih, Tensor):  # type: ignore[attr-defined, no-untyped-call]
@@ -381,182 +365,4 @@ class RNN(RNNBase):
         self.check_forward_args(input, hx, batch_sizes)
 
     def __prepare_scriptable__(self) -> None:
-        _refuse_script(self)
-
-
-class RNNCell(RNNCellBase):
-    r"""One time step of an Elman RNN, a drop-in replacement for :class:`torch.nn.RNNCell`.
-
-    .. math:: h' = \tanh(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
-
-    Args:
-        input_size: Features of the input, I.
-        hidden_size: Features of the hidden state, H.
-        bias: Whether the cell has ``b_ih`` and ``b_hh``.
-        nonlinearity: ``"tanh"`` or ``"relu"``.
-        device, dtype: Of the parameters.
-
-    Inputs:
-        input: (B, I) or (I).
-        hx: The state (B, H) or (H); zeros by default.
-        reset, reset_state: As in :meth:`RNN.step`, (B) and (B, H).
-
-    Returns:
-        The next state, (B, H) or (H).
-
-    Raises:
-        ValueError: A wrong rank, or ``reset_state`` without ``reset``.
-        RuntimeError: A wrong size, or an unknown nonlinearity.
-
-    Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
-
-    Example:
-        >>> import torch
-        >>> from fastrnn import RNNCell
-        >>> cell = RNNCell(10, 20)
-        >>> cell(torch.randn(3, 10)).shape
-        torch.Size([3, 20])
-    """
-
-    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012
-    nonlinearity: str
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
-        self.nonlinearity = nonlinearity
-
-    def forward(
-        self,
-        input: Tensor,
-        hx: Tensor | None = None,
-        *,
-        reset: Tensor | None = None,
-        reset_state: Tensor | None = None,
-    ) -> Tensor:
-        """Run one step; see the class for the arguments."""
-        parameters: Any = self._parameters
-        try:
-            w_ih, w_hh = parameters["weight_ih"], parameters["weight_hh"]
-            b_ih, b_hh = parameters["bias_ih"], parameters["bias_hh"]
-        except KeyError:  # parametrised, pruned or otherwise computed weights are attributes
-            w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        nonlinearity = self.nonlinearity
-        unmarked = reset is None and reset_state is None
-        if unmarked and nonlinearity in ("tanh", "relu") and not is_dynamo_compiling():
-            result: Tensor | None = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
-            if result is not None:
-                # After the call, which no trace comes through: it would record the shape.
-                size = self.hidden_size
-                if hx is None and (type(size) is not int or w_hh.shape[1] != size):
-                    self._check_hidden_size(w_hh)
-                return result
-        if isinstance(input, Proxy) and _is_leaf(self, RNNCell.forward, input):
-            return _call_leaf(self, input, hx, reset=reset, reset_state=reset_state)
-        if hx is None:
-            self._check_hidden_size(w_hh)
-        return rnn_cell(
-            input, hx, nonlinearity, w_ih, w_hh, b_ih, b_hh, reset=reset, reset_state=reset_state
-        )
-
-    def _check_hidden_size(self, w_hh: Any) -> None:
-        """Check the size of the state that is made, which may have been overwritten."""
-        expected: Any = self.hidden_size
-        # A trace would record the shape; what is no matrix has a message of its own.
-        if torch.jit.is_tracing() or not isinstance(w_hh, Tensor) or w_hh.dim() != 2:  # type: ignore[attr-defined, no-untyped-call]
-            return
-        _checks.check_index("hidden_size", expected)
-        if w_hh.size(1) != expected:
-            raise RuntimeError(
-                f"hidden0 has inconsistent hidden_size: got {expected}, expected {w_hh.size(1)}"
-            )
-
-    def __prepare_scriptable__(self) -> None:
-        _refuse_script(self)
-
-
-def _is_leaf(module: torch.nn.Module, forward: Any, input: Any) -> bool:
-    """Whether ``torch.fx.symbolic_trace`` records a call of the module, as of torch's own."""
-    return type(module).forward is forward and getattr(input.tracer, "root", module) is not module
-
-
-def _call_leaf(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    tracer = args[0].tracer
-    kwargs = {name: value for name, value in kwargs.items() if value is not None}
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
-
-
-def _refuse_script(module: torch.nn.Module) -> None:
-    raise RuntimeError(
-        f"fastrnn.{type(module).__name__} does not support torch.jit.script. Use torch.jit.trace "
-        "or torch.export, or give TorchScript torch's own modules: fastrnn.restore(model)"
-    )
-
-
-_Model = TypeVar("_Model", bound=torch.nn.Module)
-_PAIRS: tuple[tuple[type, type], ...] = ((torch.nn.RNN, RNN), (torch.nn.RNNCell, RNNCell))
-
-
-def replace(model: _Model) -> _Model:
-    """Make every ``torch.nn.RNN`` and ``torch.nn.RNNCell`` of a model ours, in place.
-
-    The modules stay the same objects, with their parameters, buffers, hooks, parametrisations and
-    training flag: only their class changes. Subclasses are left alone.
-
-    Args:
-        model: Any module; itself may be an RNN.
-
-    Returns:
-        ``model``.
-
-    Example:
-        >>> import torch, fastrnn
-        >>> model = fastrnn.replace(torch.nn.Sequential(torch.nn.RNN(3, 4)))
-        >>> type(model[0]) is fastrnn.RNN
-        True
-    """
-    return _change_classes(model, dict(_PAIRS))
-
-
-def restore(model: _Model) -> _Model:
-    """Make every ``fastrnn.RNN`` and ``fastrnn.RNNCell`` of a model torch's own, in place.
-
-    Args:
-        model: Any module; itself may be an RNN.
-
-    Returns:
-        ``model``.
-
-    Example:
-        >>> import torch, fastrnn
-        >>> model = fastrnn.restore(torch.nn.Sequential(fastrnn.RNN(3, 4)))
-        >>> type(model[0]) is torch.nn.RNN
-        True
-    """
-    return _change_classes(model, {ours: theirs for theirs, ours in _PAIRS})
-
-
-def _change_classes(model: _Model, classes: dict[type, type]) -> _Model:
-    if not isinstance(model, torch.nn.Module):
-        what = model.__name__ if isinstance(model, type) else type(model).__name__
-        raise TypeError(f"expected a torch.nn.Module, got {what}")
-    for module in model.modules():
-        original = parametrize.type_before_parametrizations(module)
-        target = classes.get(original)
-        if target is None:
-            continue
-        if original is not type(module):  # parametrize made a subclass, which holds properties
-            namespace = dict(type(module).__dict__)
-            target = type(f"Parametrized{target.__name__}", (target,), namespace)
-        module.__class__ = target
-        if isinstance(module, RNNBase):  # computed weights of a call of nn.RNN stop deepcopy
-            flat: list[Any] = module._flat_weights
-            module._flat_weights = [w if w is None or w.is_leaf else w.detach() for w in flat]
-    return model
+        refuse_script(self)

@@ -1,0 +1,112 @@
+"""The module :class:`RNNCell`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn.modules.rnn import RNNCellBase
+
+from fastrnn import _C, _checks
+from fastrnn._step import rnn_cell
+from fastrnn._trace import call_leaf, is_leaf, refuse_script
+
+
+class RNNCell(RNNCellBase):
+    r"""One time step of an Elman RNN, a drop-in replacement for :class:`torch.nn.RNNCell`.
+
+    .. math:: h' = \tanh(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
+
+    Args:
+        input_size: Features of the input, I.
+        hidden_size: Features of the hidden state, H.
+        bias: Whether the cell has ``b_ih`` and ``b_hh``.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+        device, dtype: Of the parameters.
+
+    Inputs:
+        input: (B, I) or (I).
+        hx: The state (B, H) or (H); zeros by default.
+        reset, reset_state: As in :meth:`RNN.step`, (B) and (B, H).
+
+    Returns:
+        The next state, (B, H) or (H).
+
+    Raises:
+        ValueError: A wrong rank, or ``reset_state`` without ``reset``.
+        RuntimeError: A wrong size, or an unknown nonlinearity.
+
+    Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
+
+    Example:
+        >>> import torch
+        >>> from fastrnn import RNNCell
+        >>> cell = RNNCell(10, 20)
+        >>> cell(torch.randn(3, 10)).shape
+        torch.Size([3, 20])
+    """
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+    ) -> Tensor:
+        """Run one step; see the class for the arguments."""
+        parameters: Any = self._parameters
+        try:
+            w_ih, w_hh = parameters["weight_ih"], parameters["weight_hh"]
+            b_ih, b_hh = parameters["bias_ih"], parameters["bias_hh"]
+        except KeyError:  # parametrised, pruned or otherwise computed weights are attributes
+            w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        nonlinearity = self.nonlinearity
+        unmarked = reset is None and reset_state is None
+        if unmarked and nonlinearity in ("tanh", "relu") and not is_dynamo_compiling():
+            result: Tensor | None = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+            if result is not None:
+                # After the call, which no trace comes through: it would record the shape.
+                size = self.hidden_size
+                if hx is None and (type(size) is not int or w_hh.shape[1] != size):
+                    self._check_hidden_size(w_hh)
+                return result
+        if is_leaf(self, RNNCell.forward, input):
+            marks = {"reset": reset, "reset_state": reset_state}
+            return call_leaf(self, input, hx, **marks)  # type: ignore[no-any-return]
+        if hx is None:
+            self._check_hidden_size(w_hh)
+        weights = (w_ih, w_hh, b_ih, b_hh)
+        return rnn_cell(input, hx, weights, nonlinearity, reset, reset_state)
+
+    def _check_hidden_size(self, w_hh: Any) -> None:
+        """Check the size of the state that is made, which may have been overwritten."""
+        expected: Any = self.hidden_size
+        # A trace would record the shape; what is no matrix has a message of its own.
+        if torch.jit.is_tracing() or not isinstance(w_hh, Tensor) or w_hh.dim() != 2:  # type: ignore[attr-defined, no-untyped-call]
+            return
+        _checks.check_index("hidden_size", expected)
+        if w_hh.size(1) != expected:
+            raise RuntimeError(
+                f"hidden0 has inconsistent hidden_size: got {expected}, expected {w_hh.size(1)}"
+            )
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_script(self)
