@@ -83,6 +83,44 @@ void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, cons
   check_memory(index < 0 ? name : "weights", x, index);
 }
 
+void check_count(const Shape& s, TensorList weights, bool has_biases) {
+  TORCH_CHECK(s.num_layers > 0, "rnn: expected num_layers > 0, got ", s.num_layers);
+  const int64_t per_layer = s.num_directions * (has_biases ? 4 : 2);
+  int64_t expected = 0;
+  TORCH_CHECK(!c10::mul_overflows(s.num_layers, per_layer, &expected) &&
+                  static_cast<int64_t>(weights.size()) == expected,
+              "rnn: expected ", per_layer, " weights for each of num_layers = ", s.num_layers,
+              ", got ", weights.size());
+}
+
+// They say hidden_size.
+void check_weights(Shape& s, TensorList weights, bool has_biases, const Tensor& input) {
+  TORCH_CHECK(weights[0].dim() == 2, "rnn: expected w_ih with 2 dimensions, got ",
+              weights[0].dim());
+  const int64_t H = s.hidden_size = weights[0].size(0), per_index = has_biases ? 4 : 2;
+  TORCH_CHECK(s.input_size > 0 && H > 0, "rnn: expected input_size and hidden_size > 0, got ",
+              s.input_size, ", ", H);
+  for (int64_t i = 0; i < s.states(); ++i) {
+    const int64_t features = i < s.num_directions ? s.input_size : s.num_directions * H;
+    const int64_t first = i * per_index;
+    check_tensor("w_ih", weights[first], {H, features}, input, first);
+    check_tensor("w_hh", weights[first + 1], {H, H}, input, first + 1);
+    for (int64_t k = first + 2; k < first + per_index; ++k)
+      check_tensor(k == first + 2 ? "b_ih" : "b_hh", weights[k], {H}, input, k);
+  }
+}
+
+// Lengths or reset.
+void check_mark(const char* name, const Tensor& x, at::ScalarType dtype, at::IntArrayRef sizes,
+                const Tensor& input) {
+  TORCH_CHECK_VALUE(x.scalar_type() == dtype && x.sizes() == sizes, "rnn: expected ", name,
+                    " of dtype ", dtype, " and shape ", sizes, ", got ", x.scalar_type(), " and ",
+                    x.sizes());
+  TORCH_CHECK_VALUE(x.device() == input.device(), "rnn: expected ", name, " on ", input.device(),
+                    ", got ", x.device());
+  check_memory(name, x);
+}
+
 void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
   TORCH_CHECK(batch_sizes.device().is_cpu(), "rnn: expected batch_sizes on cpu, got ",
               batch_sizes.device());
@@ -156,34 +194,15 @@ Shape check(FASTRNN_ARGUMENTS) {
   s.nonlinearity = nonlinearity_of(nonlinearity);
   s.num_layers = num_layers;
   s.num_directions = bidirectional ? 2 : 1;
-  TORCH_CHECK(num_layers > 0, "rnn: expected num_layers > 0, got ", num_layers);
-  const int64_t per_index = has_biases ? 4 : 2, per_layer = s.num_directions * per_index;
-  int64_t expected = 0;
-  TORCH_CHECK(!c10::mul_overflows(num_layers, per_layer, &expected) &&
-                  static_cast<int64_t>(weights.size()) == expected,
-              "rnn: expected ", per_layer, " weights for each of num_layers = ", num_layers,
-              ", got ", weights.size());
-  const int64_t count = s.states();
   const int64_t dims = batch_sizes ? 2 : 3;
+  check_count(s, weights, has_biases);
   TORCH_CHECK(input.dim() == dims, "input must have ", dims, " dimensions, got ", input.dim());
   TORCH_CHECK(input.layout() == at::kStrided, "rnn: expected a strided input, got layout ",
               input.layout());
   dtype_of(input);
   check_memory("input", input);
   s.input_size = input.size(-1);
-  TORCH_CHECK(weights[0].dim() == 2, "rnn: expected w_ih with 2 dimensions, got ",
-              weights[0].dim());
-  const int64_t H = s.hidden_size = weights[0].size(0);
-  TORCH_CHECK(s.input_size > 0 && H > 0, "rnn: expected input_size and hidden_size > 0, got ",
-              s.input_size, ", ", H);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t features = i < s.num_directions ? s.input_size : s.num_directions * H;
-    const int64_t first = i * per_index;
-    check_tensor("w_ih", weights[first], {H, features}, input, first);
-    check_tensor("w_hh", weights[first + 1], {H, H}, input, first + 1);
-    for (int64_t k = first + 2; k < first + per_index; ++k)
-      check_tensor(k == first + 2 ? "b_ih" : "b_hh", weights[k], {H}, input, k);
-  }
+  check_weights(s, weights, has_biases, input);
   if (batch_sizes) {
     check_batch_sizes(*batch_sizes, input);
     TORCH_CHECK(!batch_first && !lengths,
@@ -199,33 +218,19 @@ Shape check(FASTRNN_ARGUMENTS) {
     TORCH_CHECK(s.seq_len > 0, "Expected sequence length to be larger than 0 in RNN");
   }
   check_sizes(s);
-  if (hx) check_tensor("hx", *hx, {count, s.batch, H}, input);
-  if (lengths) {
-    TORCH_CHECK_VALUE(
-        lengths->scalar_type() == at::kLong && lengths->sizes() == at::IntArrayRef{s.batch},
-        "rnn: expected lengths of dtype Long and shape [", s.batch, "], got ",
-        lengths->scalar_type(), " and ", lengths->sizes());
-    TORCH_CHECK_VALUE(lengths->device() == input.device(), "rnn: expected lengths on ",
-                      input.device(), ", got ", lengths->device());
-    check_memory("lengths", *lengths);
-  }
+  if (hx) check_tensor("hx", *hx, {s.states(), s.batch, s.hidden_size}, input);
+  if (lengths) check_mark("lengths", *lengths, at::kLong, {s.batch}, input);
   if (reset) {
-    const int64_t sizes[2] = {batch_first ? s.batch : s.seq_len, batch_first ? s.seq_len : s.batch};
-    TORCH_CHECK_VALUE(reset->scalar_type() == at::kBool && reset->sizes() == at::IntArrayRef(sizes),
-                      "rnn: expected reset of dtype Bool and shape ", at::IntArrayRef(sizes),
-                      ", got ", reset->scalar_type(), " and ", reset->sizes());
-    TORCH_CHECK_VALUE(reset->device() == input.device(), "rnn: expected reset on ", input.device(),
-                      ", got ", reset->device());
-    check_memory("reset", *reset);
+    const int64_t rows = batch_first ? s.batch : s.seq_len;
+    const int64_t columns = batch_first ? s.seq_len : s.batch;
+    check_mark("reset", *reset, at::kBool, {rows, columns}, input);
   }
-  if (dropout_mask) {
-    const int64_t features = s.num_directions * H;
-    if (batch_sizes) {
-      check_tensor("dropout_mask", *dropout_mask, {num_layers - 1, input.size(0), features}, input);
-    } else {
-      check_tensor("dropout_mask", *dropout_mask, {num_layers - 1, s.seq_len, s.batch, features},
-                   input);
-    }
+  if (dropout_mask && batch_sizes) {
+    check_tensor("dropout_mask", *dropout_mask, {num_layers - 1, input.size(0), s.features()},
+                 input);
+  } else if (dropout_mask) {
+    check_tensor("dropout_mask", *dropout_mask, {num_layers - 1, s.seq_len, s.batch, s.features()},
+                 input);
   }
   return s;
 }

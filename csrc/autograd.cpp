@@ -15,6 +15,7 @@
 
 #include "arguments.h"
 #include "by_torch.h"
+#include "kept.h"
 #include "ops.h"
 
 namespace fastrnn {
@@ -41,100 +42,6 @@ OptionalTensor defined(const Tensor& x) { return x.defined() ? OptionalTensor(x)
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// What a node keeps besides tensors, in one number: a map of them costs a small step more.
-struct Options {
-  bool has_biases;
-  int64_t num_layers;
-  Nonlinearity nonlinearity;
-  bool bidirectional, batch_first;
-
-  int64_t bits() const {
-    return int64_t{has_biases} | int64_t{bidirectional} << 1 | int64_t{batch_first} << 2 |
-           static_cast<int64_t>(nonlinearity) << 3 | num_layers << 8;
-  }
-  static Options of(int64_t bits) {
-    return {(bits & 1) != 0, bits >> 8, static_cast<Nonlinearity>(bits >> 3 & 31), (bits & 2) != 0,
-            (bits & 4) != 0};
-  }
-};
-
-// What a node keeps: the values that its gradients need, of first and of higher order, and no more.
-// So anything else may be freed, changed in place, or be an inference tensor, as with torch.nn.RNN.
-//
-//   kept                                  if a gradient is wanted of
-//   input                                 a w_ih of the first layer
-//   hx                                    a w_hh
-//   w_ih                                  its layer's input: `input`, or anything below the layer
-//   w_hh                                  hx; with more than one step, its layer's input or any
-//                                         weight or bias of its layer and direction
-//   b_ih, b_hh                            (never)
-//   dropout_mask                          a w_ih above the first layer, or anything below one
-//   saved, batch_sizes, lengths, reset    anything; saved and batch_sizes are our own copies
-struct Needed {
-  bool input = false, hx = false, dropout_mask = false;
-  c10::SmallVector<bool, 8> weights;
-
-  // The edges are valid where a gradient is wanted.
-  Needed(const torch::autograd::edge_list& edges, const Options& options, bool one_step)
-      : weights(edges.size() - 2, false) {
-    const size_t per_index = options.has_biases ? 4 : 2, D = options.bidirectional ? 2 : 1;
-    const bool want_hx = edges[1].is_valid();
-    bool below = edges[0].is_valid();  // of the layer's input
-    for (size_t i = 0; i < weights.size();) {
-      const size_t layer_end = i + D * per_index;
-      const bool bottom = i == 0;
-      bool here = below || want_hx;
-      if (!bottom && below) dropout_mask = true;
-      for (; i < layer_end; i += per_index) {
-        const auto* const edge = &edges[2 + i];
-        const bool own = std::any_of(edge, edge + per_index, [](auto& e) { return e.is_valid(); });
-        (bottom ? input : dropout_mask) |= edge[0].is_valid();
-        hx |= edge[1].is_valid();
-        weights[i] = below;
-        weights[i + 1] = want_hx || (!one_step && (below || own));
-        here |= own;
-      }
-      below = here;
-    }
-  }
-};
-
-bool has_one_step(const Tensor& input, const OptionalTensor& batch_sizes, bool batch_first) {
-  return (batch_sizes ? batch_sizes->sym_size(0) : input.sym_size(batch_first ? 1 : 0))
-             .maybe_as_int() == 1;
-}
-
-// Stands in for a tensor whose values are not needed: its sizes, but for the last, in the memory of
-// one row.
-Tensor stand_in(const Tensor& x, const c10::SymInt& features) {
-  c10::SymDimVector sizes(x.sym_sizes().begin(), x.sym_sizes().end());
-  sizes.back() = features;
-  return at::empty_symint({features}, x.options()).expand_symint(sizes);
-}
-
-// The weights, with others in place of those that were not kept.
-void fill_in(variable_list& weights, const Tensor& input, const Tensor& saved,
-             const Options& options) {
-  const size_t per_index = options.has_biases ? 4 : 2, D = options.bidirectional ? 2 : 1;
-  const c10::SymInt H = saved.sym_size(-1) / static_cast<int64_t>(D);
-  Tensor bias;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    Tensor& w = weights[i];
-    if (w.defined()) continue;
-    const auto empty = [&](c10::SymIntArrayRef sizes) {
-      return at::empty_symint(sizes, saved.options());
-    };
-    if (i % per_index == 0) {
-      w = empty({H, i < D * per_index ? input.sym_size(-1) : saved.sym_size(-1)});
-    } else if (i % per_index == 1) {
-      w = empty({H, H});
-    } else {
-      if (!bias.defined()) bias = empty({H});
-      w = bias;
-    }
-  }
-}
-
 // A gradient may be sparse.
 OptionalTensor dense(const Tensor& x) {
   return x.defined() && x.layout() != at::kStrided ? x.to_dense() : defined(x);
@@ -145,15 +52,6 @@ OptionalTensor contiguous(const char* name, const Tensor& x) {
   if (!x.defined()) return std::nullopt;
   check_storage(name, x);
   return x.contiguous();
-}
-
-// What a node keeps of an argument. As torch.nn.RNN's, which keeps views, it shares memory and
-// version with the argument, but `x.data = y` or `module.half()` leave it as it is.
-Tensor kept_of(const Tensor& x) {
-  const at::TensorImpl& impl = *x.unsafeGetTensorImpl();
-  if (!has_own_storage(impl) || x.is_inference()) return x;
-  return Tensor(impl.shallow_copy_and_detach(impl.version_counter(),
-                                             /*allow_tensor_metadata_change=*/false));
 }
 
 // The node whose backward pass this thread runs. Autograd's own answer is of its engine, and there
@@ -338,11 +236,6 @@ std::tuple<Tensor, Tensor> rnn_autocast(FASTRNN_ARGUMENTS) {
              batch_first);
 }
 
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
-}
-
 }  // namespace
 
 bool wants_grad(const Tensor& input, const OptionalTensor& hx, TensorList weights) {
@@ -381,25 +274,6 @@ Tensor known_activation(const Tensor& pre, const Tensor& value, bool is_tanh) {
 }
 
 void set_reference_backward(ReferenceBackward f) { reference_backward() = std::move(f); }
-
-std::tuple<Tensor, Tensor> rnn(FASTRNN_ARGUMENTS) {
-  static const auto op = find_op<decltype(rnn)>("fastrnn::rnn");
-  return op.call(FASTRNN_PASS);
-}
-
-std::tuple<Tensor, Tensor, Tensor> rnn_forward(FASTRNN_ARGUMENTS, bool save) {
-  static const auto op = find_op<decltype(rnn_forward)>("fastrnn::rnn_forward");
-  return op.call(FASTRNN_PASS, save);
-}
-
-std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTensor& grad_output,
-                                                             const OptionalTensor& grad_hn,
-                                                             const Tensor& saved, FASTRNN_ARGUMENTS,
-                                                             bool want_input, bool want_hx,
-                                                             bool want_weights) {
-  static const auto op = find_op<decltype(rnn_backward)>("fastrnn::rnn_backward");
-  return op.call(grad_output, grad_hn, saved, FASTRNN_PASS, want_input, want_hx, want_weights);
-}
 
 TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
   m.impl("rnn", [](FASTRNN_ARGUMENTS) { return rnn_autograd(FASTRNN_PASS, nullptr); });

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <atomic>
+#include <span>
 
 #include "arguments.h"
 #include "cpu/rnn_cpu.h"
@@ -84,16 +85,53 @@ Tensor unsqueezed(const char* name, const Tensor& x, int64_t dim) {
   return x.unsqueeze(dim);
 }
 
+// The parts of a call in eager mode, if the kernels can take them as they are.
+
+// An input of `dims` dimensions, or of one less: without a batch.
+const Tensor* take_input(py::handle py_input, int64_t dims) {
+  if (call_is_watched()) return nullptr;
+  const Tensor* input = plain_tensor(py_input.ptr());
+  if (!input || (input->dim() != dims && input->dim() != dims - 1)) return nullptr;
+  return has_kernels(*input) ? input : nullptr;
+}
+
+// A state of `dims` dimensions, or none.
+bool take_state(py::handle py_hx, int64_t dims, const Tensor& input, OptionalTensor& hx) {
+  if (py_hx.is_none()) return true;
+  const Tensor* t = plain_tensor(py_hx.ptr());
+  if (!t || t->dim() != dims || !alike(*t, input)) return false;
+  hx = *t;
+  return true;
+}
+
 using Weights = c10::SmallVector<Tensor, 8>;
 
-// Whether the kernels can take these weights with `input`.
-bool take_weights(const py::list& py_weights, const Tensor& input, Weights& weights) {
+template <typename Handles>
+bool take_weights(const Handles& py_weights, const Tensor& input, Weights& weights) {
   for (py::handle w : py_weights) {
     const Tensor* t = plain_tensor(w.ptr());
     if (!t || !alike(*t, input)) return false;
     weights.push_back(*t);
   }
   return weights.size() >= 2;
+}
+
+// Lengths and reset as the operator takes them: Python takes other types too, and a last dimension
+// of 1.
+bool take_marks(py::handle py_lengths, py::handle py_reset, const Tensor& input,
+                OptionalTensor& lengths, OptionalTensor& reset) {
+  for (auto& [from, to] : {std::pair{py_lengths, &lengths}, std::pair{py_reset, &reset}}) {
+    if (from.is_none()) continue;
+    const Tensor* t = plain_tensor(from.ptr());
+    if (!t || t->device() != input.device()) return false;
+    *to = *t;
+  }
+  return (!lengths || lengths->scalar_type() == at::kLong) &&
+         (!reset || (reset->scalar_type() == at::kBool && reset->dim() == 2));
+}
+
+py::object to_python(Tensor x) {
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(x)));
 }
 
 using Results = std::optional<std::tuple<Tensor, Tensor>>;
@@ -139,116 +177,83 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
                      bool has_biases, py::handle py_num_layers, std::string_view nonlinearity,
                      py::handle py_bidirectional, bool batch_first, py::handle py_lengths,
                      py::handle py_reset) {
-  const auto left_to_python = [] { return py::none(); };
-  if (call_is_watched()) return left_to_python();
-  const Tensor* input = plain_tensor(py_input.ptr());
-  if (!input || (input->dim() != 2 && input->dim() != 3)) return left_to_python();
+  const Tensor* input = take_input(py_input, 3);
   const std::optional<int64_t> num_layers = integer(py_num_layers);
-  if (!num_layers || !py::isinstance<py::bool_>(py_bidirectional)) return left_to_python();
-  const bool batched = input->dim() == 3, bidirectional = py_bidirectional.cast<bool>();
-  if (!has_kernels(*input)) return left_to_python();
-
   Weights weights;
-  if (!take_weights(py_weights, *input, weights)) return left_to_python();
   OptionalTensor hx, lengths, reset;
-  if (!py_hx.is_none()) {
-    const Tensor* t = plain_tensor(py_hx.ptr());
-    if (!t || t->dim() != input->dim() || !alike(*t, *input)) return left_to_python();
-    hx = batched ? *t : unsqueezed("hx", *t, 1);
-  }
+  if (!input || !num_layers || !py::isinstance<py::bool_>(py_bidirectional) ||
+      !take_weights(py_weights, *input, weights) || !take_state(py_hx, input->dim(), *input, hx))
+    return py::none();
+  const bool batched = input->dim() == 3;
   if (!py_lengths.is_none() || !py_reset.is_none()) {
-    if (!batched) return left_to_python();
-    for (auto& [from, to] : {std::pair{py_lengths, &lengths}, std::pair{py_reset, &reset}}) {
-      if (from.is_none()) continue;
-      const Tensor* t = plain_tensor(from.ptr());
-      if (!t || t->device() != input->device()) return left_to_python();
-      *to = *t;
-    }
-    // Python takes other types too, and a last dimension of 1.
-    if (lengths && lengths->scalar_type() != at::kLong) return left_to_python();
-    if (reset && (reset->scalar_type() != at::kBool || reset->dim() != 2)) return left_to_python();
+    if (!batched || !take_marks(py_lengths, py_reset, *input, lengths, reset)) return py::none();
   }
-  auto results =
-      call(batched ? *input : unsqueezed("input", *input, 1), hx, weights, lengths, reset,
-           has_biases, *num_layers, nonlinearity, bidirectional, batched && batch_first);
-  if (!results) return left_to_python();
+  if (hx && !batched) hx = unsqueezed("hx", *hx, 1);
+  auto results = call(batched ? *input : unsqueezed("input", *input, 1), hx, weights, lengths,
+                      reset, has_biases, *num_layers, nonlinearity, py_bidirectional.cast<bool>(),
+                      batched && batch_first);
+  if (!results) return py::none();
   auto& [output, hn] = *results;
   if (!batched) {
     output = output.squeeze(1);
     hn = hn.squeeze(1);
   }
-  return py::make_tuple(py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output))),
-                        py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(hn))));
+  return py::make_tuple(to_python(std::move(output)), to_python(std::move(hn)));
+}
+
+// A step's input as a sequence of one, with a batch.
+Tensor as_sequence(const Tensor& input) {
+  Tensor step = unsqueezed("input", input, 0);
+  return input.dim() == 2 ? step : step.unsqueeze(0);
 }
 
 // One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and the state.
 py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
                           bool has_biases, py::handle py_num_layers,
                           std::string_view nonlinearity) {
-  const auto left_to_python = [] { return py::none(); };
-  if (call_is_watched()) return left_to_python();
-  const Tensor* input = plain_tensor(py_input.ptr());
+  const Tensor* input = take_input(py_input, 2);
   const std::optional<int64_t> num_layers = integer(py_num_layers);
-  if (!input || !num_layers || (input->dim() != 1 && input->dim() != 2) || !has_kernels(*input))
-    return left_to_python();
   Weights weights;
-  if (!take_weights(py_weights, *input, weights)) return left_to_python();
-  const bool batched = input->dim() == 2;
   OptionalTensor hx;
-  if (!py_hx.is_none()) {
-    const Tensor* t = plain_tensor(py_hx.ptr());
-    if (!t || t->dim() != input->dim() + 1 || !alike(*t, *input)) return left_to_python();
-    hx = batched ? *t : unsqueezed("hx", *t, 1);
-  }
-  Tensor step = unsqueezed("input", *input, 0);
-  if (!batched) step = step.unsqueeze(0);
-  auto results =
-      call(step, hx, weights, std::nullopt, std::nullopt, has_biases, *num_layers, nonlinearity,
-           /*bidirectional=*/false, /*batch_first=*/false);
-  if (!results) return left_to_python();
+  if (!input || !num_layers || !take_weights(py_weights, *input, weights) ||
+      !take_state(py_hx, input->dim() + 1, *input, hx))
+    return py::none();
+  const bool batched = input->dim() == 2;
+  if (hx && !batched) hx = unsqueezed("hx", *hx, 1);
+  auto results = call(as_sequence(*input), hx, weights, std::nullopt, std::nullopt, has_biases,
+                      *num_layers, nonlinearity, /*bidirectional=*/false, /*batch_first=*/false);
+  if (!results) return py::none();
   auto& [output, hn] = *results;
   // No views, as in rnn_cell_eager.
   output = at::_unsafe_view(output, output.sizes().slice(batched ? 1 : 2));
   if (!batched) hn = at::_unsafe_view(hn, {hn.size(0), hn.size(2)});
-  return py::make_tuple(py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output))),
-                        py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(hn))));
+  return py::make_tuple(to_python(std::move(output)), to_python(std::move(hn)));
 }
 
 // One step: (B, I) or (I) and (B, H) or (H) to (B, H) or (H).
 py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih, py::handle w_hh,
                           py::handle b_ih, py::handle b_hh, std::string_view nonlinearity) {
-  const auto left_to_python = [] { return py::none(); };
-  if (call_is_watched()) return left_to_python();
-  const Tensor* input = plain_tensor(py_input.ptr());
-  if (!input || (input->dim() != 1 && input->dim() != 2) || !has_kernels(*input))
-    return left_to_python();
-  const bool batched = input->dim() == 2, has_biases = !b_ih.is_none();
-  if (b_hh.is_none() == has_biases) return left_to_python();
+  const Tensor* input = take_input(py_input, 2);
+  const bool has_biases = !b_ih.is_none();
   const py::handle py_weights[] = {w_ih, w_hh, b_ih, b_hh};
-  c10::SmallVector<Tensor, 4> weights;
-  for (int i = 0; i < (has_biases ? 4 : 2); ++i) {
-    const Tensor* t = plain_tensor(py_weights[i].ptr());
-    if (!t || !alike(*t, *input)) return left_to_python();
-    weights.push_back(*t);
-  }
+  Weights weights;
   OptionalTensor hx;
-  if (!py_hx.is_none()) {
-    const Tensor* t = plain_tensor(py_hx.ptr());
-    if (!t || t->dim() != input->dim() || !alike(*t, *input)) return left_to_python();
-    hx = unsqueezed("hx", *t, 0);
-    if (!batched) hx = hx->unsqueeze(0);
-  }
-  Tensor step = unsqueezed("input", *input, 0);
-  if (!batched) step = step.unsqueeze(0);
-  const auto results = call(step, hx, weights, std::nullopt, std::nullopt, has_biases, 1,
-                            nonlinearity, false, false);
-  if (!results) return left_to_python();
+  if (!input || b_hh.is_none() == has_biases ||
+      !take_weights(std::span(py_weights, has_biases ? 4 : 2), *input, weights) ||
+      !take_state(py_hx, input->dim(), *input, hx))
+    return py::none();
+  const bool batched = input->dim() == 2;
+  if (hx) hx = unsqueezed("hx", *hx, 0);
+  if (hx && !batched) hx = hx->unsqueeze(0);
+  const auto results = call(as_sequence(*input), hx, weights, std::nullopt, std::nullopt,
+                            has_biases, /*num_layers=*/1, nonlinearity, /*bidirectional=*/false,
+                            /*batch_first=*/false);
+  if (!results) return py::none();
   const Tensor& output = std::get<0>(*results);
   // No view of a batch, so that detach_() works as on nn.RNNCell's result; nothing else sees the
   // memory.
   Tensor h = at::_unsafe_view(output, output.sizes().slice(1));
-  if (!batched) h = h.squeeze(0);
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(h)));
+  return to_python(batched ? std::move(h) : h.squeeze(0));
 }
 
 // For calls that torch's own operators serve; what is no tensor is left to their words.

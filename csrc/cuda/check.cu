@@ -3,122 +3,16 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <numeric>
 #include <thread>
 
 #include "cuda/check.cuh"
 #include "cuda/check.h"
+#include "cuda/check_tensors.h"
 #include "cuda/launchers.h"
 #include "cuda/step.h"
 
 namespace fastrnn::cuda {
 namespace {
-
-int64_t bytes_of(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
-}
-
-struct Sizes {
-  int64_t seq_len, batch, hidden_size, directions;
-
-  // Else two groups of rows, the second not full, with units missing: for whole rows as many as
-  // leave 16 bytes whole. The longest goes round the ring of whole_rows.cuh.
-  Sizes(const Choice& c, const Trial& trial) {
-    const int64_t rows = c.units ? c.rows : 4, units = c.units ? c.units : 64;
-    seq_len = trial.bare ? 2 : trial.full ? 11 : 5;
-    batch = trial.bare ? 1 : trial.full ? 2 * rows + 1 : rows + 1;
-    const int64_t whole = trial.lengths == Lengths::kWhole ? units - 8 : units - 3;
-    hidden_size = trial.bare ? units / 4 + 1 : trial.full ? units : whole;
-    directions = trial.bare ? 1 : 2;
-  }
-  int64_t features() const { return directions * hidden_size; }
-  int64_t elements() const { return seq_len * batch * features(); }
-  int64_t states() const { return directions * batch * hidden_size; }
-};
-
-// Takes parts of the workspace, or counts them where that is null.
-struct Parts {
-  char* base;
-  int64_t used = 0;
-
-  template <typename T = void>
-  T* take(int64_t bytes) {
-    char* const part = base ? base + used : nullptr;
-    used += (bytes + 255) / 256 * 256;
-    return reinterpret_cast<T*>(part);
-  }
-};
-
-// The tensors of a check.
-struct Tensors {
-  int64_t used;
-  void *w_hh, *b_ih, *b_hh, *hx, *igates, *grad_output, *grad_hn;     // filled
-  void *output, *copy, *hn, *grad_pre, *grad_hx, *previous, *masked;  // NaN at first
-  void* product;
-  int64_t *given_lengths, *lengths, *start, *order;
-  bool* reset;
-  Findings* found;
-  GaveUp* gave_up;
-
-  Tensors(const Sizes& s, Dtype dtype, char* base) {
-    Parts parts{base};
-    const auto take = [&](int64_t count) { return parts.take(count * bytes_of(dtype)); };
-    w_hh = take(s.directions * s.hidden_size * s.hidden_size);
-    b_ih = take(s.features());
-    b_hh = take(s.features());
-    hx = take(s.states());
-    igates = take(s.elements());
-    grad_output = take(s.elements());
-    grad_hn = take(s.states());
-    output = take(s.elements());
-    copy = take(s.elements());
-    hn = take(s.states());
-    grad_pre = take(s.elements());
-    grad_hx = parts.take(s.states() * 8);  // in any type
-    previous = take(s.elements());
-    masked = take(s.elements());
-    product = parts.take(s.states() * 8);
-    given_lengths = parts.take<int64_t>(s.batch * 8);
-    lengths = parts.take<int64_t>(s.batch * 8);
-    start = parts.take<int64_t>(s.seq_len * 8);
-    order = parts.take<int64_t>(s.batch * 8);
-    reset = parts.take<bool>(s.seq_len * s.batch);
-    found = parts.take<Findings>(sizeof(Findings));
-    gave_up = parts.take<GaveUp>(sizeof(GaveUp));
-    used = parts.used;
-  }
-};
-
-// One direction's part of a tensor; of none, none.
-void* part(void* data, int64_t d, int64_t count, Dtype dtype) {
-  return data ? static_cast<char*>(data) + d * count * bytes_of(dtype) : nullptr;
-}
-
-// Rows of many lengths, the first of which has every step.
-struct Layout {
-  std::vector<int64_t> lengths, start, order;
-  std::vector<char> reset;
-
-  Layout(Lengths kind, const Sizes& s) : order(s.batch) {
-    const bool packed = kind == Lengths::kPacked;
-    for (int64_t b = 0; b < s.batch; ++b) {
-      const int64_t some =
-          packed ? std::max<int64_t>(s.seq_len - (b + 1) / 2, 1) : b * 4 % (s.seq_len + 1);
-      lengths.push_back(kind == Lengths::kWhole || b == 0 ? s.seq_len : some);
-    }
-    start.push_back(0);
-    for (int64_t t = 0; t < s.seq_len; ++t) {
-      const auto there = std::count_if(lengths.begin(), lengths.end(),
-                                       [&](int64_t length) { return !packed || length > t; });
-      start.push_back(start.back() + there);
-      for (int64_t b = 0; b < s.batch; ++b) reset.push_back((t + 2 * b) % 3 == 0);
-    }
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
-  }
-  int64_t active(int64_t t) const { return start[t + 1] - start[t]; }
-};
 
 // Calls one after the other until one fails.
 struct Until {
@@ -228,6 +122,215 @@ double allowed(const Variant& v) {
   return 0;
 }
 
+// One variant's forward and backward pass of a trial, and their comparison.
+class Check {
+ public:
+  Check(const Variant& v, const Trial& trial, void* workspace, cudaStream_t stream)
+      : v_(v),
+        trial_(trial),
+        stream_(stream),
+        sizes_(v.choice, trial),
+        layout_(trial.lengths, sizes_),
+        t_(sizes_, v.dtype, static_cast<char*>(workspace)),
+        packed_(trial.lengths == Lengths::kPacked),
+        by_steps_(v.choice.kernel == Kernel::kStep),
+        wide_(v.dtype == Dtype::kFloat64 ? v.dtype : Dtype::kFloat32),
+        rows_{.seq_len = sizes_.seq_len,
+              .batch = sizes_.batch,
+              .lengths = nullptr,
+              .start = nullptr,
+              .order = nullptr,
+              .reset = nullptr,
+              .reset_step_stride = sizes_.batch,
+              .reset_row_stride = 1} {
+    until_.call([&] { return cudaMemsetAsync(workspace, 0xff, t_.used, stream); });
+  }
+
+  Verdict run() {
+    fill_inputs();
+    set_rows();
+    set_recurrences();
+    until_.call([&] {
+      return by_steps_ ? forward_by_steps(forward_, t_, stream_)
+                       : forward_launcher(v_.choice.kernel)(forward_, v_.choice, stream_);
+    });
+    until_.call([&] {
+      return by_steps_ ? backward_by_steps(backward_, t_, layout_, stream_)
+                       : backward_launcher(v_.choice.kernel)(backward_, v_.choice, stream_);
+    });
+    compare();
+    return verdict();
+  }
+
+ private:
+  void copy(void* to, const void* from, int64_t bytes) {
+    until_.call([&] { return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_); });
+  }
+  void* unless_bare(void* x) const { return trial_.bare ? nullptr : x; }
+
+  void fill(void* data, int64_t count, double scale) {
+    constexpr double kUnit = 1.7320508;  // of a uniform number of deviation 1
+    const auto seed = static_cast<uint32_t>(static_cast<char*>(data) - static_cast<char*>(t_.w_hh));
+    until_.call([&] {
+      return cuda::run(fill_kernel, count, 1, stream_, v_.dtype, data, count, kUnit * scale, seed);
+    });
+  }
+
+  // What is no input was filled with NaN, where results are to come.
+  void fill_inputs() {
+    const int64_t H = sizes_.hidden_size;
+    until_.call([&] { return cudaMemsetAsync(t_.found, 0, sizeof(Findings), stream_); });
+    until_.call([&] { return cudaMemsetAsync(t_.gave_up, 0, sizeof(GaveUp), stream_); });
+    fill(t_.w_hh, sizes_.directions * H * H, 1 / std::sqrt(static_cast<double>(H)));
+    for (void* bias : {t_.b_ih, t_.b_hh}) fill(bias, sizes_.features(), 0.3);
+    for (void* state : {t_.hx, t_.grad_hn}) fill(state, sizes_.states(), 1);
+    for (void* sequence : {t_.igates, t_.grad_output}) fill(sequence, sizes_.elements(), 1);
+    // As the operators have it: h over the input's part of its pre-activation and, between layers,
+    // grad_pre over the gradient of h.
+    const int64_t bytes = sizes_.elements() * bytes_of(v_.dtype);
+    copy(t_.output, t_.igates, bytes);
+    if (trial_.full) copy(t_.grad_pre, t_.grad_output, bytes);
+  }
+
+  void set_rows() {
+    const int64_t T = sizes_.seq_len, B = sizes_.batch;
+    if (packed_) {
+      until_.call([&] {
+        return launch_packed_rows(layout_.lengths.data(), B, T, t_.lengths, t_.start, stream_);
+      });
+      rows_.start = t_.start;
+    } else if (trial_.lengths != Lengths::kWhole) {
+      copy(t_.given_lengths, layout_.lengths.data(), B * 8);
+      until_.call(
+          [&] { return launch_check_lengths(t_.given_lengths, B, T, t_.lengths, stream_); });
+    }
+    if (trial_.lengths != Lengths::kWhole) rows_.lengths = t_.lengths;
+    if (trial_.lengths == Lengths::kMarks) {
+      copy(t_.order, layout_.order.data(), B * 8);
+      copy(t_.reset, layout_.reset.data(), T * B);
+      rows_.order = t_.order;
+      rows_.reset = t_.reset;
+    }
+  }
+
+  void set_recurrences() {
+    const int D = static_cast<int>(sizes_.directions);
+    forward_ = {v_.dtype, trial_.nonlinearity, v_.tf32(), sizes_.hidden_size, rows_, D,
+                {},       t_.gave_up};
+    backward_ = {v_.dtype, trial_.nonlinearity, v_.tf32(), sizes_.hidden_size, rows_, D,
+                 {},       t_.gave_up};
+    for (int d = 0; d < D; ++d) set_direction(d);
+  }
+
+  Sequence sequence(void* x, int d) const {
+    const int64_t features = sizes_.features();
+    return {part(x, d, sizes_.hidden_size, v_.dtype), packed_ ? 0 : sizes_.batch * features,
+            features};
+  }
+
+  void set_direction(int d) {
+    const int64_t H = sizes_.hidden_size, B = sizes_.batch;
+    const auto state = [&](void* x) { return part(unless_bare(x), d, B * H, v_.dtype); };
+    const auto bias = [&](void* x) { return part(unless_bare(x), d, H, v_.dtype); };
+    const void* w_hh = part(t_.w_hh, d, H * H, v_.dtype);
+    const Sequence output = sequence(t_.output, d);
+    forward_.direction[d] = {.reverse = d == 1,
+                             .w_hh = w_hh,
+                             .b_ih = bias(t_.b_ih),
+                             .b_hh = bias(t_.b_hh),
+                             .hx = state(t_.hx),
+                             .hx_row_stride = H,
+                             .igates = output,
+                             .output = output,
+                             .copy = sequence(unless_bare(t_.copy), d),
+                             .hn = part(t_.hn, d, B * H, v_.dtype)};
+    // The user's own, of rows one behind the other.
+    const Sequence of_user{t_.grad_output, sizes_.features(), sizes_.seq_len * sizes_.features()};
+    const Sequence of_layer = sequence(trial_.full ? t_.grad_pre : t_.grad_output, d);
+    void* const grad_hx = part(unless_bare(t_.grad_hx), d, B * H, by_steps_ ? wide_ : v_.dtype);
+    backward_.direction[d] = {.reverse = d == 1,
+                              .w_hh = w_hh,
+                              .output = output,
+                              .grad_output = trial_.bare ? of_user : of_layer,
+                              .grad_hn = state(t_.grad_hn),
+                              .grad_pre = sequence(t_.grad_pre, d),
+                              .grad_hx = grad_hx};
+    if (!by_steps_) return;
+    others_.previous[d] = sequence(t_.previous, d);
+    if (!packed_) others_.masked[d] = sequence(t_.masked, d);
+  }
+
+  // With the inputs as they were before results were written over them.
+  void compare() {
+    const int64_t H = sizes_.hidden_size;
+    for (int d = 0; d < sizes_.directions; ++d) {
+      ForwardDirection& own = forward_.direction[d];
+      own.igates.data = part(t_.igates, d, H, v_.dtype);
+      if (trial_.full)
+        backward_.direction[d].grad_output.data = part(t_.grad_output, d, H, v_.dtype);
+      if (!by_steps_) continue;
+      until_.call([&] {
+        return launch_previous_states({v_.dtype, rows_, H, own.reverse, own.output, own.hx,
+                                       own.hx_row_stride, others_.previous[d]},
+                                      stream_);
+      });
+      if (packed_) continue;  // whose rows have no steps beyond their lengths
+      until_.call([&] {
+        return launch_masked_copy({v_.dtype, rows_, H, own.igates, others_.masked[d]}, stream_);
+      });
+    }
+    const int64_t elements = (sizes_.seq_len + 1) * sizes_.batch * H;
+    const int D = static_cast<int>(sizes_.directions);
+    until_.call([&] {
+      return cuda::run(compare_forward_kernel, elements, D, stream_, forward_, others_, t_.found);
+    });
+    until_.call([&] {
+      return cuda::run(compare_backward_kernel, elements, D, stream_, backward_,
+                       by_steps_ ? wide_ : v_.dtype, t_.found);
+    });
+  }
+
+  Verdict verdict() {
+    Verdict verdict;
+    verdict.allowed = allowed(v_);
+    const int64_t of_steps = layout_.start.back() * sizes_.features();
+    const int copies = trial_.bare ? 0 : 1, of_step_kernels = by_steps_ ? (packed_ ? 1 : 2) : 0;
+    verdict.to_compare =
+        of_steps * (2 + copies + of_step_kernels) + sizes_.states() * (trial_.bare ? 1 : 2);
+    cudaError_t ended = cudaSuccess;
+    verdict.timed_out = !ends_in_time(stream_, &ended);
+    verdict.error = until_.error != cudaSuccess ? until_.error : ended;
+    if (verdict.timed_out || verdict.error != cudaSuccess) {
+      cudaGetLastError();  // so that nobody else finds it
+      return verdict;
+    }
+    Findings found{};
+    copy(&found, t_.found, sizeof found);
+    copy(&verdict.gave_up, t_.gave_up, sizeof(GaveUp));
+    until_.call([&] { return cudaStreamSynchronize(stream_); });
+    verdict.error = until_.error;
+    verdict.worst = std::bit_cast<float>(static_cast<uint32_t>(found.worst >> 32));
+    verdict.where = Places{sizes_.seq_len, sizes_.batch, sizes_.hidden_size}.name(
+        static_cast<uint32_t>(found.worst));
+    verdict.compared = found.compared;
+    return verdict;
+  }
+
+  const Variant& v_;
+  const Trial& trial_;
+  const cudaStream_t stream_;
+  const Sizes sizes_;
+  const Layout layout_;
+  const Tensors t_;
+  const bool packed_, by_steps_;
+  const Dtype wide_;  // of grad_hx as the step kernels leave it
+  Rows rows_;
+  ForwardRecurrence forward_{};
+  BackwardRecurrence backward_{};
+  Others others_{};
+  Until until_;
+};
+
 }  // namespace
 
 const char* name_of(Dtype dtype) {
@@ -282,147 +385,7 @@ int64_t check_bytes(const Variant& v) {
 }
 
 Verdict check_variant(const Variant& v, const Trial& trial, void* workspace, cudaStream_t stream) {
-  const Sizes s(v.choice, trial);
-  const Tensors t(s, v.dtype, static_cast<char*>(workspace));
-  const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, features = s.features();
-  const int D = static_cast<int>(s.directions);
-  const Lengths lengths = trial.lengths;
-  const Layout layout(lengths, s);
-  const bool packed = lengths == Lengths::kPacked, by_steps = v.choice.kernel == Kernel::kStep;
-  const auto unless_bare = [&](void* x) { return trial.bare ? nullptr : x; };
-  Until until;
-
-  // Inputs, and NaN where results are to come.
-  const auto fill = [&](void* data, int64_t count, double scale) {
-    static constexpr double kUnit = 1.7320508;  // of a uniform number of deviation 1
-    const auto seed = static_cast<uint32_t>(static_cast<char*>(data) - static_cast<char*>(t.w_hh));
-    until.call([&] {
-      return run(fill_kernel, count, 1, stream, v.dtype, data, count, kUnit * scale, seed);
-    });
-  };
-  const auto copy = [&](void* to, const void* from, int64_t bytes) {
-    until.call([&] { return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream); });
-  };
-  until.call([&] { return cudaMemsetAsync(workspace, 0xff, t.used, stream); });
-  until.call([&] { return cudaMemsetAsync(t.found, 0, sizeof(Findings), stream); });
-  until.call([&] { return cudaMemsetAsync(t.gave_up, 0, sizeof(GaveUp), stream); });
-  fill(t.w_hh, D * H * H, 1 / std::sqrt(static_cast<double>(H)));
-  for (void* bias : {t.b_ih, t.b_hh}) fill(bias, features, 0.3);
-  for (void* state : {t.hx, t.grad_hn}) fill(state, s.states(), 1);
-  for (void* sequence : {t.igates, t.grad_output}) fill(sequence, s.elements(), 1);
-  // As the operators have it: h over the input's part of its pre-activation and, between layers,
-  // grad_pre over the gradient of h.
-  const int64_t bytes = s.elements() * bytes_of(v.dtype);
-  copy(t.output, t.igates, bytes);
-  if (trial.full) copy(t.grad_pre, t.grad_output, bytes);
-
-  Rows rows{T, B, nullptr, nullptr, nullptr, nullptr, B, 1};
-  if (packed) {
-    until.call([&] {
-      return launch_packed_rows(layout.lengths.data(), B, T, t.lengths, t.start, stream);
-    });
-    rows.start = t.start;
-  } else if (lengths != Lengths::kWhole) {
-    copy(t.given_lengths, layout.lengths.data(), B * 8);
-    until.call([&] { return launch_check_lengths(t.given_lengths, B, T, t.lengths, stream); });
-  }
-  if (lengths != Lengths::kWhole) rows.lengths = t.lengths;
-  if (lengths == Lengths::kMarks) {
-    copy(t.order, layout.order.data(), B * 8);
-    copy(t.reset, layout.reset.data(), T * B);
-    rows.order = t.order;
-    rows.reset = t.reset;
-  }
-
-  ForwardRecurrence forward{v.dtype, trial.nonlinearity, v.tf32(), H, rows, D, {}, t.gave_up};
-  BackwardRecurrence backward{v.dtype, trial.nonlinearity, v.tf32(), H, rows, D, {}, t.gave_up};
-  Others others{};
-  const Dtype wide = v.dtype == Dtype::kFloat64 ? v.dtype : Dtype::kFloat32;
-  for (int d = 0; d < D; ++d) {
-    const auto sequence = [&](void* x) {
-      return Sequence{part(x, d, H, v.dtype), packed ? 0 : B * features, features};
-    };
-    const auto state = [&](void* x) { return part(unless_bare(x), d, B * H, v.dtype); };
-    const auto bias = [&](void* x) { return part(unless_bare(x), d, H, v.dtype); };
-    const void* w_hh = part(t.w_hh, d, H * H, v.dtype);
-    void* const hn = part(t.hn, d, B * H, v.dtype);
-    // The user's own, of rows one behind the other.
-    const Sequence grad_output = trial.bare ? Sequence{t.grad_output, features, T * features}
-                                            : sequence(trial.full ? t.grad_pre : t.grad_output);
-    const Sequence output = sequence(t.output);
-    forward.direction[d] = {d == 1,
-                            w_hh,
-                            bias(t.b_ih),
-                            bias(t.b_hh),
-                            state(t.hx),
-                            H,
-                            output,
-                            output,
-                            sequence(unless_bare(t.copy)),
-                            hn};
-    backward.direction[d] = {d == 1,
-                             w_hh,
-                             output,
-                             grad_output,
-                             state(t.grad_hn),
-                             sequence(t.grad_pre),
-                             part(unless_bare(t.grad_hx), d, B * H, by_steps ? wide : v.dtype)};
-    if (!by_steps) continue;
-    others.previous[d] = sequence(t.previous);
-    if (!packed) others.masked[d] = sequence(t.masked);
-  }
-  until.call([&] {
-    return by_steps ? forward_by_steps(forward, t, stream)
-                    : forward_launcher(v.choice.kernel)(forward, v.choice, stream);
-  });
-  until.call([&] {
-    return by_steps ? backward_by_steps(backward, t, layout, stream)
-                    : backward_launcher(v.choice.kernel)(backward, v.choice, stream);
-  });
-  for (int d = 0; d < D; ++d) {
-    ForwardDirection& own = forward.direction[d];
-    own.igates.data = part(t.igates, d, H, v.dtype);
-    if (trial.full) backward.direction[d].grad_output.data = part(t.grad_output, d, H, v.dtype);
-    if (!by_steps) continue;
-    until.call([&] {
-      return launch_previous_states({v.dtype, rows, H, own.reverse, own.output, own.hx,
-                                     own.hx_row_stride, others.previous[d]},
-                                    stream);
-    });
-    if (packed) continue;  // whose rows have no steps beyond their lengths
-    until.call([&] {
-      return launch_masked_copy({v.dtype, rows, H, own.igates, others.masked[d]}, stream);
-    });
-  }
-
-  const int64_t elements = (T + 1) * B * H;
-  until.call(
-      [&] { return run(compare_forward_kernel, elements, D, stream, forward, others, t.found); });
-  until.call([&] {
-    return run(compare_backward_kernel, elements, D, stream, backward, by_steps ? wide : v.dtype,
-               t.found);
-  });
-  Verdict verdict;
-  verdict.allowed = allowed(v);
-  const int64_t of_steps = layout.start.back() * features;
-  verdict.to_compare = of_steps * (2 + (trial.bare ? 0 : 1) + (by_steps ? (packed ? 1 : 2) : 0)) +
-                       s.states() * (trial.bare ? 1 : 2);
-  cudaError_t ended = cudaSuccess;
-  verdict.timed_out = !ends_in_time(stream, &ended);
-  verdict.error = until.error != cudaSuccess ? until.error : ended;
-  if (verdict.timed_out || verdict.error != cudaSuccess) {
-    cudaGetLastError();  // so that nobody else finds it
-    return verdict;
-  }
-  Findings found{};
-  copy(&found, t.found, sizeof found);
-  copy(&verdict.gave_up, t.gave_up, sizeof(GaveUp));
-  until.call([&] { return cudaStreamSynchronize(stream); });
-  verdict.error = until.error;
-  verdict.worst = std::bit_cast<float>(static_cast<uint32_t>(found.worst >> 32));
-  verdict.where = Places{T, B, H}.name(static_cast<uint32_t>(found.worst));
-  verdict.compared = found.compared;
-  return verdict;
+  return Check(v, trial, workspace, stream).run();
 }
 
 }  // namespace fastrnn::cuda

@@ -18,11 +18,16 @@ int threads_per_multiprocessor(int capability) {
 }
 
 Choice choice_of(const Configuration& c) {
-  const int place = static_cast<int>(&c - kConfigurations.data());
-  if (!c.has_groups()) return {c.kernel, 0, 0, 0, 0, 0, 0, place};
-  // The most that a thread can have with so many in a block.
-  const int registers = std::min(65536 / c.threads() / 8 * 8, 255);
-  return {c.kernel, c.rows, c.blocks, c.threads(), registers, c.shared_bytes(), c.units, place};
+  if (!c.has_groups()) return {.kernel = c.kernel, .configuration = c.place};
+  return {.kernel = c.kernel,
+          .rows = c.rows,
+          .blocks = c.blocks,
+          .threads = c.threads(),
+          // The most that a thread can have with so many in a block.
+          .registers = std::min(65536 / c.threads() / 8 * 8, 255),
+          .shared_bytes = c.shared_bytes(),
+          .units = c.units,
+          .configuration = c.place};
 }
 
 int groups_at_once(const Choice& c, const Device& device) {

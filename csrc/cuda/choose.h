@@ -14,14 +14,14 @@ constexpr int kReservedShared = 1 << 10;  // bytes of shared memory of the syste
 
 // A configuration, and what a launch of it needs.
 struct Choice {
-  Kernel kernel;
-  int rows;           // of the batch, in a group
-  int blocks;         // in a group
-  int threads;        // in a block
-  int registers;      // of a thread, at most
-  int shared_bytes;   // of a block
-  int units;          // hidden units that there is room for
-  int configuration;  // its place in kConfigurations
+  Kernel kernel{};
+  int rows = 0;           // of the batch, in a group; these are 0 of a kernel without groups
+  int blocks = 0;         // in a group
+  int threads = 0;        // in a block
+  int registers = 0;      // of a thread, at most
+  int shared_bytes = 0;   // of a block
+  int units = 0;          // hidden units that there is room for
+  int configuration = 0;  // its place in kConfigurations
 };
 
 struct Device {

@@ -38,6 +38,7 @@ struct Configuration {
   int blocks = 0;        // in a group
   int warp_units = 0;    // hidden units of a warp
   int thread_units = 1;  // of a thread, on FMA units
+  int place = 0;         // in kConfigurations
 
   constexpr bool has_groups() const { return units > 0; }
   constexpr bool on_tensor_cores() const {
@@ -103,7 +104,7 @@ struct Configuration {
 inline constexpr std::array kConfigurations = [] {
   using enum Kernel;
   using enum Arithmetic;
-  return std::to_array<Configuration>({
+  auto rows = std::to_array<Configuration>({
       {kTorch, kAny},
       {kStep, kAny},
       //                units rows blocks warp_units thread_units
@@ -146,6 +147,8 @@ inline constexpr std::array kConfigurations = [] {
       {kCluster, kNarrow, 1024, 8, 8, 16},
       {kCluster, kNarrow, 1024, 16, 8, 16},
   });
+  for (size_t i = 0; i < rows.size(); ++i) rows[i].place = static_cast<int>(i);
+  return rows;
 }();
 
 constexpr const char* name_of(Kernel kernel) {

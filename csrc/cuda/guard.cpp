@@ -18,10 +18,7 @@ namespace {
 Variant steps_in(Dtype dtype) {
   constexpr auto kStep = std::find_if(kConfigurations.begin(), kConfigurations.end(),
                                       [](const auto& c) { return c.kernel == Kernel::kStep; });
-  Choice choice{};
-  choice.kernel = Kernel::kStep;
-  choice.configuration = static_cast<int>(kStep - kConfigurations.begin());
-  return {choice, dtype};
+  return {{.kernel = kStep->kernel, .configuration = kStep->place}, dtype};
 }
 
 double seconds_of(const std::function<void()>& run, cudaStream_t stream) {

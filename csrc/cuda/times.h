@@ -73,8 +73,6 @@ static_assert([] {
 }());
 
 // Of a configuration of kConfigurations with groups.
-constexpr const Times& times_of(const Configuration& c) {
-  return kTimes[&c - kConfigurations.data() - kWithoutGroups];
-}
+constexpr const Times& times_of(const Configuration& c) { return kTimes[c.place - kWithoutGroups]; }
 
 }  // namespace fastrnn::cuda

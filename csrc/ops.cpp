@@ -1,0 +1,33 @@
+// The operators' typed calls through the dispatcher.
+#include "ops.h"
+
+namespace fastrnn {
+namespace {
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> rnn(FASTRNN_ARGUMENTS) {
+  static const auto op = find_op<decltype(rnn)>("fastrnn::rnn");
+  return op.call(FASTRNN_PASS);
+}
+
+std::tuple<Tensor, Tensor, Tensor> rnn_forward(FASTRNN_ARGUMENTS, bool save) {
+  static const auto op = find_op<decltype(rnn_forward)>("fastrnn::rnn_forward");
+  return op.call(FASTRNN_PASS, save);
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTensor& grad_output,
+                                                             const OptionalTensor& grad_hn,
+                                                             const Tensor& saved, FASTRNN_ARGUMENTS,
+                                                             bool want_input, bool want_hx,
+                                                             bool want_weights) {
+  static const auto op = find_op<decltype(rnn_backward)>("fastrnn::rnn_backward");
+  return op.call(grad_output, grad_hn, saved, FASTRNN_PASS, want_input, want_hx, want_weights);
+}
+
+}  // namespace fastrnn
