@@ -115,76 +115,10 @@ FASTRNN_DEVICE T* shared_memory() {
 
 FASTRNN_DEVICE void block_sync() { __syncthreads(); }
 FASTRNN_DEVICE void warp_sync() { __syncwarp(); }
-// Barrier `id` (1 to 15) of a multiple of 32 threads of the block.
-FASTRNN_DEVICE void named_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-FASTRNN_DEVICE void named_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 
 template <typename T>
 FASTRNN_DEVICE T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
-}
-template <typename T>
-FASTRNN_DEVICE T shuffle(T x, int lane) {
-  return __shfl_sync(0xffffffffu, x, lane);
-}
-
-// --- Tensor cores: c (16 x 8, float32) += a (16 x k) @ b (k x 8). With g = lane / 4, i = lane % 4:
-//   c[0], c[1] are (g, 2i), (g, 2i+1); c[2], c[3] are (g+8, 2i), (g+8, 2i+1)
-//   16-bit, k = 16: a[0] is (g, 2i..2i+1), a[1] (g+8, same); a[2], a[3] have 8 more columns;
-//                   b[0] is (2i..2i+1, g), b[1] has 8 more rows
-//   TF32, k = 8:    a[0] is (g, i), a[1] (g+8, i), a[2] (g, i+4), a[3] (g+8, i+4);
-//                   b[0] is (i, g), b[1] (i+4, g)
-
-template <typename T>
-FASTRNN_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-
-template <>
-FASTRNN_DEVICE void mma<Half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-  for (int half = 0; half < 2; ++half) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
-  }
-#endif
-}
-
-template <>
-FASTRNN_DEVICE void mma<BFloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-  __trap();  // never chosen
-#endif
-}
-
-template <>
-FASTRNN_DEVICE void mma<float>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-  __trap();  // never chosen
-#endif
 }
 
 // --- Shared memory, also of the other blocks of a cluster
@@ -273,8 +207,6 @@ FASTRNN_DEVICE void store_volatile(GaveUp* p, const GaveUp& x) {
 
 using SharedBarrier = uint64_t;
 
-FASTRNN_DEVICE void nanosleep(unsigned nanoseconds) { __nanosleep(nanoseconds); }
-
 FASTRNN_DEVICE void init_barrier(SharedBarrier* barrier, int count) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
@@ -286,20 +218,6 @@ FASTRNN_DEVICE void init_barrier(SharedBarrier* barrier, int count) {
 FASTRNN_DEVICE void publish_barriers() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-}
-// This thread's arrival, which releases its writes to those who wait for the phase in this block.
-FASTRNN_DEVICE void arrive(SharedBarrier* barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
-               : "memory");
-#endif
-}
-// The same, at a barrier of any block of the cluster.
-FASTRNN_DEVICE void arrive_remote(SharedAddress barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
-               : "memory");
 #endif
 }
 // Announces bytes of store_async in this phase, and arrives.
@@ -398,14 +316,6 @@ FASTRNN_DEVICE void store_async(SharedAddress to, uint4 x, SharedAddress barrier
 
 // --- Between blocks, through L2
 
-FASTRNN_DEVICE uint32_t load_acquire(const uint32_t* p) {
-  uint32_t x;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
-  return x;
-}
-FASTRNN_DEVICE void store_release(uint32_t* p, uint32_t x) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
-}
 FASTRNN_DEVICE void add_release(uint32_t* p, uint32_t x) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
@@ -413,19 +323,6 @@ FASTRNN_DEVICE void atomic_max(uint64_t* p, uint64_t x) {
   static_assert(sizeof(unsigned long long) == sizeof *p);
   atomicMax(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
 }
-// A word of data and the step it belongs to, in one 8-byte access: whoever reads the step has the
-// data.
-FASTRNN_DEVICE void store_packet(uint64_t* p, uint32_t data, uint32_t epoch) {
-  const uint64_t x = uint64_t{epoch} << 32 | data;
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(x) : "memory");
-}
-FASTRNN_DEVICE uint32_t load_packet(const uint64_t* p, uint32_t* data) {  // returns the epoch
-  uint64_t x;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(x) : "l"(p) : "memory");
-  *data = static_cast<uint32_t>(x);
-  return static_cast<uint32_t>(x >> 32);
-}
-
 [[noreturn]] FASTRNN_DEVICE void fail() {
   __trap();
   __builtin_unreachable();
@@ -438,8 +335,7 @@ struct Launch {
   int threads;
   int shared_bytes;
   cudaStream_t stream;
-  int cluster = 1;           // blocks along x
-  bool cooperative = false;  // for grid barriers, in benchmarks/gpu/limits.cu
+  int cluster = 1;  // blocks along x
 };
 
 template <typename... Parameters>
@@ -450,28 +346,17 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how, Parameters.
   if (how.shared_bytes > kWithoutAsking)
     error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  how.shared_bytes);
-  if (error == cudaSuccess && how.cluster > 8)
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2];
-  unsigned count = 0;
-  if (how.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
-    ++count;
-  }
-  if (how.cooperative) {
-    attributes[count].id = cudaLaunchAttributeCooperative;
-    attributes[count].val.cooperative = 1;
-    ++count;
-  }
+  cudaLaunchAttribute clusters;
+  clusters.id = cudaLaunchAttributeClusterDimension;
+  clusters.val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = how.grid;
   config.blockDim = dim3(how.threads);
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = how.stream;
-  config.attrs = attributes;
-  config.numAttrs = count;
+  config.attrs = &clusters;
+  config.numAttrs = how.cluster > 1 ? 1 : 0;
   void* pointers[] = {&arguments...};
   return cudaLaunchKernelExC(&config, function, pointers);
 }

@@ -3,6 +3,7 @@
 
 #include "cuda/configurations.h"
 #include "cuda/math.cuh"
+#include "cuda/mma.cuh"
 
 namespace fastrnn::cuda {
 
