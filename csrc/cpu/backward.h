@@ -16,20 +16,18 @@ class BackwardBlock {
   using C = typename Accumulate<S>::type;
 
  public:
-  BackwardBlock(const BackwardTask& task, int64_t begin, int64_t rows, void* scratch)
+  BackwardBlock(const BackwardTask& task, const Block& block, void* scratch)
       : task_(task),
         plan_(*task.plan),
-        walk_{*task.steps, task.reverse},
-        begin_(begin),
-        rows_(rows),
+        block_(block),
         H_(task.hidden_size),
         pairs_(layout_of(plan_.form, Layout::kNatural) == Layout::kPairs) {
     Arena<C> arena(scratch, 0, H_);
-    grads_ = arena.take(rows * H_);
-    states_ = arena.take(kNarrow<S> ? rows * H_ : 0);
-    results_ = arena.take(kNarrow<S> ? rows * H_ : 0);
+    grads_ = arena.take(block.rows * H_);
+    states_ = arena.take(kNarrow<S> ? block.rows * H_ : 0);
+    results_ = arena.take(kNarrow<S> ? block.rows * H_ : 0);
     zeros_ = arena.take_zeros(H_);
-    for (int64_t i = 0; i < rows; ++i) initial_rows_[i] = zeros_;
+    for (int64_t i = 0; i < block.rows; ++i) initial_rows_[i] = zeros_;
     step_ = {.layout = layout_of(plan_.form, Layout::kNatural),
              .split = plan_.split,
              .added = grad_rows_,
@@ -40,29 +38,28 @@ class BackwardBlock {
   }
 
   void run() {
-    for (int64_t s = walk_.steps.seq_len - 1; s >= 0; --s) step(s);
+    for (int64_t s = block_.seq_len() - 1; s >= 0; --s) step(s);
     if (task_.grad_hx) find_grad_hx();
   }
 
  private:
   void* grad_pre_row(int64_t t, int64_t i) const {
-    if (pairs_) return row_of<S>(task_.grad_pre, walk_.steps, t, begin_ + i);
-    return row_of<C>(task_.grad_pre, walk_.steps, t, begin_ + i);
+    if (pairs_) return block_.row<S>(task_.grad_pre, t, i);
+    return block_.row<C>(task_.grad_pre, t, i);
   }
   const S* grad_hn_row(int64_t i) const {
-    return static_cast<const S*>(task_.grad_hn) + original_row(walk_.steps, begin_ + i) * H_;
+    return static_cast<const S*>(task_.grad_hn) + block_.original(i) * H_;
   }
   S* grad_hx_row(int64_t i) const {
-    return static_cast<S*>(task_.grad_hx) + original_row(walk_.steps, begin_ + i) * H_;
+    return static_cast<S*>(task_.grad_hx) + block_.original(i) * H_;
   }
 
   void step(int64_t s) {
-    const Steps& steps = walk_.steps;
-    const int64_t t = walk_.time(s), n = clamp(active_rows(steps, t) - begin_, 0, rows_);
+    const int64_t t = block_.walk.time(s), n = block_.active(t);
     for (int64_t i = 0; i < n; ++i) {
-      carry_rows_[i] = walk_.goes_on(t, begin_ + i) ? grad_pre_row(walk_.after(t), i) : zeros_;
+      carry_rows_[i] = block_.goes_on(t, i) ? grad_pre_row(block_.walk.after(t), i) : zeros_;
       grad_rows_[i] = grad_row(t, i);
-      const S* state = row_of<const S>(task_.state, steps, t, begin_ + i);
+      const S* state = block_.row<const S>(task_.state, t, i);
       state_rows_[i] = widened<S, C>(state, nullptr, states_ + i * H_, H_);
       out_rows_[i] = pairs_ ? results_ + i * H_ : static_cast<C*>(grad_pre_row(t, i));
     }
@@ -73,7 +70,7 @@ class BackwardBlock {
     wait(task_.share);
     for (int64_t i = 0; i < n; ++i) {
       if (pairs_) narrow(static_cast<S*>(grad_pre_row(t, i)), out_rows_[i], H_);
-      if (!walk_.present(walk_.before(t), begin_ + i)) initial_rows_[i] = grad_pre_row(t, i);
+      if (block_.is_first(t, i)) initial_rows_[i] = grad_pre_row(t, i);
     }
   }
 
@@ -82,10 +79,10 @@ class BackwardBlock {
     C* buffer = grads_ + i * H_;
     const C* grad = zeros_;
     if (task_.grad_output.data) {
-      const S* row = row_of<const S>(task_.grad_output, walk_.steps, t, begin_ + i);
+      const S* row = block_.row<const S>(task_.grad_output, t, i);
       grad = widened<S, C>(row, nullptr, buffer, H_);
     }
-    if (!task_.grad_hn || walk_.present(walk_.after(t), begin_ + i)) return grad;
+    if (!task_.grad_hn || !block_.is_last(t, i)) return grad;
     for (int64_t k = 0; k < H_; ++k) {
       C g;
       widen(&g, grad_hn_row(i) + k, 1);
@@ -98,9 +95,9 @@ class BackwardBlock {
   void fetch_ahead(int64_t s, int64_t n) {
     const bool fetch = plan_.fetch_rows && s > 0;
     for (int64_t i = 0; i < n && fetch; ++i) {
-      ahead_grads_[i] = grad_rows_[i] - walk_.stride(task_.grad_output);
-      ahead_states_[i] = state_rows_[i] - walk_.stride(task_.state);
-      ahead_out_[i] = out_rows_[i] - walk_.stride(task_.grad_pre);
+      ahead_grads_[i] = grad_rows_[i] - block_.walk.stride(task_.grad_output);
+      ahead_states_[i] = state_rows_[i] - block_.walk.stride(task_.state);
+      ahead_out_[i] = out_rows_[i] - block_.walk.stride(task_.grad_pre);
     }
     step_.ahead[0] = fetch && task_.grad_output.data ? ahead_grads_ : nullptr;
     step_.ahead[1] = fetch ? ahead_states_ : nullptr;
@@ -110,8 +107,8 @@ class BackwardBlock {
   // Rows that have no later step are the last ones, and take no product: 0 times inf would be NaN.
   // Where sequences begin anew, rows that go on are mixed with others: all take the product.
   void run_products(int64_t s, int64_t t, int64_t n) {
-    int64_t going = walk_.steps.reset && s < walk_.steps.seq_len - 1 ? n : 0;
-    while (going < n && walk_.goes_on(t, begin_ + going)) ++going;
+    int64_t going = block_.walk.steps.reset && s < block_.seq_len() - 1 ? n : 0;
+    while (going < n && block_.goes_on(t, going)) ++going;
     run_product<S>(step_, going, task_.share);
     if (going == n) return;
     Product<C> ended = step_;
@@ -126,7 +123,7 @@ class BackwardBlock {
   // From the grad_pre of each row's first step.
   void find_grad_hx() {
     C* result_rows[kBlockRows];
-    for (int64_t i = 0; i < rows_; ++i) {
+    for (int64_t i = 0; i < block_.rows; ++i) {
       if constexpr (kNarrow<S>) {
         result_rows[i] = results_ + i * H_;
       } else {
@@ -138,13 +135,11 @@ class BackwardBlock {
                               .terms = {{initial_rows_, H_, task_.w_hh, plan_.fetch_w_hh}},
                               .out = result_rows,
                               .columns = H_},
-                   rows_, task_.share);
+                   block_.rows, task_.share);
     wait(task_.share);
     if (task_.share.part > 0) return;
-    const Steps& steps = walk_.steps;
-    const int64_t present = steps.seq_len > 0 ? clamp(active_rows(steps, 0) - begin_, 0, rows_) : 0;
-    for (int64_t i = 0; i < rows_; ++i) {
-      if (i >= present && task_.grad_hn) {  // a row without a step hands hn's gradient on
+    for (int64_t i = 0; i < block_.rows; ++i) {
+      if (i >= block_.present() && task_.grad_hn) {  // a row without a step hands hn's gradient on
         std::memcpy(grad_hx_row(i), grad_hn_row(i), H_ * sizeof(S));
       } else if constexpr (kNarrow<S>) {
         narrow(grad_hx_row(i), result_rows[i], H_);
@@ -154,8 +149,8 @@ class BackwardBlock {
 
   const BackwardTask& task_;
   const Plan& plan_;
-  const Walk walk_;
-  const int64_t begin_, rows_, H_;
+  const Block block_;
+  const int64_t H_;
   const bool pairs_;
 
   C *grads_, *states_, *zeros_;

@@ -24,24 +24,22 @@ class ForwardBlock {
   using C = typename Accumulate<S>::type;
 
  public:
-  ForwardBlock(const ForwardTask& task, int64_t begin, int64_t rows, void* scratch)
+  ForwardBlock(const ForwardTask& task, const Block& block, void* scratch)
       : task_(task),
         plan_(*task.plan),
-        walk_{*task.steps, task.reverse},
-        begin_(begin),
-        rows_(rows),
+        block_(block),
         H_(task.hidden_size),
         I_(task.input_size),
         layout_(layout_of(plan_.form, Layout::kTransposed)),
-        fused_(rows >= plan_.fused_rows[task.above]),
-        chunk_(fused_ ? 1 : kBlockRows / rows) {
+        fused_(block.rows >= plan_.fused_rows[task.above]),
+        chunk_(fused_ ? 1 : kBlockRows / block.rows) {
     Arena<C> arena(scratch, I_, H_);
     inputs_ = arena.take(kBlockRows * I_);
     igates_ = arena.take(fused_ ? 0 : kBlockRows * padded(H_));
-    for (C*& states : states_) states = arena.take(kNarrow<S> ? rows * H_ : 0);
-    C* initial = arena.take(kNarrow<S> ? rows * H_ : 0);
+    for (C*& states : states_) states = arena.take(kNarrow<S> ? block.rows * H_ : 0);
+    C* initial = arena.take(kNarrow<S> ? block.rows * H_ : 0);
     zeros_ = arena.take_zeros(H_);
-    for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t i = 0; i < block.rows; ++i) {
       hx_rows_[i] =
           task.hx ? operand<S, C>(layout_, hx_row(i), nullptr, initial + i * H_, H_) : zeros_;
     }
@@ -62,7 +60,7 @@ class ForwardBlock {
   }
 
   void run() {
-    const int64_t T = walk_.steps.seq_len;
+    const int64_t T = block_.seq_len();
     for (int64_t s0 = 0; s0 < T; s0 += chunk_) {
       const int64_t s1 = s0 + chunk_ < T ? s0 + chunk_ : T;
       const int64_t gathered = gather_inputs(s0, s1);
@@ -75,28 +73,20 @@ class ForwardBlock {
 
  private:
   const S* hx_row(int64_t i) const {
-    const int64_t row = original_row(walk_.steps, begin_ + i);
-    return static_cast<const S*>(task_.hx) + row * task_.hx_row_stride;
+    return static_cast<const S*>(task_.hx) + block_.original(i) * task_.hx_row_stride;
   }
-  S* hn_row(int64_t i) const {
-    return static_cast<S*>(task_.hn) + original_row(walk_.steps, begin_ + i) * H_;
-  }
-  // The block's rows that have a step t.
-  int64_t count(int64_t t) const {
-    const Steps& steps = walk_.steps;
-    return t < steps.seq_len ? clamp(active_rows(steps, t) - begin_, 0, rows_) : 0;
-  }
+  S* hn_row(int64_t i) const { return static_cast<S*>(task_.hn) + block_.original(i) * H_; }
 
   // The rows of the input at steps s0 .. s1 - 1 of the walk.
   int64_t gather_inputs(int64_t s0, int64_t s1) {
-    const Steps& steps = walk_.steps;
     int64_t gathered = 0;
     for (int64_t s = s0; s < s1; ++s) {
-      const int64_t t = walk_.time(s), n = count(t);
+      const int64_t t = block_.walk.time(s), n = block_.active(t);
       for (int64_t i = 0; i < n; ++i, ++gathered) {
-        x_rows_[gathered] = operand<S, C>(
-            layout_, row_of<const S>(task_.input, steps, t, begin_ + i),
-            mask_row<S>(task_.input_mask, steps, t, begin_ + i), inputs_ + gathered * I_, I_);
+        const S* x = block_.row<const S>(task_.input, t, i);
+        const S* mask =
+            task_.input_mask.data ? block_.row<const S>(task_.input_mask, t, i) : nullptr;
+        x_rows_[gathered] = operand<S, C>(layout_, x, mask, inputs_ + gathered * I_, I_);
         if (!fused_) gate_rows_[gathered] = chunk_rows_[gathered] = igates_ + gathered * padded(H_);
       }
     }
@@ -106,7 +96,7 @@ class ForwardBlock {
   // The s-th step of the walk, from its igates unless it makes them itself. Returns its rows.
   int64_t step(int64_t s, const C* const* gate_rows) {
     const Share& share = task_.share;
-    const int64_t t = walk_.time(s), n = count(t);
+    const int64_t t = block_.walk.time(s), n = block_.active(t);
     for (int64_t i = 0; i < n; ++i) {
       h_rows_[i] = h_prev_row(s, t, i);
       out_rows_[i] = state_row(s, t, i);
@@ -123,29 +113,27 @@ class ForwardBlock {
   }
 
   const void* h_prev_row(int64_t s, int64_t t, int64_t i) const {
-    if (!walk_.continues(t, begin_ + i)) {
-      return walk_.begins_anew(t, begin_ + i) ? zeros_ : hx_rows_[i];
-    }
+    if (!block_.continues(t, i)) return block_.begins_anew(t, i) ? zeros_ : hx_rows_[i];
     if (kNarrow<S> && layout_ != Layout::kPairs) return states_[(s + 1) & 1] + i * H_;
-    return row_of<const S>(task_.output, walk_.steps, walk_.before(t), begin_ + i);
+    return block_.row<const S>(task_.output, block_.walk.before(t), i);
   }
   // Where a product leaves the new state.
   C* state_row(int64_t s, int64_t t, int64_t i) const {
-    if constexpr (kNarrow<S>)
+    if constexpr (kNarrow<S>) {
       return states_[s & 1] + i * H_;
-    else
-      return row_of<S>(task_.output, walk_.steps, t, begin_ + i);
+    } else {
+      return block_.row<S>(task_.output, t, i);
+    }
   }
 
   // Let the products of step s fetch what the next step writes and reads.
   void fetch_ahead(int64_t s, int64_t n) {
-    const Steps& steps = walk_.steps;
-    const bool fetch = plan_.fetch_rows && s + chunk_ < steps.seq_len;
+    const bool fetch = plan_.fetch_rows && s + chunk_ < block_.seq_len();
     const bool fetch_in = fetch && I_ >= H_;  // a tile fetches its columns
     for (int64_t i = 0; i < n && fetch; ++i) {
-      ahead_out_[i] = out_rows_[i] + walk_.stride(task_.output);
+      ahead_out_[i] = out_rows_[i] + block_.walk.stride(task_.output);
       if (fetch_in)
-        ahead_in_[i] = row_of<const C>(task_.input, steps, walk_.time(s + chunk_), begin_ + i);
+        ahead_in_[i] = block_.row<const C>(task_.input, block_.walk.time(s + chunk_), i);
     }
     step_.ahead[0] = fetch ? ahead_out_ : nullptr;
     step_.ahead[1] = fetch_in ? ahead_in_ : nullptr;
@@ -153,20 +141,18 @@ class ForwardBlock {
 
   // The state as it is stored: into the output and its copy and, of a last step, into hn.
   void store_state(int64_t t, int64_t i) {
-    const Steps& steps = walk_.steps;
-    S* out = row_of<S>(task_.output, steps, t, begin_ + i);
+    S* out = block_.row<S>(task_.output, t, i);
     if constexpr (kNarrow<S>) {
       narrow(out, out_rows_[i], H_);
       if (layout_ != Layout::kPairs) widen(out_rows_[i], out, H_);
     }
-    if (task_.copy.data)
-      std::memcpy(row_of<S>(task_.copy, steps, t, begin_ + i), out, H_ * sizeof(S));
-    if (!walk_.present(walk_.after(t), begin_ + i)) std::memcpy(hn_row(i), out, H_ * sizeof(S));
+    if (task_.copy.data) std::memcpy(block_.row<S>(task_.copy, t, i), out, H_ * sizeof(S));
+    if (block_.is_last(t, i)) std::memcpy(hn_row(i), out, H_ * sizeof(S));
   }
 
   // A row without a step has hx for hn.
   void pass_hx_on() const {
-    for (int64_t i = count(0); i < rows_; ++i) {
+    for (int64_t i = block_.present(); i < block_.rows; ++i) {
       if (task_.hx) {
         std::memcpy(hn_row(i), hx_row(i), H_ * sizeof(S));
       } else {
@@ -177,8 +163,8 @@ class ForwardBlock {
 
   const ForwardTask& task_;
   const Plan& plan_;
-  const Walk walk_;
-  const int64_t begin_, rows_, H_, I_;
+  const Block block_;
+  const int64_t H_, I_;
   const Layout layout_;
   const bool fused_;
   const int64_t chunk_;  // steps whose input projections are made at once

@@ -83,6 +83,29 @@ FASTRNN_INLINE void wait(const Share& share) {
   if (share.parts > 1) share.wait(share.team);
 }
 
+// Rows of a task that run through all steps together; row i of them is the task's row begin + i.
+struct Block {
+  Walk walk;
+  int64_t begin, rows;
+
+  int64_t seq_len() const { return walk.steps.seq_len; }
+  // How many of them have a step t.
+  int64_t active(int64_t t) const { return clamp(active_rows(walk.steps, t) - begin, 0, rows); }
+  int64_t present() const { return seq_len() > 0 ? active(0) : 0; }  // that have any step
+  template <typename T>
+  T* row(const Sequence& x, int64_t t, int64_t i) const {
+    return row_of<T>(x, walk.steps, t, begin + i);
+  }
+  // As the caller counts rows, whatever their order here.
+  int64_t original(int64_t i) const { return original_row(walk.steps, begin + i); }
+
+  bool continues(int64_t t, int64_t i) const { return walk.continues(t, begin + i); }
+  bool begins_anew(int64_t t, int64_t i) const { return walk.begins_anew(t, begin + i); }
+  bool goes_on(int64_t t, int64_t i) const { return walk.goes_on(t, begin + i); }
+  bool is_first(int64_t t, int64_t i) const { return !walk.present(walk.before(t), begin + i); }
+  bool is_last(int64_t t, int64_t i) const { return !walk.present(walk.after(t), begin + i); }
+};
+
 // Walk panels, and k where sums are split, the other way at every other step: what was read last is
 // in cache. By time, not by the walk: the same for padded and packed sequences.
 template <typename C>
@@ -91,12 +114,12 @@ FASTRNN_INLINE void turn(Product<C>& step, const Plan& plan, int64_t t) {
   step.k_back = step.back != plan.opposed;
 }
 
-template <typename Block, typename Task>
+template <typename Kernel, typename Task>
 void for_blocks(const Task& task, int64_t begin, int64_t end, void* scratch) {
   const int64_t blocks = (end - begin + kBlockRows - 1) / kBlockRows;
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t rows = (end - begin + blocks - i - 1) / (blocks - i);
-    Block(task, begin, rows, scratch).run();
+    Kernel(task, Block{{*task.steps, task.reverse}, begin, rows}, scratch).run();
     begin += rows;
   }
 }
