@@ -49,23 +49,23 @@ test-slow: build ## run the tests that take minutes: examples at full size
 # The same torch as in $(VENV), so that what was built for it serves.
 test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tests of Lightning, skorch, Captum and torchao
 	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) \
-	  $(if $(VENV),$(CLIENTS)/bin/python,$(PY)) -m pytest tests/test_clients.py -rs $(ARGS)
+	  $(if $(VENV),$(CLIENTS)/bin/python,$(PY)) -m pytest tests/pytorch/test_clients.py -rs $(ARGS)
 
 soak: build ## call from several threads: right results, flat memory: make soak MINUTES=10 SEED=0
-	$(PY) tests/soak.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
+	$(PY) tests/fuzz/soak.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
 
 sanitize: $(INSTALLED_DEV) ## run the tests of the kernels under gcc's address and undefined-behaviour sanitizers
-	$(PY) tests/sanitize.py address $(ARGS)
+	$(PY) tests/fuzz/sanitize.py address $(ARGS)
 
 tsan: $(INSTALLED) ## run the soak under gcc's thread sanitizer
-	$(PY) tests/sanitize.py thread $(ARGS)
+	$(PY) tests/fuzz/sanitize.py thread $(ARGS)
 
 test-aarch64: build ## run the tests of the CPU's kernels for aarch64, in an emulator
-	FASTRNN_TEST_ON=aarch64 $(PY) -m pytest $(addprefix tests/test_kernels.py::,\
+	FASTRNN_TEST_ON=aarch64 $(PY) -m pytest $(addprefix tests/kernels/test_raw.py::,\
 	  test_kernels test_tanh test_large_steps_are_left_to_torch) $(ARGS)
 
 test-install: ## install in every way: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
-	$(PYTHON) tests/try_install.py $(ARGS)
+	$(PYTHON) tests/project/try_install.py $(ARGS)
 
 # The tools alone: what is compiled sees the torches' headers.
 wheels: $(WHEELS)/.installed ## build a wheel for each Python, which serves several torches
@@ -76,19 +76,19 @@ sdist: $(WHEELS)/.installed ## pack the sources, and check the package
 	$(WHEELS)/bin/python -m twine check --strict dist/*.tar.gz
 
 wheels-test: ## install them where no compiler is: make wheels-test ARGS="--python 3.11 --torch 2.13.0"
-	$(PYTHON) tests/try_wheels.py $(ARGS)
+	$(PYTHON) tests/project/try_wheels.py $(ARGS)
 
 fuzz: build $(INSTALLED_DEV) ## run random problems: make fuzz SECONDS=60 SEED=0
-	$(PY) tests/fuzz.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
+	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
 
 fuzz-coverage: build $(INSTALLED_DEV) ## count the lines of the CPU's kernels that random problems run
-	$(PY) tests/fuzz_coverage.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
+	$(PY) tests/fuzz/fuzz_coverage.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
 
 malformed: build $(INSTALLED_DEV) ## call with malformed arguments: make malformed COUNT=20000 SEED=0
-	$(PY) tests/malformed.py --count $(or $(COUNT),20000) --seed $(or $(SEED),0) $(ARGS)
+	$(PY) tests/fuzz/malformed.py --count $(or $(COUNT),20000) --seed $(or $(SEED),0) $(ARGS)
 
 planted: build $(INSTALLED_DEV) ## plant faults in the CPU's code, each of which `make fuzz` must find
-	$(PY) tests/planted_faults.py $(ARGS)
+	$(PY) tests/fuzz/planted_faults.py $(ARGS)
 
 build: $(BUILT) $(EDITABLE) ## build the extension in place
 
@@ -159,9 +159,9 @@ $(WHEELS)/.installed: requirements-wheels.txt
 	$(WHEELS)/bin/python -m pip install -r requirements-wheels.txt
 	@touch $@
 
-$(CLIENTS)/.installed: tests/requirements-clients.txt requirements.txt
+$(CLIENTS)/.installed: tests/pytorch/requirements-clients.txt requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install -r tests/requirements-clients.txt
+	$(CLIENTS)/bin/python -m pip install -r tests/pytorch/requirements-clients.txt
 	$(CLIENTS)/bin/python -W ignore -c 'import captum, lightning, skorch, torchao'
 	@touch $@
 

@@ -32,7 +32,7 @@ FLAGS = [
 # No -ffast-math: it ignores NaN and infinity, reorders sums, and makes the whole process flush
 # denormals to zero.
 
-# For compiler and linker, after all others: tests/sanitize.py builds with them.
+# For compiler and linker, after all others: tests/fuzz/sanitize.py builds with them.
 MORE_FLAGS = shlex.split(os.environ.get("FASTRNN_FLAGS", ""))
 
 
@@ -74,7 +74,7 @@ def kernels() -> ModuleType:
     BUILD.mkdir(parents=True, exist_ok=True)
     module: ModuleType = cpp_extension.load(
         "fastrnn_kernels",
-        [str(ROOT / "tests/kernels_module.cpp"), *map(str, kernel_sources())],
+        [str(ROOT / "tests/kernels/kernels_module.cpp"), *map(str, kernel_sources())],
         extra_cflags=FLAGS + MORE_FLAGS,
         extra_ldflags=[*LIBRARIES, *MORE_FLAGS],
         extra_include_paths=[str(ROOT / "csrc")],

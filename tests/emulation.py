@@ -1,4 +1,4 @@
-"""The CUDA half, compiled for the CPU by tests/cuda_on_cpu."""
+"""The CUDA half, compiled for the CPU by tests/gpu/on_cpu."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).parent.parent
-HERE = ROOT / "tests/cuda_on_cpu"
+ROOT = Path(__file__).parents[1]
+HERE = ROOT / "tests/gpu/on_cpu"
 FLAGS = ["-std=c++20", "-O1", "-g0", "-Wall", "-Wextra", "-DFASTRNN_ON_CPU", "-ffp-contract=off"]
 NEED_A_GPU = ("rnn_cuda.cpp", "devices.cpp", "torch_cuda.cpp")
 

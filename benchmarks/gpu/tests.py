@@ -38,9 +38,9 @@ def run_tests(visit: Visit, end: float) -> str:
     tests = Tests(visit)
     files = [
         path
-        for path in sorted(visit.args.tests.glob("test_*.py"))
+        for path in sorted(visit.args.tests.rglob("test_*.py"))
         if re.search(r"mark\.gpu\b|\bdevice: str\b", path.read_text())
-        and not path.name.startswith("test_gpu_")  # of this folder: they need no GPU
+        and path.name != "test_visit.py"  # of this folder: it needs no GPU
     ]
     late = [path for path in files if path.name in LATE]
     first = [path for path in files if path not in late]
@@ -86,7 +86,7 @@ class Tests:
         done.write_text(json.dumps([*self.passed, *worker.done]))
         words = ["-P", "-m", "pytest", "-q", "-p", "benchmarks.gpu.plugin", "--tb=long"]
         words += ["--continue-on-collection-errors"]
-        words += ["--deselect=tests/test_check.py::test_every_cuda_kernel"]  # done before
+        words += ["--deselect=tests/gpu/test_check.py::test_every_cuda_kernel"]  # done before
         # Tests of wrong kernels come last: each may cost a process.
         bad = {re.split("[: ]", name)[0] for name in self.visit.bad}
         words += [f"--late={' '.join(sorted(bad))}"]
@@ -143,7 +143,7 @@ def file_of(test: str) -> str:
 def hashes(kernels: str, folder: Path) -> dict[str, str]:
     """Of each file of tests, with all that it may use."""
     folders = [ROOT / "fastrnn", ROOT / "examples", folder]
-    files = sorted(path for f in folders for path in f.glob("*.py"))
+    files = sorted(path for f in folders for path in f.rglob("*.py"))
     shared = [path.read_bytes() for path in files if not path.name.startswith("test_")]
 
     def digest(parts: Iterable[bytes]) -> str:
@@ -152,4 +152,4 @@ def hashes(kernels: str, folder: Path) -> dict[str, str]:
             found.update(part)
         return found.hexdigest()[:12]
 
-    return {p.name: digest([*shared, p.read_bytes()]) for p in folder.glob("test_*.py")}
+    return {p.name: digest([*shared, p.read_bytes()]) for p in folder.rglob("test_*.py")}

@@ -1,5 +1,5 @@
 // Everything that the kernels ask of the machine, each behind a small inline function, so that the
-// tests can give it a meaning on the CPU (tests/cuda_on_cpu). A warp's collective functions are
+// tests can give it a meaning on the CPU (tests/gpu/on_cpu). A warp's collective functions are
 // called by all 32 lanes. PTX ISA 9.0, sections 9.7.9 to 9.7.15.
 #pragma once
 
