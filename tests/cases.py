@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastrnn import _C
-
 # What an implementation may err where nn.RNN happens to be exact: a few roundings of values of
 # size one.
 FLOOR = {
@@ -18,6 +16,9 @@ FLOOR = {
     torch.bfloat16: 1.6e-2,
 }
 TF32_FLOOR = 1e-3  # of float32, where products may round their factors to 11 bits
+
+
+MARKS = ("lengths", "packed", "reset", "dropout")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Case:
     bidirectional: bool = False
     hx: bool = True
     lengths: bool = False
+    packed: bool = False
+    reset: bool = False
+    dropout: bool = False  # a mask that is given
 
     def __str__(self) -> str:
         flags = [
@@ -42,10 +46,14 @@ class Case:
             "batchfirst" if self.batch_first else "",
             "bidirectional" if self.bidirectional else "",
             "" if self.hx else "nohx",
-            "lengths" if self.lengths else "",
+            *(name if getattr(self, name) else "" for name in MARKS),
         ]
         sizes = f"T{self.seq_len}-B{self.batch}-I{self.input_size}-H{self.hidden_size}"
         return "-".join([sizes, *filter(None, flags)])
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
 
     @property
     def options(self) -> dict[str, object]:
@@ -93,27 +101,6 @@ CASES = [
     Case(12, 110, 5, 18, lengths=True, bidirectional=True, num_layers=2, batch_first=True),
     Case(8, 6, 4, 20, lengths=True, batch_first=True, hx=False, bias=False),
 ]
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """A row of csrc/cuda/configurations.h, "kernel:UNITSxROWSxBLOCKS", and what it computes in."""
-
-    name: str
-    dtype: torch.dtype
-    tf32: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.name}-{'tf32' if self.tf32 else str(self.dtype).removeprefix('torch.')}"
-
-    @property
-    def case(self) -> Case:
-        """Two groups of rows in each direction, the second not full, and units just missing."""
-        units, rows, _ = map(int, self.name.split(":")[1].split("x"))
-        return Case(5, rows + 1, 4, units - 3, bidirectional=True)
-
-
-CONFIGURATIONS = [Configuration(*row) for row in _C.cuda_configurations()]
 
 
 def away_from_the_kink(module: torch.nn.RNNBase, x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +13,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import reference
 
 # The last has weights that outgrow a cache: on two threads its columns are shared, not its rows.
 ALL_CASES = [*CASES, Case(4, 11, 5, 730, num_layers=2, bidirectional=True, lengths=True)]
+LAYERS = Case(13, 14, 5, 19, num_layers=2, bidirectional=True, batch_first=True, reset=True)
+RESET = [
+    Case(6, 3, 2, 5, reset=True),
+    Case(6, 3, 2, 5, reset=True, hx=False),
+    Case(6, 3, 2, 5, reset=True, lengths=True),
+    Case(6, 3, 2, 5, reset=True, lengths=True, hx=False),
+    LAYERS,
+    replace(LAYERS, lengths=True),
+]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -24,7 +33,7 @@ def dtype_id(dtype: torch.dtype) -> str:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("case", ALL_CASES, ids=str)
+@pytest.mark.parametrize("case", [*ALL_CASES, *RESET], ids=str)
 def test_outputs_and_gradients(case: Case, dtype: torch.dtype, device: str) -> None:
     problem = Problem(case, dtype, device)
     assert_as_accurate(problem.ours(dtype), problem.theirs(dtype), problem.truth())
@@ -191,50 +200,6 @@ def test_lengths_is_packing(case: Case, device: str) -> None:
         return assert_as_accurate(expected, problem.theirs(torch.float32), problem.truth())
     for name, y in expected.items():
         assert torch.equal(ours[name], y), name
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("lengths", [False, True], ids=["whole", "lengths"])
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(6, 3, 2, 5),
-        Case(6, 3, 2, 5, hx=False),
-        Case(13, 14, 5, 19, num_layers=2, bidirectional=True, batch_first=True),
-    ],
-    ids=str,
-)
-def test_reset(case: Case, lengths: bool, dtype: torch.dtype, device: str) -> None:
-    problem = Problem(case, dtype, device)
-    shape = problem.x.shape[:2]
-    reset = (torch.rand(shape) < 0.3).to(device)
-    valid = problem.lengths.to(device) if lengths else None
-    options = {
-        "bias": case.bias,
-        "num_layers": case.num_layers,
-        "bidirectional": case.bidirectional,
-        "batch_first": case.batch_first,
-    }
-
-    def run(x: Tensor, hx: Tensor | None, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return fastrnn.functional.rnn(
-            x, hx, list(weights.values()), **options, lengths=valid, reset=reset
-        )
-
-    def true(x: Tensor, hx: Tensor | None, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return reference.rnn(
-            x,
-            hx,
-            list(weights.values()),
-            lengths=valid,
-            reset=reset,
-            num_layers=case.num_layers,
-            bidirectional=case.bidirectional,
-            batch_first=case.batch_first,
-        )
-
-    truth = problem.results(true, torch.float64)
-    assert_as_accurate(problem.results(run, dtype), problem.results(true, dtype), truth)
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])

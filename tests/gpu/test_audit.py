@@ -14,7 +14,7 @@ from textwrap import dedent
 
 import pytest
 import torch
-from test_on_gpu import KERNELS, forced
+from test_on_gpu import KERNELS, TAKEN, forced
 from torch import Tensor
 
 import cuda_build
@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.skipif("cuda" not in _path.KERNEL_DEVICES, reason="built without CUDA"),
 ]
 ROOT = Path(__file__).parents[2]
-HALVES = [torch.float32, torch.float16, torch.bfloat16]
 # A size that each kernel takes when it is forced.
 HIDDEN = {"step": 64, "vector": 64, "tile": 64, "cluster": 300}
 
@@ -105,8 +104,7 @@ def test_first_use_inside_a_capture_is_torch_s() -> None:
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kernel", "dtype"), TAKEN, ids=str)
 def test_special_values(kernel: str, dtype: torch.dtype, nonlinearity: str) -> None:
     """NaN, infinities, denormals, the sides of tanh's branches, overflow: as torch has them."""
     nan, inf, edge = float("nan"), float("inf"), torch.tensor(0.625)
@@ -141,8 +139,7 @@ def test_nan_stays_in_its_row(kernel: str) -> None:
     torch.testing.assert_close(output[~bad], good[~bad], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kernel", "dtype"), TAKEN, ids=str)
 def test_padding_is_not_read(kernel: str, dtype: torch.dtype) -> None:
     """Beyond the lengths NaN in the input and in grad_output changes nothing."""
     rnn = fastrnn.RNN(5, HIDDEN[kernel], device="cuda", dtype=dtype)

@@ -10,39 +10,29 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from textwrap import dedent
 from typing import Any
 
 import pytest
 import torch
-from cases import (
-    CASES,
-    CONFIGURATIONS,
-    Case,
-    Configuration,
-    assert_as_accurate,
-)
+from cases import Case, assert_as_accurate
 from problems import Problem
+from rows import CONFIGURATIONS, ON_GPU, UNITS, Row
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import _C, reference
+from fastrnn import _C
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.skipif("cuda" not in fastrnn._path.KERNEL_DEVICES, reason="built without CUDA"),
 ]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 KERNELS = ["step", "vector", "tile", "cluster"]
-SHAPES = [
-    Case(40, 5, 3, 64),
-    Case(40, 70, 30, 128, bidirectional=True, num_layers=2),
-    Case(33, 9, 8, 192, nonlinearity="relu"),
-    Case(33, 17, 8, 250, batch_first=True),
-    Case(9, 3, 8, 700),
-]
+# What a kernel takes where TF32 is off, but for the float64 of the step kernels.
+TAKEN = [(kernel, d) for kernel, d, tf32 in UNITS if not tf32 and d != torch.float64]
 
 
 @contextmanager
@@ -61,78 +51,47 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.mark.parametrize("precision", ["ieee", "tf32"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
-@pytest.mark.parametrize("case", [*SHAPES, *[c for c in CASES if not c.lengths]], ids=str)
-def test_kernels(
-    case: Case,
-    kernel: str,
-    dtype: torch.dtype,
-    precision: str,
-) -> None:
-    if precision == "tf32" and dtype != torch.float32:
-        pytest.skip("TF32 is of float32")
-    torch.backends.cudnn.rnn.fp32_precision = precision
-    problem = Problem(case, dtype, "cuda")
-    truth, theirs, ours = problem.truth(), problem.theirs(dtype), problem.ours(dtype)
-    if dtype == torch.float64:  # the truth is no better than the rest
+@pytest.mark.parametrize("row", ON_GPU, ids=str)
+def test_kernels(row: Row) -> None:
+    torch.backends.cudnn.rnn.fp32_precision = "tf32" if row.tf32 else "ieee"
+    problem = Problem(row.case, row.dtype, "cuda")
+    with forced(row.kernel):
+        ours = problem.ours(row.dtype)
+    truth, theirs = problem.truth(), problem.theirs(row.dtype)
+    if row.dtype == torch.float64:  # the truth is no better than the rest
         for name, expected in truth.items():
             torch.testing.assert_close(ours[name], expected, rtol=1e-10, atol=1e-10)
     else:
-        assert_as_accurate(ours, theirs, truth, precision == "tf32")
+        assert_as_accurate(ours, theirs, truth, row.tf32)
 
 
-@pytest.mark.parametrize("rows", ["whole", "packed", "lengths and reset"])
-@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
-def test_configurations(configuration: Configuration, rows: str) -> None:
+@pytest.mark.parametrize(
+    "row",
+    [
+        replace(row, case=replace(row.case, **dict.fromkeys(marks, True)))
+        for marks in ((), ("packed",), ("lengths", "reset"))
+        for row in CONFIGURATIONS
+    ],
+    ids=str,
+)
+def test_configurations(row: Row) -> None:
     """Each configuration of each kernel, against the reference."""
-    if configuration.tf32:
+    if row.tf32:
         torch.backends.cudnn.rnn.fp32_precision = "tf32"
         torch.backends.cuda.matmul.fp32_precision = "tf32"  # the reference's
-    case, stored, packed = configuration.case, configuration.dtype, rows == "packed"
-    problem = Problem(case)
-    given = {"input": problem.x, "hx": problem.hx, **problem.weights}
-    grads = [problem.grad_output, problem.grad_hn]
-    valid, marks, lengths = None, {}, problem.lengths.clamp(min=1)
-    if packed:
-        lengths = lengths.sort(descending=True).values
-        valid = torch.arange(case.seq_len)[:, None] < lengths
-        given["input"], grads[0] = problem.x[valid], problem.grad_output[valid]
-    if rows == "lengths and reset":
-        marks = {"lengths": lengths, "reset": torch.rand(case.seq_len, case.batch) < 0.3}
-
-    def ours(x: Tensor, *arguments: Any, **marks: Tensor) -> tuple[Tensor, Tensor]:
-        input = PackedSequence(x, valid.sum(1)) if packed else x
-        output, hn = fastrnn.functional.rnn(input, *arguments, bidirectional=True, **marks)
-        return output.data if packed else output, hn
-
-    def exact(x: Tensor, *arguments: Any, **marks: Tensor) -> tuple[Tensor, Tensor]:
-        sizes = {"batch_sizes": valid.sum(1)} if packed else {}
-        return reference.rnn(x, *arguments, bidirectional=True, **sizes, **marks)
-
-    def results(run: Any, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-        leaves = [y.to(stored).to(device, dtype).requires_grad_() for y in given.values()]
-        x, hx, *weights = leaves
-        output = run(x, hx, weights, **{name: y.to(device) for name, y in marks.items()})
-        found = torch.autograd.grad(output, leaves, [y.to(stored).to(output[0]) for y in grads])
-        named = zip(["output", "hn", *given], [*output, *found], strict=True)
-        return {name: y.detach().cpu() for name, y in named}
-
-    with forced(configuration.name):
+    problem = Problem(row.case, row.dtype, "cuda")
+    with forced(row.kernel):
+        whole = torch.zeros(row.case.seq_len, row.case.batch, row.case.input_size)
+        module = row.case.module(fastrnn.RNN, row.dtype, "cuda")
         try:
-            taken = fastrnn.info(
-                case.module(fastrnn.RNN, stored, "cuda"), problem.x.cuda().to(stored)
-            )
+            taken = fastrnn.info(module, whole.to("cuda", row.dtype))
         except ValueError as e:
             if torch.cuda.get_device_capability() == (9, 0):
                 raise
             pytest.skip(str(e))
-        assert f"cuda {configuration.name}, backward {configuration.name} " in taken["kernel"]
-        found = results(ours, stored, "cuda")
-    truth = results(exact, torch.float64, "cpu")
-    theirs = results(exact, stored, "cuda")
-    assert_as_accurate(found, theirs, truth, configuration.tf32)
+        assert f"cuda {row.kernel}, backward {row.kernel} " in taken["kernel"]
+        ours = problem.ours(row.dtype)
+    assert_as_accurate(ours, problem.by_reference(row.dtype), problem.truth(), row.tf32)
 
 
 @pytest.mark.parametrize("name", ["grid", "cluster:1024x3x8", "tile:64x8x1"])
@@ -157,13 +116,13 @@ def test_the_environment_forces_a_kernel() -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 def test_repeatable(kernel: str) -> None:
-    problem = Problem(SHAPES[1], torch.float32, "cuda")
+    case = Case(40, 70, 30, 128, bidirectional=True, num_layers=2)
+    problem = Problem(case, torch.float32, "cuda")
     first, second = problem.ours(torch.float32), problem.ours(torch.float32)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize(("kernel", "dtype"), TAKEN, indirect=["kernel"], ids=str)
 def test_packed_and_lengths_agree(kernel: str, dtype: torch.dtype) -> None:
     """Not bit for bit: products of more rows or fewer may add up in another order."""
     case = Case(50, 30, 5, 60, num_layers=2, bidirectional=True)

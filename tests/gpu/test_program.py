@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import CONFIGURATIONS
+from rows import CONFIGURATIONS
 
 import cuda_build
 
@@ -19,7 +19,7 @@ EMULATION = ROOT / "tests/gpu/on_cpu"
 FLAGS = ["-std=c++20", "-DFASTRNN_ON_CPU", "-ffp-contract=off"]
 INCLUDES = [f"-I{ROOT / 'csrc'}", f"-I{EMULATION}"]
 # As the program lists them.
-VARIANTS = [f"{c.name} {str(c.dtype).removeprefix('torch.')}" for c in CONFIGURATIONS]
+VARIANTS = [f"{c.kernel} {str(c.dtype).removeprefix('torch.')}" for c in CONFIGURATIONS]
 VARIANTS += [f"step {dtype}" for dtype in ("float32", "float64", "float16", "bfloat16")]
 QUICK = [
     "step float32", "step float64", "step float16", "step bfloat16",

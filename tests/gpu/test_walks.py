@@ -11,7 +11,7 @@ from typing import Any
 import emulation
 import pytest
 import torch
-from cases import CONFIGURATIONS, Configuration
+from rows import CONFIGURATIONS, Row
 from torch import Tensor
 
 # One of each kind. Of steps on their way (configurations.h, slots()) the last has none, the others
@@ -29,7 +29,7 @@ NAMES = [
     ("cluster:512x16x4", torch.bfloat16),
     ("cluster:1024x16x8", torch.float16),
 ]
-CHOSEN = [c for c in CONFIGURATIONS if (c.name, c.dtype) in NAMES]
+CHOSEN = [c for c in CONFIGURATIONS if (c.kernel, c.dtype) in NAMES]
 WITHOUT_RING = "cluster:1024x16x8"
 
 
@@ -105,10 +105,10 @@ def cuda() -> Any:
 class Launch:
     """The tensors of a launch. Around each is NaN, and in those that are to be written."""
 
-    def __init__(self, configuration: Configuration, walk: Walk) -> None:
+    def __init__(self, configuration: Row, walk: Walk) -> None:
         torch.manual_seed(0)
         self.configuration, self.walk = configuration, walk
-        units, rows, _ = map(int, configuration.name.split(":")[1].split("x"))
+        units, rows, _ = map(int, configuration.kernel.split(":")[1].split("x"))
         self.batch = 1 if walk.more_rows is None else rows + walk.more_rows
         self.hidden_size = units - walk.missing
         self.around: list[tuple[str, Tensor, Tensor]] = []  # the memory, and how much is filled
@@ -167,7 +167,7 @@ class Launch:
         narrow = self.configuration.dtype != torch.float32
         size = 2 if narrow else 4
         in_pieces = self.walk.is_in_pieces(size, self.hidden_size, names)
-        whole = self.configuration.name != WITHOUT_RING and (in_pieces or not narrow)
+        whole = self.configuration.kernel != WITHOUT_RING and (in_pieces or not narrow)
         assert (copies > 0) == whole
 
 
@@ -181,18 +181,19 @@ def launches(names: str) -> pytest.MarkDecorator:
     Where nothing is on its way, only a few. The largest clusters are slow to emulate.
     """
     large = ("cluster:384", "cluster:512", "cluster:1024")
+    slow = {c: [pytest.mark.slow] * c.kernel.startswith(large) for c in CHOSEN}
     found = [
-        pytest.param(c, w, id=f"{c}-{w}", marks=[pytest.mark.slow] * c.name.startswith(large))
+        pytest.param(c, w, id=f"{c.name}-{w}", marks=slow[c])
         for c in CHOSEN
         for w in WALKS
         if set(w.off) <= set(names.split())
-        and (c.name != WITHOUT_RING or (w.seq_len <= 3 and not w.off))
+        and (c.kernel != WITHOUT_RING or (w.seq_len <= 3 and not w.off))
     ]
     return pytest.mark.parametrize(("configuration", "walk"), found)
 
 
 @launches("igates output copy")
-def test_forward(cuda: Any, configuration: Configuration, walk: Walk) -> None:
+def test_forward(cuda: Any, configuration: Row, walk: Walk) -> None:
     launch = Launch(configuration, walk)
     B, H = launch.batch, launch.hidden_size
     w_hh = launch.state(H, H, scale=H**-0.5)
@@ -218,7 +219,7 @@ def test_forward(cuda: Any, configuration: Configuration, walk: Walk) -> None:
         )
         for d in range(2)
     ]
-    copies = cuda.launch_forward(configuration.name, walk.relu, directions)
+    copies = cuda.launch_forward(configuration.kernel, walk.relu, directions)
 
     for d in range(2):
         h = in_time(launch.of(output, d), d)
@@ -235,7 +236,7 @@ def test_forward(cuda: Any, configuration: Configuration, walk: Walk) -> None:
 
 
 @launches("output grad_output grad_pre")
-def test_backward(cuda: Any, configuration: Configuration, walk: Walk) -> None:
+def test_backward(cuda: Any, configuration: Row, walk: Walk) -> None:
     launch = Launch(configuration, walk)
     B, H = launch.batch, launch.hidden_size
     w_hh = launch.state(H, H, scale=H**-0.5)
@@ -264,7 +265,7 @@ def test_backward(cuda: Any, configuration: Configuration, walk: Walk) -> None:
         )
         for d in range(2)
     ]
-    copies = cuda.launch_backward(configuration.name, walk.relu, directions)
+    copies = cuda.launch_backward(configuration.kernel, walk.relu, directions)
 
     for d in range(2):
         found = in_time(launch.of(grad_pre, d), d)
