@@ -16,8 +16,8 @@ from fuzz_given import Given, Results
 from fuzz_problem import Problem
 from fuzz_raw import Raw
 from guarded import Memory
+from long_double import outputs_and_gradients
 from torch import Tensor
-from truth import truth
 
 from fastrnn import reference
 
@@ -184,7 +184,7 @@ def in_long_double(g: Given) -> dict[str, np.ndarray]:
 
     state = g.states, p.batch, p.hidden_size
     features = p.hidden_size * p.directions
-    output, hn, grad_input, grad_hx, grads = truth(
+    output, hn, grad_input, grad_hx, grads = outputs_and_gradients(
         p,
         rows(g.input, p.input_size),
         wide(g.hx, *state),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
+import raw
+import torch
+from cases import Case, assert_as_accurate
+from problems import Problem
 
 import cpu_build
 from benchmarks import thresholds
@@ -167,31 +170,6 @@ def test_parts(
     assert kernels.parts(seq_len, batch, active, share_columns, threads) == expected
 
 
-def results(kernels: Any, isa: str, plan: dict[str, Any], batch: int) -> list[np.ndarray]:
-    """Outputs and gradients of one float32 problem, two layers in both directions."""
-    rng = np.random.default_rng(0)
-    T, B, I, H = 6, batch, 75, 70  # noqa: E741
-
-    def numbers(*shape: int, scale: float = 1.0) -> np.ndarray:
-        return rng.uniform(-scale, scale, shape).astype(np.float32)
-
-    x, hx = numbers(T, B, I), numbers(4, B, H)
-    weights = [
-        numbers(*shape, scale=H**-0.5)
-        for features in (I, I, 2 * H, 2 * H)
-        for shape in [(H, features), (H, H), (H,), (H,)]
-    ]
-    tail = (x, weights, hx, [], FLOAT32, False, True, 2, True)
-    output, hn = np.empty((T, B, 2 * H), np.float32), np.empty_like(hx)
-    saved = np.empty((2, *output.shape), np.float32)
-    kernels.forward(isa, plan, output, hn, saved, *tail)
-    incoming = (saved, numbers(*output.shape), numbers(*hn.shape))
-    grad_input, grad_hx = np.empty_like(x), np.empty_like(hx)
-    grads = [np.empty_like(w) for w in weights]
-    kernels.backward(isa, plan, *incoming, grad_input, grad_hx, grads, *tail)
-    return [output, hn, grad_input, grad_hx, *grads]
-
-
 SAME_BITS = [
     {"threads": 2},
     {"threads": 2, "share_columns": True, "share_input_grad": False},
@@ -214,14 +192,16 @@ OTHER_SUMS = [
 def test_forced_plans(kernels, isa: str, batch: int) -> None:
     if not kernels.available(isa):
         pytest.skip(f"this machine has no {isa}")
+    case = Case(6, batch, 75, 70, num_layers=2, bidirectional=True)
+    problem = Problem(case, torch.float32)
+    theirs, truth = problem.theirs(torch.float32), problem.truth()
     packed = {"form": "packed", "split": False}
-    expected = results(kernels, isa, packed, batch)
+    expected = raw.call(kernels, isa, packed, problem)
     for plan in SAME_BITS:
-        for x, y in zip(results(kernels, isa, packed | plan, batch), expected, strict=True):
-            np.testing.assert_array_equal(x, y, err_msg=str(plan))
+        for name, y in raw.call(kernels, isa, packed | plan, problem).items():
+            assert torch.equal(y, expected[name]), (plan, name)
     for plan in OTHER_SUMS:
-        for x, y in zip(results(kernels, isa, packed | plan, batch), expected, strict=True):
-            np.testing.assert_allclose(x, y, rtol=0, atol=1e-4, err_msg=str(plan))
+        assert_as_accurate(raw.call(kernels, isa, packed | plan, problem), theirs, truth)
 
 
 def test_a_field_that_there_is_not_is_refused(kernels) -> None:

@@ -11,15 +11,18 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import on_aarch64
 import pytest
+import raw
 import torch
-from cases import CASES, Case
-from truth import truth
+from cases import CASES, Case, assert_as_accurate
+from problems import Problem
+from torch import Tensor
 
 import cpu_build
 
@@ -27,6 +30,13 @@ EMULATED = os.environ.get("FASTRNN_TEST_ON") == "aarch64"
 INSTRUCTION_SETS = ["baseline", "avx2", "avx512", "avx512_bf16"]
 if EMULATED or platform.machine() in ("aarch64", "arm64"):
     INSTRUCTION_SETS = ["neon"]
+# The last has kernels of its own for bfloat16 alone.
+KERNELS = [
+    pytest.param(isa, dtype, id=f"{isa}-{str(dtype).removeprefix('torch.')}")
+    for isa in INSTRUCTION_SETS
+    for dtype in raw.CODES
+    if isa != "avx512_bf16" or dtype == torch.bfloat16
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,128 +49,24 @@ def kernels() -> Iterator[Any]:
         yield cpu_build.kernels()
 
 
-@dataclass
-class Format:
-    """A storage type: its code in csrc/rnn.h, its NumPy type, and what float64 becomes in it."""
-
-    code: int
-    dtype: type
-    eps: float
-
-    def store(self, x: np.ndarray) -> np.ndarray:
-        if self.code == 2:  # bfloat16: NumPy has none, so the bits
-            return torch.from_numpy(x).bfloat16().view(torch.int16).numpy()
-        return np.ascontiguousarray(x.astype(self.dtype))
-
-    def read(self, x: np.ndarray) -> np.ndarray:
-        if self.code == 2:
-            return torch.from_numpy(x).view(torch.bfloat16).double().numpy()
-        return x.astype(np.float64)
-
-    def empty(self, *shape: int) -> np.ndarray:
-        """NaN in every place, with a guard behind the end that must stay as it is."""
-        size = int(np.prod(shape))
-        memory = self.store(np.full(size + 64, np.nan))
-        memory[size:] = self.store(np.full(64, 7.0))
-        self.guards.append(memory[size:])
-        return memory[:size].reshape(shape)
-
-    def __post_init__(self) -> None:
-        self.guards: list[np.ndarray] = []
-
-    def check_guards(self) -> None:
-        for guard in self.guards:
-            assert (self.read(guard) == 7.0).all(), "written behind the end"
+@cache
+def judged(case: Case, dtype: torch.dtype) -> tuple[Problem, dict[str, Tensor], dict[str, Tensor]]:
+    """A problem, what nn.RNN makes of it, and the truth: one for all instruction sets."""
+    torch.manual_seed(0)
+    problem = Problem(replace(case, batch_first=False), dtype)
+    problem.sort_lengths()
+    return problem, problem.theirs(dtype), problem.truth()
 
 
-def formats() -> dict[str, Format]:
-    return {
-        "float32": Format(0, np.float32, 2.0**-23),
-        "float64": Format(1, np.float64, 2.0**-52),
-        "bfloat16": Format(2, np.int16, 2.0**-7),
-        "float16": Format(3, np.float16, 2.0**-10),
-    }
-
-
-def weight_values(case: Case, inputs: int, numbers, form: Format):
-    """Weights and biases of a layer.
-
-    For relu a bias outweighs all else: rounding moves no sum across the kink.
-    """
-    relu, hidden = case.nonlinearity == "relu", case.hidden_size
-    bound = 0.1 / hidden if relu else hidden**-0.5
-    yield numbers(hidden, inputs, scale=min(bound, 0.5 / inputs) if relu else bound)
-    yield numbers(hidden, hidden, scale=bound)
-    if case.bias:
-        b_ih = numbers(hidden)
-        if relu:
-            signs = np.where(b_ih[1] < 0, -4.0, 4.0)
-            b_ih = form.store(signs), signs
-        yield b_ih
-        yield numbers(hidden, scale=0.5)
-
-
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@pytest.mark.parametrize("name", formats())
+@pytest.mark.parametrize(("isa", "dtype"), KERNELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_kernels(kernels, case: Case, name: str, isa: str) -> None:
+def test_kernels(kernels, case: Case, isa: str, dtype: torch.dtype) -> None:
     if not kernels.available(isa):
         pytest.skip(f"this machine has no {isa}")
-    form = formats()[name]
-    rng = np.random.default_rng(0)
-    directions = 2 if case.bidirectional else 1
-    features = directions * case.hidden_size
-
-    def numbers(*shape: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        stored = form.store(rng.uniform(-scale, scale, shape))
-        return stored, form.read(stored)
-
-    x, x64 = numbers(case.seq_len, case.batch, case.input_size)
-    hx, hx64 = numbers(case.num_layers * directions, case.batch, case.hidden_size)
-    weights, weights64 = [], []
-    for layer in range(case.num_layers):
-        inputs = case.input_size if layer == 0 else features
-        for _ in range(directions):
-            for w, w64 in weight_values(case, inputs, numbers, form):
-                weights.append(w)
-                weights64.append(w64)
-    lengths = [case.seq_len] * case.batch
-    if case.lengths:
-        lengths = sorted(rng.integers(0, case.seq_len + 1, case.batch).tolist(), reverse=True)
-    grad_output, grad_output64 = numbers(case.seq_len, case.batch, features)
-    grad_hn, grad_hn64 = numbers(*hx.shape)
-    expected = truth(case, x64, hx64, weights64, lengths, grad_output64, grad_hn64)
-
+    problem, theirs, truth = judged(case, dtype)
     for threads in (1, 2):
-        tail = (
-            x, weights, hx, lengths if case.lengths else [], form.code, case.nonlinearity == "relu",
-            case.bias, case.num_layers, case.bidirectional,
-        )  # fmt: skip
-        output, hn = form.empty(case.seq_len, case.batch, features), form.empty(*hx.shape)
-        saved = form.empty(case.num_layers, case.seq_len, case.batch, features)
-        plan = {"threads": threads}
-        kernels.forward(isa, plan, output, hn, saved, *tail)
-        alone, alone_hn = form.empty(*output.shape), form.empty(*hx.shape)
-        kernels.forward(isa, plan, alone, alone_hn, None, *tail)
-        grad_input, grad_hx = form.empty(*x.shape), form.empty(*hx.shape)
-        grads = [form.empty(*w.shape) for w in weights]
-        kernels.backward(isa, plan, saved, grad_output, grad_hn, grad_input, grad_hx, grads, *tail)
-        form.check_guards()
-
-        valid = np.arange(case.seq_len)[:, None] < np.array(lengths)[None, :]
-        assert np.isnan(form.read(output)[~valid]).all(), "written beyond a row's length"
-        np.testing.assert_array_equal(output[valid], alone[valid])
-        np.testing.assert_array_equal(hn, alone_hn)
-        pairs = [(output[valid], expected[0][valid]), (hn, expected[1])]
-        pairs += [(grad_input[valid], expected[2][valid]), (grad_hx, expected[3])]
-        pairs += list(zip(grads, expected[4], strict=True))
-        for ours, right in pairs:
-            # Roundings of the terms of the longest sum, which grow by the depth of the network.
-            scale = max(1.0, np.abs(right).max(initial=0.0))
-            depth = 2 + 2 * case.num_layers
-            np.testing.assert_allclose(
-                form.read(ours), right, rtol=0, atol=depth * 4 * form.eps * scale
-            )
+        found = raw.call(kernels, isa, {"threads": threads}, problem)
+        assert_as_accurate(found, theirs, truth)
 
 
 @pytest.mark.skipif(not EMULATED, reason="for make test-aarch64")
@@ -177,7 +83,7 @@ def tanh(kernels, isa: str, x: np.ndarray) -> np.ndarray:
     column = np.ascontiguousarray(x.reshape(1, -1, 1))
     output, hn = np.empty_like(column), np.empty_like(column)
     one, zero = np.ones((1, 1), x.dtype), np.zeros((1, 1), x.dtype)
-    code = formats()[x.dtype.name].code
+    code = raw.CODES[getattr(torch, x.dtype.name)]
     kernels.forward(
         isa, {}, output, hn, None, column, [one, zero], None, [], code, False, False, 1, False
     )
@@ -199,7 +105,7 @@ def test_tanh(kernels, name: str, isa: str) -> None:
     """Odd, exact at zero and in saturation; NaN and infinity go through."""
     if not kernels.available(isa):
         pytest.skip(f"this machine has no {isa}")
-    dtype = formats()[name].dtype
+    dtype = np.dtype(name)
     magnitudes = np.concatenate(
         [
             np.linspace(0, 25, 400_001),

@@ -1,4 +1,7 @@
-"""The recurrence and its gradients in NumPy, without torch."""
+"""The recurrence and its gradients in NumPy: the truth where float64 itself is judged.
+
+All else is judged by fastrnn/reference.py in float64 (problems.py); torch has no long double.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
     from fuzz_problem import Problem
 
 
-def truth(
+def outputs_and_gradients(
     case: Case | Problem,
     x: np.ndarray,
     hx: np.ndarray,
@@ -22,7 +25,7 @@ def truth(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
     """Forward and backward as loops over steps, in the dtype of the arguments."""
     seq_len, batch, hidden = case.seq_len, case.batch, case.hidden_size
-    directions = 2 if case.bidirectional else 1
+    directions = case.directions
     per = 4 if case.bias else 2
     valid = np.arange(seq_len)[:, None] < np.array(lengths)[None, :]
     grads = [np.zeros_like(w) for w in weights]
