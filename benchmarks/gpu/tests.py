@@ -40,7 +40,6 @@ def run_tests(visit: Visit, end: float) -> str:
         path
         for path in sorted(visit.args.tests.rglob("test_*.py"))
         if re.search(r"mark\.gpu\b|\bdevice: str\b", path.read_text())
-        and path.name != "test_visit.py"  # of this folder: it needs no GPU
     ]
     late = [path for path in files if path.name in LATE]
     first = [path for path in files if path not in late]

@@ -1,3 +1,5 @@
+"""fastrnn.info: it says which way a call goes, and the call goes there."""
+
 from __future__ import annotations
 
 import os

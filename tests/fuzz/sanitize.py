@@ -57,7 +57,7 @@ for steps, batch, size, layers in (5, 1, 560, 2), (9, 7, 200, 6):
     output, _ = rnn(torch.randn(steps, batch, 3).double(), lengths=lengths)
     output.sum().backward()
 """
-CONTRACT = ["results", "cell", "step", "reset", "functional", "hostile"]
+CONTRACT = ["results", "cell", "step", "reset", "functional", "hostile", "empty"]
 TESTS = ["tests/kernels/test_raw.py", *(f"tests/contract/test_{name}.py" for name in CONTRACT)]
 TESTS += ["tests/pytorch/test_ops.py", "tests/pytorch/test_hostile_graph.py"]
 # Limits of memory leave no room for a sanitizer's; under it operator new ends the process where it

@@ -50,12 +50,15 @@ def marks(module: RNN, seq_len: int, batch: int, device: str) -> dict[str, Tenso
 def assert_alike(
     module: nn.Module, compiled: Any, *args: Any, eager: Any = None, **kwargs: Any
 ) -> None:
-    """Results and their strides, and the gradients of every parameter."""
+    """Results and their strides, and the gradients of every parameter and of a padded input."""
     results = []
+    wanted = [*module.parameters()]
+    if isinstance(args[0], Tensor):
+        wanted.append(args[0].requires_grad_())
     for call in (compiled, eager or module):
         output, hn = call(*args, **kwargs)
         rows = output if isinstance(output, Tensor) else output.data
-        grads = torch.autograd.grad(rows.square().sum() + hn.sin().sum(), [*module.parameters()])
+        grads = torch.autograd.grad(rows.square().sum() + hn.sin().sum(), wanted)
         results.append([rows, hn, *grads])
     for ours, eager in zip(*results, strict=True):
         torch.testing.assert_close(ours, eager)
@@ -106,6 +109,44 @@ def test_packed(sort: bool, given: bool, device: str) -> None:
         hx = torch.randn(4, len(lengths), 6, device=device) if given else None
         assert_alike(module, compiled, packed, hx)
     assert compiled_graphs() == 1
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("sort", [False, True], ids=["unsorted", "sorted"])
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
+def test_packed_of_sizes_that_turn_dynamic(sort: bool, given: bool) -> None:
+    """Without a tensor that has its size, the batch is in the values of batch_sizes alone."""
+    module = RNN(3, 6, 2, bidirectional=True)
+    compiled = torch.compile(module, backend="eager", fullgraph=given or not sort)
+    for lengths in ((5, 3, 2), (7, 7, 2, 1)):
+        steps = lengths if sort else lengths[::-1]
+        packed = pack_sequence([torch.randn(n, 3) for n in steps], enforce_sorted=sort)
+        hx = torch.randn(4, len(lengths), 6) if given else None
+        assert_alike(module, compiled, packed, hx)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.parametrize("kind", ["no batch", "no rows", "complex", "dropout"])
+def test_one_graph_of(kind: str) -> None:
+    module = RNN(3, 6, 2, dropout=0.5 if kind == "dropout" else 0.0)
+    dtype = torch.complex64 if kind == "complex" else torch.float32
+    sizes = {"no batch": (7, 3), "no rows": (7, 0, 3)}.get(kind, (7, 5, 3))
+    input, results = torch.randn(sizes, dtype=dtype), []
+    module.to(dtype)
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        if compiled:
+            module.compile(backend="eager", fullgraph=True)
+        results.append([*module(input), *module.eval()(input)])
+        module.train()
+    torch.testing.assert_close(*results)
+
+
+def test_a_function_transform() -> None:
+    module, input = RNN(3, 6), torch.randn(7, 5, 3)
+    gradient = torch.func.grad(lambda input: module(input)[0].square().sum())
+    compiled = torch.compile(gradient, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(input), gradient(input))
 
 
 class Model(nn.Module):

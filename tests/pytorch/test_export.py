@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 from fastrnn import RNN
@@ -93,6 +94,36 @@ def test_saved_and_run_in_another_process(strict: bool, tmp_path: Path) -> None:
     torch.export.save(exported, tmp_path / "model.pt2")
     load = "torch.export.load(sys.argv[1]).module()"
     run_elsewhere(load, tmp_path / "model.pt2", tmp_path, args, model(*args))
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+def test_time_first_without_a_state(strict: bool) -> None:
+    model = RNN(3, 6, 2)
+    sizes = ({0: AUTO, 1: AUTO},)
+    input = (torch.randn(7, 5, 3),)
+    exported = torch.export.export(model, input, dynamic_shapes=sizes, strict=strict).module()
+    for seq_len, batch in ((5, 2), (11, 3)):
+        input = torch.randn(seq_len, batch, 3)
+        torch.testing.assert_close(exported(input), model(input))
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = RNN(3, 6, 2, bidirectional=True)
+
+    def forward(self, data: Tensor, sizes: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
+        output, hn = self.rnn(PackedSequence(data, sizes), hx)
+        return output.data, hn
+
+
+def test_packed_data_of_other_lengths() -> None:
+    model = Packed()
+    arguments = torch.randn(8, 3), torch.tensor([2, 2, 2, 1, 1]), torch.randn(4, 2, 6)
+    sizes = ({0: AUTO}, {0: AUTO}, {1: AUTO})
+    exported = torch.export.export(model, arguments, dynamic_shapes=sizes).module()
+    other = torch.randn(6, 3), torch.tensor([3, 2, 1]), torch.randn(4, 3, 6)
+    torch.testing.assert_close(exported(*other), model(*other))
 
 
 def test_an_exported_model_trains() -> None:
