@@ -70,28 +70,6 @@ def test_gradient_of_batch_first_input_is_contiguous() -> None:
     assert x.grad.is_contiguous()
 
 
-STATES = {
-    "expanded": lambda: torch.randn(2, 1, H).expand(2, B, H),
-    "transposed": lambda: torch.randn(B, 2, H).transpose(0, 1),
-    "features strided": lambda: torch.randn(2, B, 2 * H)[..., ::2],
-    "reversed": lambda: torch.randn(H, B, 2).permute(2, 1, 0),
-}
-
-
-@pytest.mark.parametrize("name", STATES)
-def test_states_in_any_memory_layout(name: str) -> None:
-    def run(cls: type) -> object:
-        module = cls(I, H, 2)
-        hx = STATES[name]().requires_grad_()
-        before = hx.detach().clone()
-        result = module(torch.randn(T, B, I), hx)
-        assert torch.equal(hx, before)
-        (grad,) = torch.autograd.grad(result[0].sum(), hx)
-        return result, grad.contiguous()
-
-    assert_agree(run)
-
-
 def test_results_share_no_memory() -> None:
     module = RNN(I, H, batch_first=True)
     hx = torch.randn(1, 1, H)
@@ -187,17 +165,6 @@ def test_tensors_of_inference_mode_outside_of_it() -> None:
         return module(x)
 
     assert_raise_alike(run)
-
-
-def test_repeats_bitwise() -> None:
-    def once() -> list[Tensor]:
-        torch.manual_seed(0)
-        module = RNN(30, 70, 2, bidirectional=True)
-        output, hn = module(torch.randn(20, 9, 30))
-        output.sum().backward()
-        return [output, hn, *(w.grad for w in module.parameters())]
-
-    assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
 
 
 def x(*sizes: int, **like: object) -> Tensor:

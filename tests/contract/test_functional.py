@@ -172,9 +172,8 @@ def test_marks_that_are_no_tensor(mark: dict[str, Any], message: str) -> None:
         np.array([5, 2]),
         [np.int64(5), np.int32(2)],
         [torch.tensor(5), torch.tensor([2])],
-        (5, 2),
     ],
-    ids=["array", "numbers of NumPy", "tensors", "tuple"],
+    ids=["array", "numbers of NumPy", "tensors"],
 )
 def test_lengths_from_lists_and_arrays(lengths: Any) -> None:
     module, x = RNN(3, 4, bidirectional=True), torch.randn(5, 2, 3)

@@ -10,7 +10,6 @@ from torch.nn.utils.rnn import (
     PackedSequence,
     pack_padded_sequence,
     pack_sequence,
-    pad_packed_sequence,
     unpack_sequence,
 )
 
@@ -72,15 +71,6 @@ def test_equals_each_sequence_alone(name: str) -> None:
         alone, hn_alone = module(row, hx[:, b])
         torch.testing.assert_close(packed, alone)
         torch.testing.assert_close(hn[:, b], hn_alone)
-
-
-def test_equals_lengths() -> None:
-    module = RNN(I, H, 2, bidirectional=True)
-    x, lengths = torch.randn(5, 3, I), torch.tensor([2, 5, 3])
-    output, hn = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
-    padded, hn_padded = module(x, lengths=lengths)
-    torch.testing.assert_close(pad_packed_sequence(output)[0], padded)
-    torch.testing.assert_close(hn, hn_padded)
 
 
 class Subclass(PackedSequence):

@@ -163,6 +163,8 @@ STATES = {
     "expanded rows": ((2, 1, H), lambda base: base.expand(2, B, H)),
     "part of a larger batch": ((2, B + 2, H), lambda base: base[:, :B]),
     "batch first": ((B, 2, H), lambda base: base.transpose(0, 1)),
+    "every second feature": ((2, B, 2 * H), lambda base: base[..., ::2]),
+    "features first": ((H, B, 2), lambda base: base.permute(2, 1, 0)),
     "chosen rows": ((2, B, H), lambda base: base.index_select(1, torch.arange(B).to(base.device))),
     "twice the same": ((1, B, H), lambda base: torch.cat([base, base])),
 }

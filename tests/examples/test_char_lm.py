@@ -235,18 +235,6 @@ def test_writes_the_same_text_for_the_same_seed() -> None:
     assert first.startswith("for ")
 
 
-def test_writes_a_picture() -> None:
-    results = example("--epochs", "2", "--out", "new/folder")
-    assert results.picture == Path("new/folder/char_lm.png")
-
-    from matplotlib.image import imread
-
-    picture = torch.from_numpy(imread(results.picture))[..., :3]
-    for half in picture.chunk(2):
-        for part in half.chunk(2, dim=1):
-            assert len(part.reshape(-1, 3).unique(dim=0)) > 20
-
-
 @pytest.mark.slow
 def test_beats_pairs_of_characters_on_shakespeare() -> None:
     """After one epoch, better than knowing how often each character follows each other one."""
@@ -483,7 +471,6 @@ def test_batch_that_processes_cannot_share() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--data", "nowhere"], "nowhere: no such folder"),
         (["--data", "."], "tinyshakespeare.txt: No such file"),
         (["--limit", "500"], "475 characters to learn from are too few for a batch of 32 rows"),
         (["--limit", "30", "--batch-size", "1", "--num-steps", "1"], "too few"),
@@ -492,10 +479,8 @@ def test_batch_that_processes_cannot_share() -> None:
         (["--sampling", "neither"], "--sampling: invalid choice"),
         (["--resume"], "--resume: needs --checkpoint DIR"),
         (["--compare", "--checkpoint", "kept"], "--checkpoint: keeps one training"),
-        (["--epochs", "0"], "--epochs: expected a whole number of at least 1, got 0"),
         (["--num-steps", "-1"], "--num-steps: expected"),
         (["--clip-norm", "0"], "--clip-norm: expected a number above 0, got 0"),
-        (["--out", __file__], "File exists"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -12,7 +12,7 @@ import emulation
 import pytest
 import torch
 from emulation import ROOT
-from rows import CONFIGURATIONS, DTYPES, ON_GPU, Row
+from rows import CONFIGURATIONS, DTYPES, ON_GPU
 
 # capability, multiprocessors, shared memory of a block and of a multiprocessor, registers
 DEVICES = {
@@ -219,11 +219,11 @@ def test_a_configuration_that_cannot_serve(
         cuda.choose(*call, name)
 
 
-@pytest.mark.parametrize("row", ON_GPU, ids=str)
-def test_a_gpu_runs_what_a_row_names(cuda: Any, row: Row) -> None:
-    """The rows of test_on_gpu.py, which would be served by steps as well."""
-    case, code = row.case, DTYPES.index(row.dtype)
-    sizes = case.seq_len, case.batch, case.hidden_size, case.directions
-    for backward in (False, True):
-        taken = cuda.choose(code, backward, row.tf32, *sizes, DEVICES["H200"], row.kernel)
-        assert taken[0] == row.kernel
+def test_a_gpu_runs_what_the_rows_name(cuda: Any) -> None:
+    """Those of test_on_gpu.py, which steps would serve as well."""
+    for row in ON_GPU:
+        case, code = row.case, DTYPES.index(row.dtype)
+        sizes = case.seq_len, case.batch, case.hidden_size, case.directions
+        for backward in (False, True):
+            taken = cuda.choose(code, backward, row.tf32, *sizes, DEVICES["H200"], row.kernel)
+            assert taken[0] == row.kernel, row
