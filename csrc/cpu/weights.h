@@ -65,6 +65,7 @@ class Weights {
     }
     team.wait();
   }
+
   const void* w_ih(int64_t index) const {
     return packed_ ? at(index, 0) : places_.weight(index, 0);
   }

@@ -30,162 +30,167 @@ PLANTED = ROOT / "build/planted"
 
 @dataclass(frozen=True)
 class Fault:
-    """In a file of csrc, ``new`` in place of ``old``; found with an instruction set."""
+    """In csrc, ``new`` in place of ``old``, which occurs once; found with an instruction set."""
 
     name: str
-    file: str
     old: str
     new: str
     isa: str = "avx2"
 
-    @property
-    def source(self) -> str:
-        """What compiles the file."""
-        return self.file if self.file.endswith(".cpp") else f"cpu/kernels_{self.isa}.cpp"
+    def source(self, file: Path) -> str:
+        """What compiles the file: a kernel, or what includes it."""
+        includes = {"places.h", "team.h", "weights.h", "workspace.h"}
+        if file.suffix == ".cpp":
+            return str(file)
+        return "cpu/stack.cpp" if file.name in includes else f"cpu/kernels_{self.isa}.cpp"
 
-    def planted(self, text: str) -> str:
-        if text.count(self.old) != 1:
-            raise ValueError(f"{self.name}: {text.count(self.old)} places in {self.file}, not one")
-        return text.replace(self.old, self.new)
+
+def file_of(text: str, csrc: Path) -> Path:
+    """The one file of the CPU's half that contains a text, below csrc; it does so once."""
+    files = [*csrc.glob("*.cpp"), *csrc.glob("cpu/*.cpp"), *csrc.glob("cpu/*.h")]
+    counts = {path.relative_to(csrc): path.read_text().count(text) for path in files}
+    found = [path for path, count in counts.items() if count]
+    if len(found) != 1 or counts[found[0]] != 1:
+        raise ValueError(f"expected once: {text}, got {[(str(p), counts[p]) for p in found]}")
+    return found[0]
 
 
 FAULTS = [
     # thresholds and how the work is cut
-    Fault("the last row of the last thread is left out", "cpu/choose.cpp",
+    Fault("the last row of the last thread is left out",
           "if (index == size) return s.batch;", "if (index == size) return s.batch - 1;"),
-    Fault("sums are split where threads have rows for other tiles", "cpu/choose.cpp",
+    Fault("sums are split where threads have rows for other tiles",
           "kSplitBatch = 2;", "kSplitBatch = 8;"),
-    Fault("blocks of 96 rows drop what does not divide", "cpu/layer.h",
+    Fault("blocks of 96 rows drop what does not divide",
           "(end - begin + blocks - i - 1) / (blocks - i)", "(end - begin) / blocks"),
-    Fault("a chunk of steps has more rows than its buffers", "cpu/layer.h",
-          "fused ? 1 : kBlockRows / rows;", "fused ? 1 : kBlockRows / rows + 1;"),
-    Fault("a chunk's later steps start from its first rows", "cpu/layer.h",
-          "fused ? nullptr : gate_rows + done;", "fused ? nullptr : gate_rows;"),
-    Fault("a block of 256 rows overwrites the sums of the block before", "cpu/grads.h",
-          "panel, w_ih, add);", "panel, w_ih, false);"),
-    Fault("units from the 257th on take the gradients of the first", "cpu/grads.h",
-          "grad_rows[k] + first, size * sizeof(C)", "grad_rows[k], size * sizeof(C)"),
-    Fault("two panels at once begin at the wrong one, walking back", "cpu/tile.h",
-          "panels.begin(both && p.back ? other : panel);", "panels.begin(panel);"),
+    Fault("a chunk of steps has more rows than its buffers",
+          "fused_ ? 1 : kBlockRows / block.rows)", "fused_ ? 1 : kBlockRows / block.rows + 1)"),
+    Fault("a chunk's later steps start from its first rows",
+          "step(s, gate_rows_ + done);", "step(s, gate_rows_);"),
+    Fault("a block of 256 rows overwrites the sums of the block before",
+          "panel_, w_ih, add);", "panel_, w_ih, false);"),
+    Fault("units from the 257th on take the gradients of the first",
+          "grad_rows_[k] + first, size * sizeof(C)", "grad_rows_[k], size * sizeof(C)"),
+    Fault("two panels at once begin at the wrong one, walking back",
+          "panels.begin(p.back ? other : panel)", "panels.begin(panel)"),
     # strides
-    Fault("hx has dense layers", "cpu/stack.cpp",
+    Fault("hx has dense layers",
           "index * s_.hx_layer_stride * bytes_", "index * s_.steps.batch * H_ * bytes_"),
-    Fault("hx has dense rows", "cpu/layer.h",
-          "original_row(steps, begin + i) * task.hx_row_stride;",
-          "original_row(steps, begin + i) * H;"),
-    Fault("hx has dense rows in a weight's gradient", "cpu/grads.h",
-          "original_row(steps, i) * task.hx_row_stride;", "original_row(steps, i) * H;"),
-    Fault("reset has dense rows", "cpu/layer.h", "row * steps.reset_row_stride", "row"),
-    Fault("padded sequences have dense steps", "cpu/layer.h",
+    Fault("hx has dense rows",
+          "block_.original(i) * task_.hx_row_stride;", "block_.original(i) * H_;"),
+    Fault("hx has dense rows in a weight's gradient",
+          "original_row(steps, i) * task_.hx_row_stride;", "original_row(steps, i) * H_;"),
+    Fault("reset has dense rows", "row * steps.reset_row_stride", "row"),
+    Fault("padded sequences have dense steps",
           "return data + t * x.step_stride +", "return data + t * steps.batch * x.row_stride +"),
     # packed, lengths, reverse, reset
-    Fault("packed data has as many rows at the last step as at the first", "cpu/stack.cpp",
+    Fault("packed data has as many rows at the last step as at the first",
           "s.start[s.seq_len - 1] + s.active[s.seq_len - 1]", "s.start[s.seq_len - 1] + s.batch"),
-    Fault("packed rows begin a row late", "cpu/layer.h",
+    Fault("packed rows begin a row late",
           "(steps.start[t] + i) * x.row_stride", "(steps.start[t] + i + (t > 8)) * x.row_stride"),
-    Fault("hn stands in the order of the lengths", "cpu/layer.h",
-          "static_cast<S*>(task.hn) + original_row(steps, begin + i) * H",
-          "static_cast<S*>(task.hn) + (begin + i) * H"),
-    Fault("a row without a step forgets hx", "cpu/layer.h",
-          "std::memcpy(hn_row(i), hx_row(i), H * sizeof(S));",
-          "std::memset(hn_row(i), 0, H * sizeof(S));"),
-    Fault("a row without a step forgets the gradient of hn", "cpu/layer.h",
-          "if (i >= present && task.grad_hn) {", "if (i > present && task.grad_hn) {"),
-    Fault("hn is the last step's in the reverse direction too", "cpu/layer.h",
-          "if (!walk.present(walk.after(t), begin + i)) std::memcpy(hn_row(i)",
-          "if (!walk.present(t + 1, begin + i)) std::memcpy(hn_row(i)"),
-    Fault("a reset cuts a step early in the reverse direction", "cpu/layer.h",
+    Fault("hn stands in the order of the lengths",
+          "static_cast<S*>(task_.hn) + block_.original(i) * H_",
+          "static_cast<S*>(task_.hn) + (block_.begin + i) * H_"),
+    Fault("a row without a step forgets hx",
+          "std::memcpy(hn_row(i), hx_row(i), H_ * sizeof(S));",
+          "std::memset(hn_row(i), 0, H_ * sizeof(S));"),
+    Fault("a row without a step forgets the gradient of hn",
+          "i >= block_.present() && task_.grad_hn", "i > block_.present() && task_.grad_hn"),
+    Fault("hn is the last step's in the reverse direction too",
+          "return !walk.present(walk.after(t), begin + i);",
+          "return !walk.present(t + 1, begin + i);"),
+    Fault("a reset cuts a step early in the reverse direction",
           "const int64_t later = t > neighbour ? t : neighbour,",
           "const int64_t later = reverse ? t : t > neighbour ? t : neighbour,"),
-    Fault("a sequence that begins anew takes hx", "cpu/layer.h",
-          "walk.begins_anew(t, begin + i) ? zeros : hx_rows[i];", "hx_rows[i];"),
-    Fault("gradients pass a reset", "cpu/layer.h",
-          "carry_rows[i] = walk.goes_on(t, begin + i) ?",
-          "carry_rows[i] = walk.present(walk.after(t), begin + i) ?"),
-    Fault("a weight's gradient takes hx at a reset", "cpu/grads.h",
-          "} else if (task.hx && !walk.begins_anew(t, i)) {", "} else if (task.hx) {"),
+    Fault("a sequence that begins anew takes hx",
+          "block_.begins_anew(t, i) ? zeros_ : hx_rows_[i];", "hx_rows_[i];"),
+    Fault("gradients pass a reset",
+          "carry_rows_[i] = block_.goes_on(t, i) ?", "carry_rows_[i] = !block_.is_last(t, i) ?"),
+    Fault("a weight's gradient takes hx at a reset",
+          "if (!task_.hx || walk_.begins_anew(t, i)) return nullptr;",
+          "if (!task_.hx) return nullptr;"),
     # dropout, layers, directions
-    Fault("dropout is left out forward", "cpu/layer.h", "&(m *= buffer[k])", "&(m = buffer[k])"),
-    Fault("dropout is left out back", "cpu/grads.h", "out_rows[r][k] *= m;", "(void)m;"),
-    Fault("each thread that shares columns drops out", "cpu/grads.h",
+    Fault("dropout is left out forward", "&(m *= buffer[k])", "&(m = buffer[k])"),
+    Fault("dropout is left out back", "out_rows[r][k] *= m;", "(void)m;"),
+    Fault("each thread that shares columns drops out",
           "r < n && share.part == 0; ++r", "r < n; ++r"),
-    Fault("layers without gradients share one buffer", "cpu/stack.cpp",
-          "buffers[layer & 1]", "buffers[0]"),
-    Fault("the reverse direction hands no gradient down", "cpu/grads.h",
+    Fault("layers without gradients share one buffer",
+          "buffers_[layer & 1]", "buffers_[0]"),
+    Fault("the reverse direction hands no gradient down",
           "if (task.num_directions == 2) product.terms[1].depth = H;", ""),
     # dtypes and the tails of vectors
-    Fault("the last of the halves behind a vector is not written", "cpu/simd.h",
+    Fault("the last of the halves behind a vector is not written",
           "for (; i < n; ++i) from_float(from[i], to[i]);",
           "for (; i + 1 < n; ++i) from_float(from[i], to[i]);"),
-    Fault("halves behind the end of a row are read", "cpu/simd.h",
+    Fault("halves behind the end of a row are read",
           "widen(buffer, p, n);", "widen(buffer, p, kLanes<C>);"),
-    Fault("halves as subnormal as they come are read as normal", "cpu/simd.h",
+    Fault("halves as subnormal as they come are read as normal",
           "if (rest < 0x400) return", "if (rest < 0x400 && rest > 0x3ff) return", "baseline"),
-    Fault("the last of an odd depth is not packed in a pair", "cpu/pack.h",
+    Fault("the last of an odd depth is not packed in a pair",
           "const int64_t pairs = (depth + 1) / 2;", "const int64_t pairs = depth / 2;",
           "avx512_bf16"),
-    Fault("a pair is read behind the end of an odd row", "cpu/tile.h",
+    Fault("a pair is read behind the end of an odd row",
           "return uint32_t{p[depth - 1].bits};", "return pair_at(p + depth - 1);", "avx512_bf16"),
-    Fault("the row behind the last of an odd number is paired with it", "cpu/grads.h",
-          "k + 1 < depth ? grad_rows[k + 1] + first : nullptr",
-          "k + 1 < kDepthBlock ? grad_rows[k] + first : nullptr", "avx512_bf16"),
-    Fault("a tile is written to the end of its last vector", "cpu/tile.h",
-          "const int whole = last < L ? vectors - 1 : vectors;", "const int whole = vectors;"),
-    Fault("a dot product is written to the end of its vector", "cpu/product.h",
+    Fault("the row behind the last of an odd number is paired with it",
+          "k + 1 < depth ? grad_rows_[k + 1] + first : nullptr",
+          "k + 1 < kDepthBlock ? grad_rows_[k] + first : nullptr", "avx512_bf16"),
+    Fault("a tile is written to the end of its last vector",
+          "const int whole = at.last < L ? vectors - 1 : vectors;", "const int whole = vectors;"),
+    Fault("a dot product is written to the end of its vector",
           "n < L ? store_first(p.out[r] + c, y, n) : store(p.out[r] + c, y);",
           "store(p.out[r] + c, y);"),
-    Fault("a dot product reads whole vectors", "cpu/product.h",
+    Fault("a dot product reads whole vectors",
           "step(k, static_cast<int>(depth - k));", "step(k, L);"),
-    Fault("weights as they came are read in whole vectors", "cpu/tile.h",
-          "load_widened<C>(at, kWhole || v < kVectors - 1 ? L : last);",
+    Fault("weights as they came are read in whole vectors",
+          "load_widened<C>(at, kWhole || v < kVectors - 1 ? L : panel.last);",
           "load_widened<C>(at, L);"),
-    Fault("rows behind the end of a matrix are packed", "cpu/pack.h",
+    Fault("rows behind the end of a matrix are packed",
           "block[c] = c < inside(v) ? load_widened<C>(from + c * ld + k, steps) : Vec<C>{};",
           "block[c] = load_widened<C>(from + c * ld + k, steps);"),
-    Fault("a split sum forgets the last of an odd depth", "cpu/tile.h",
+    Fault("a split sum forgets the last of an odd depth",
           "if (depth % 2) step(acc, k);", ""),
-    Fault("relu's gradient passes at zero", "cpu/tile.h",
+    Fault("relu's gradient passes at zero",
           "h <= 0 ? Vec<C>{} : x", "h < 0 ? Vec<C>{} : x"),
     # barriers
-    Fault("no wait at the end of a step whose columns are shared", "cpu/layer.h",
-          "done += n;\n      wait(share);", "done += n;"),
-    Fault("no wait for the weights to be packed", "cpu/stack.cpp",
+    Fault("no wait at the end of a step whose columns are shared",
+          "run_product<S>(step_, n, share);\n    wait(share);", "run_product<S>(step_, n, share);"),
+    Fault("no wait for the weights to be packed",
           "memory += size(i, 2);\n    }\n    team.wait();", "memory += size(i, 2);\n    }"),
     # gradients
-    Fault("the gradient of w_hh takes the state of its own step", "cpu/grads.h",
-          "row_of<const S>(task.state, steps, walk.before(t), i);",
-          "row_of<const S>(task.state, steps, t, i);"),
-    Fault("b_hh has no gradient", "cpu/stack.cpp", "? grads[3] : nullptr", "? grads[2] : nullptr"),
+    Fault("the gradient of w_hh takes the state of its own step",
+          "row_of<const S>(task_.state, steps, walk_.before(t), i);",
+          "row_of<const S>(task_.state, steps, t, i);"),
+    Fault("b_hh has no gradient", "? grads[3] : nullptr", "? grads[2] : nullptr"),
 ]  # fmt: skip
 
 
 # These are in what turns tensors into structs, and are found in the extension.
 OF_THE_EXTENSION = [
-    Fault("packed data has dense rows", "arguments.cpp",
+    Fault("packed data has dense rows",
           "return {data, 0, x.stride(0)};", "return {data, 0, x.size(1)};"),
-    Fault("a reset before a row without a step takes its hx away", "arguments.cpp",
+    Fault("a reset before a row without a step takes its hx away",
           "if (lengths) begun = begun.logical_and(lengths->gt(0));", ""),
-    Fault("the mask of packed data has no more rows than it", "arguments.cpp",
+    Fault("the mask of packed data has no more rows than it",
           "= packed && input.size(0) != shape.rows;", "= false;"),
 ]  # fmt: skip
 
 # These are in the checks, and are found by malformed arguments.
 OF_THE_CHECKS = [
-    Fault("no storage is looked at", "arguments.cpp",
+    Fault("no storage is looked at",
           "if (!has_own_storage(impl) || impl.numel() == 0) return;", "return;"),
-    Fault("weights are not counted", "arguments.cpp",
+    Fault("weights are not counted",
           "static_cast<int64_t>(weights.size()) == expected", "expected > 0"),
-    Fault("hx may have any size", "arguments.cpp",
-          'if (hx) check_tensor("hx", *hx, {count, s.batch, H}, input);', ""),
-    Fault("w_hh may have any size", "arguments.cpp",
+    Fault("hx may have any size",
+          'if (hx) check_tensor("hx", *hx, {s.states(), s.batch, s.hidden_size}, input);', ""),
+    Fault("w_hh may have any size",
           'check_tensor("w_hh", weights[first + 1], {H, H}, input, first + 1);', ""),
-    Fault("a tensor may have any dtype", "arguments.cpp",
+    Fault("a tensor may have any dtype",
           "TORCH_CHECK(x.scalar_type() == like.scalar_type(),", "TORCH_CHECK(true,"),
-    Fault("biases may have any size", "arguments.cpp",
+    Fault("biases may have any size",
           'check_tensor(k == first + 2 ? "b_ih" : "b_hh", weights[k], {H}, input, k);', ";"),
-    Fault("a row may be longer than the input", "cpu/rnn_cpu.cpp",
+    Fault("a row may be longer than the input",
           "length[b] >= 0 && length[b] <= shape.seq_len,", "length[b] >= 0,"),
-    Fault("a gradient may have any size", "arguments.cpp",
+    Fault("a gradient may have any size",
           'check_tensor("grad_hn", *grad_hn, {s.states(), s.batch, s.hidden_size}, like);', ""),
 ]  # fmt: skip
 
@@ -241,12 +246,13 @@ class Build:
             link(objects.values(), KERNELS)
 
     def plant(self, fault: Fault) -> None:
-        path = self.csrc / fault.file
+        file = file_of(fault.old, self.csrc)
+        source, path = fault.source(file), self.csrc / file
         right = path.read_text()
-        path.write_text(fault.planted(right))
-        faulty = self.compile(fault.source, "fault")
+        path.write_text(right.replace(fault.old, fault.new))
+        faulty = self.compile(source, "fault")
         path.write_text(right)
-        self.link(self.objects | {fault.source: faulty})
+        self.link(self.objects | {source: faulty})
 
     def fuzz(self, isa: str, seconds: float) -> str:
         """The first failure, or nothing."""

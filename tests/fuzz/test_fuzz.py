@@ -11,7 +11,7 @@ import pytest
 import torch
 from fuzz import available
 from guarded import LAYOUTS, Memory, strides_of
-from planted_faults import FAULTS, OF_THE_CHECKS, OF_THE_EXTENSION, Fault
+from planted_faults import FAULTS, OF_THE_CHECKS, OF_THE_EXTENSION, Fault, file_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,8 +62,9 @@ def test_a_crash_is_a_failure() -> None:
     "fault", FAULTS + OF_THE_EXTENSION + OF_THE_CHECKS, ids=lambda fault: fault.name
 )
 def test_planted_faults_apply(fault: Fault) -> None:
-    right = (ROOT / "csrc" / fault.file).read_text()
-    assert fault.planted(right) != right
+    file = file_of(fault.old, ROOT / "csrc")
+    assert fault.new != fault.old
+    assert (ROOT / "csrc" / fault.source(file)).exists()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
