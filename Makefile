@@ -31,66 +31,71 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-slow test-clients test-aarch64 test-install wheels sdist wheels-test fuzz fuzz-coverage malformed planted soak sanitize tsan build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-clients test-aarch64 test-install wheels sdist wheels-test fuzz fuzz-coverage malformed planted soak sanitize build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
-	@sed -nE 's/^#   /  /p' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } \
+	  /^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo && sed -nE 's/^#   /  /p' $(firstword $(MAKEFILE_LIST))
+
+##@ Build, run and test
 
 mnist: build ## train the MNIST example, downloading the data where it is missing
 	$(PY) examples/mnist_rows.py --download $(if $(DATA),--data $(DATA)/mnist) $(ARGS)
 
-test: build ## run the tests and the doctests
+test: build ## run the tests and the doctests; the slow ones, examples at full size: ARGS="-m slow"
 	$(PY) -m pytest -m "not slow" --doctest-modules tests fastrnn $(ARGS)
 
-test-slow: build ## run the tests that take minutes: examples at full size
-	$(PY) -m pytest -m slow tests $(ARGS)
+build: $(BUILT) $(EDITABLE) ## build the extension in place
 
 # The same torch as in $(VENV), so that what was built for it serves.
 test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tests of Lightning, skorch, Captum and torchao
 	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) \
 	  $(if $(VENV),$(CLIENTS)/bin/python,$(PY)) -m pytest tests/pytorch/test_clients.py -rs $(ARGS)
 
-soak: build ## call from several threads: right results, flat memory: make soak MINUTES=10 SEED=0
-	$(PY) tests/fuzz/soak.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
-
-sanitize: $(INSTALLED_DEV) ## run the tests of the kernels under gcc's address and undefined-behaviour sanitizers
-	$(PY) tests/fuzz/sanitize.py address $(ARGS)
-
-tsan: $(INSTALLED) ## run the soak under gcc's thread sanitizer
-	$(PY) tests/fuzz/sanitize.py thread $(ARGS)
-
 test-aarch64: build ## run the tests of the CPU's kernels for aarch64, in an emulator
 	FASTRNN_TEST_ON=aarch64 $(PY) -m pytest $(addprefix tests/kernels/test_raw.py::,\
 	  test_kernels test_tanh test_large_steps_are_left_to_torch) $(ARGS)
 
-test-install: ## install in every way: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
-	$(PYTHON) tests/project/try_install.py $(ARGS)
+##@ Style
 
-# The tools alone: what is compiled sees the torches' headers.
-wheels: $(WHEELS)/.installed ## build a wheel for each Python, which serves several torches
-	$(WHEELS)/bin/python wheels.py $(ARGS)
+lint: $(INSTALLED_DEV) ## check style and types
+	$(BIN)ruff check .
+	$(BIN)ruff format --check .
+	$(BIN)mypy
+	$(BIN)clang-format --dry-run -Werror $(CPP) examples/cpp/*.cpp
 
-sdist: $(WHEELS)/.installed ## pack the sources, and check the package
-	FASTRNN_TORCHES=all $(WHEELS)/bin/python -m build --sdist --outdir dist
-	$(WHEELS)/bin/python -m twine check --strict dist/*.tar.gz
+format: $(INSTALLED_DEV) ## rewrite the sources in the project's style
+	$(BIN)ruff check --fix-only .
+	$(BIN)ruff format .
+	$(BIN)clang-format -i $(CPP) examples/cpp/*.cpp
 
-wheels-test: ## install them where no compiler is: make wheels-test ARGS="--python 3.11 --torch 2.13.0"
-	$(PYTHON) tests/project/try_wheels.py $(ARGS)
+clean: ## remove what was built, but not the virtual environment
+	rm -rf build dist *.egg-info fastrnn/*.so fastrnn/_built_for.json .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+##@ Random calls, sanitizers
 
 fuzz: build $(INSTALLED_DEV) ## run random problems: make fuzz SECONDS=60 SEED=0
 	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
 
-fuzz-coverage: build $(INSTALLED_DEV) ## count the lines of the CPU's kernels that random problems run
-	$(PY) tests/fuzz/fuzz_coverage.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
-
 malformed: build $(INSTALLED_DEV) ## call with malformed arguments: make malformed COUNT=20000 SEED=0
 	$(PY) tests/fuzz/malformed.py --count $(or $(COUNT),20000) --seed $(or $(SEED),0) $(ARGS)
+
+soak: build ## call from several threads: right results, flat memory: make soak MINUTES=10 SEED=0
+	$(PY) tests/fuzz/soak.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
+
+# SANITIZER=thread: ThreadSanitizer on the soak.
+sanitize: $(INSTALLED_DEV) ## run the kernels' tests under sanitizers of gcc: make sanitize SANITIZER=address
+	$(PY) tests/fuzz/sanitize.py $(or $(SANITIZER),address) $(ARGS)
 
 planted: build $(INSTALLED_DEV) ## plant faults in the CPU's code, each of which `make fuzz` must find
 	$(PY) tests/fuzz/planted_faults.py $(ARGS)
 
-build: $(BUILT) $(EDITABLE) ## build the extension in place
+fuzz-coverage: build $(INSTALLED_DEV) ## count the lines of the CPU's kernels that random problems run
+	$(PY) tests/fuzz/fuzz_coverage.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
+
+##@ Benchmarks
 
 bench: build ## run a representative set of benchmarks, in a few minutes
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds $(ARGS)
@@ -114,6 +119,8 @@ compare-peers: $(VENV)/.installed-peers build
 bench-report: build ## write docs/benchmarks.md from the results
 	$(PY) -m benchmarks.report
 
+##@ CUDA
+
 cuda-check: ## compile the CUDA kernels for every architecture, and show what each needs
 	$(PYTHON) cuda_build.py $(ARGS)
 
@@ -123,20 +130,23 @@ gpu-prepare: ## build at home what gpu-check runs on an H100 or H200, in 5 minut
 gpu-check: $(INSTALLED) ## on a machine with a GPU: check, sanitize, test and measure, in 8 minutes
 	$(PY) -m benchmarks.gpu.visit $(ARGS)
 
-lint: $(INSTALLED_DEV) ## check style and types
-	$(BIN)ruff check .
-	$(BIN)ruff format --check .
-	$(BIN)mypy
-	$(BIN)clang-format --dry-run -Werror $(CPP) examples/cpp/*.cpp
+##@ Wheels and installs
 
-format: $(INSTALLED_DEV) ## rewrite the sources in the project's style
-	$(BIN)ruff check --fix-only .
-	$(BIN)ruff format .
-	$(BIN)clang-format -i $(CPP) examples/cpp/*.cpp
+# The tools alone: what is compiled sees the torches' headers.
+wheels: $(WHEELS)/.installed ## build a wheel for each Python, which serves several torches
+	$(WHEELS)/bin/python wheels.py $(ARGS)
 
-clean: ## remove what was built, but not the virtual environment
-	rm -rf build dist *.egg-info fastrnn/*.so fastrnn/_built_for.json .pytest_cache .mypy_cache .ruff_cache .benchmarks
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+sdist: $(WHEELS)/.installed ## pack the sources, and check the package
+	FASTRNN_TORCHES=all $(WHEELS)/bin/python -m build --sdist --outdir dist
+	$(WHEELS)/bin/python -m twine check --strict dist/*.tar.gz
+
+wheels-test: ## install them where no compiler is: make wheels-test ARGS="--python 3.11 --torch 2.13.0"
+	$(PYTHON) tests/project/try_wheels.py $(ARGS)
+
+test-install: ## install in every way: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
+	$(PYTHON) tests/project/try_install.py $(ARGS)
+
+# Environments, and what is built in them.
 
 $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -2,7 +2,8 @@
 
 `python tests/fuzz/sanitize.py address`, or `make sanitize`: AddressSanitizer and
 UndefinedBehaviorSanitizer on the tests of the kernels and on a minute of the fuzzer.
-`python tests/fuzz/sanitize.py thread`, or `make tsan`: ThreadSanitizer on the soak.
+`python tests/fuzz/sanitize.py thread`, or `make sanitize SANITIZER=thread`: ThreadSanitizer on
+the soak.
 
 All happens in build/sanitize, in a copy of the sources. Exits with status 1 where a sanitizer
 reports something, a test fails, or a planted fault stays unseen. Needs gcc on Linux.
