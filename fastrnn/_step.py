@@ -1,4 +1,4 @@
-"""One step: what RNN.step and RNNCell leave to Python."""
+"""One step: what ``_C.rnn_step`` and ``_C.rnn_cell`` decline."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def rnn_step(
     dropout: float,
     reset_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and hn.
+    """Run one step of all layers: input (B, I) and hx (L, B, H) to output (B, H) and hn (L, B, H).
 
-    For what the direct entry has not taken: with ``reset`` it is asked here.
+    Or all without B. With ``reset`` the states it drops are replaced first, and ``_C.rnn_step`` is
+    tried again.
     """
     if options.reset is not None or reset_state is not None:
         _checks.check_weights(weights)
@@ -57,9 +58,9 @@ def rnn_cell(
     reset: Tensor | None,
     reset_state: Tensor | None,
 ) -> Tensor:
-    """One step of one layer: (B, I) or (I) and (B, H) or (H) to (B, H) or (H).
+    """Run one step of one layer: input (B, I) and hx (B, H) to h (B, H), or all without B.
 
-    For what the direct entry has not taken: with ``reset`` it is asked here.
+    ``reset`` is applied as in :func:`rnn_step`.
     """
     known = nonlinearity in ("tanh", "relu")
     _checks.check_tensors(input, hx, op="RNNCell")

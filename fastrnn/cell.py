@@ -83,7 +83,7 @@ class RNNCell(RNNCellBase):
         if unmarked and nonlinearity in ("tanh", "relu") and not is_dynamo_compiling():
             result: Tensor | None = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
             if result is not None:
-                # After the call, which no trace comes through: it would record the shape.
+                # Checked after _C.rnn_cell, as in RNN.forward.
                 size = self.hidden_size
                 if hx is None and (type(size) is not int or w_hh.shape[1] != size):
                     self._check_hidden_size(w_hh)

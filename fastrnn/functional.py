@@ -60,7 +60,7 @@ def rnn(
             last valid step, and the reverse direction starts there.
         reset: (T, B), or (B, T) with ``batch_first``, or (T) without a batch: true where a new
             sequence begins. Bool, or numbers, of which 0 is false, with or without a last
-            dimension of 1. With a ``PackedSequence``, one packed alike, or padded. The state
+            dimension of 1. For a ``PackedSequence``, one packed alike or a padded tensor. The state
             before such a step, the first included, is zero, and no gradient passes. The reverse
             direction begins anew at the step before, where the sequence that comes earlier ends.
         reset_state: (L*D, B, H), or (L*D, H) without a batch: the state there instead of zeros.
@@ -150,9 +150,10 @@ def rnn_in_python(
     dropout: float,
     reset_state: Tensor | None,
 ) -> tuple[Any, Tensor]:
-    """What the direct entry leaves to Python: packed input, transforms, compilers, errors.
+    """Run what ``_C.rnn`` declines: packed input, transforms, compilers, errors.
 
-    ``options`` has lengths and reset as the caller gave them, and no ``batch_sizes`` yet.
+    ``options`` has lengths and reset as the caller gave them, and no ``batch_sizes``: those of
+    packed input are taken from it.
     """
     _checks.check_reset_state(reset_state, options.reset)
     num_layers, bidirectional = options.num_layers, options.bidirectional

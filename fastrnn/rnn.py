@@ -179,7 +179,7 @@ class RNN(RNNBase):
                 reset,
             )
             if result is not None:
-                # After the call, which no trace comes through: it would record the shape.
+                # Checked after _C.rnn, which takes no call under a trace: that would record shapes.
                 if (
                     weights[0].shape != (self.hidden_size, self.input_size)
                     or self.proj_size != 0
@@ -235,7 +235,7 @@ class RNN(RNNBase):
         """
         if self.bidirectional:
             raise RuntimeError(
-                "RNN.step: expected a module of one direction, got bidirectional=True. Its second "
+                "RNN.step: expected a unidirectional module, got bidirectional=True. Its second "
                 "direction begins at the end of the input: call the module on the whole sequence"
             )
         parameters: Any = self._parameters
@@ -289,13 +289,13 @@ class RNN(RNNBase):
         )
 
     def _compute_weights(self) -> None:
-        """Run the hooks that compute weights before a call of the module, which a step is not."""
+        """Run the hooks that compute weights: a step bypasses ``__call__``, which would run them."""
         for hook in self._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
                 hook(self, None)
 
     def _weights_by_name(self) -> list[Any]:
-        """The weights where there are other parameters, or some are computed: attributes."""
+        """The weights, if the module has other parameters too, or a weight is a computed attribute."""
         parameters: Any = self._parameters
         try:
             return [*map(parameters.__getitem__, self._flat_weights_names)]
@@ -343,7 +343,7 @@ class RNN(RNNBase):
             )
 
     def _run_checks(self, input: Any, hx: Tensor | None) -> None:
-        """Call the checks that a subclass overrides as nn.RNN.forward does."""
+        """Call the checks that a subclass may override, in nn.RNN.forward's order."""
         self._update_flat_weights()
         batch_sizes = None
         if isinstance(input, PackedSequence):

@@ -100,6 +100,7 @@ CASES = [
     Case(12, 9, 5, 31, lengths=True, bidirectional=True, nonlinearity="relu"),
     Case(12, 110, 5, 18, lengths=True, bidirectional=True, num_layers=2, batch_first=True),
     Case(8, 6, 4, 20, lengths=True, batch_first=True, hx=False, bias=False),
+    Case(6, 5, 3, 20, lengths=True, bidirectional=True, hx=False),
 ]
 
 

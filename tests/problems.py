@@ -32,7 +32,7 @@ class Problem:
         self.x = torch.randn(*rows, case.input_size, dtype=dtype)
         self.hx = torch.randn(states, B, case.hidden_size, dtype=dtype)
         self.lengths = torch.randint(0, T + 1, (B,))
-        self.lengths[0] = T
+        self.lengths[-1], self.lengths[0] = 0, T
         self.grad_output = torch.randn(*rows, features, dtype=dtype)
         self.grad_hn = torch.randn(states, B, case.hidden_size, dtype=dtype)
         self.batch_sizes = self.reset = self.dropout_mask = None

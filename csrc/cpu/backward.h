@@ -104,7 +104,7 @@ class BackwardBlock {
     step_.ahead[2] = fetch ? ahead_out_ : nullptr;
   }
 
-  // Rows that have no later step are the last ones, and take no product: 0 times inf would be NaN.
+  // Rows that have no later step come last in a block, and take no product: 0 times inf would be NaN.
   // Where sequences begin anew, rows that go on are mixed with others: all take the product.
   void run_products(int64_t s, int64_t t, int64_t n) {
     int64_t going = block_.walk.steps.reset && s < block_.seq_len() - 1 ? n : 0;
@@ -154,10 +154,10 @@ class BackwardBlock {
   const bool pairs_;
 
   C *grads_, *states_, *zeros_;
-  C* results_;  // what becomes of 16 bits
+  C* results_;  // in float, before they are rounded to 16 bits
   Product<C> step_;
   const void* initial_rows_[kBlockRows];  // grad_pre of the steps that start from hx
-  const void* carry_rows_[kBlockRows];
+  const void* carry_rows_[kBlockRows];    // grad_pre of the step after
   const C *grad_rows_[kBlockRows], *state_rows_[kBlockRows];
   C* out_rows_[kBlockRows];
   const void *ahead_grads_[kBlockRows], *ahead_states_[kBlockRows], *ahead_out_[kBlockRows];

@@ -10,9 +10,9 @@ namespace {
 //   block's rows with the packed w_hh: a few rows by a panel of columns in registers at a time.
 //   With enough rows the input projection joins that product; with few, it is made for a chunk of
 //   steps at once, so that w_ih is read once a chunk. Either way an element sums bias, input terms
-//   and state terms in this order, and the result is the same. Dot products with rows of weights
-//   that are not packed sum in another order, so whether theirs are joined must not depend on how
-//   many rows a thread has.
+//   and state terms in this order, and the result is the same. Dot products with weights that are
+//   not packed sum in another order: whether they take the projection too must not depend on how
+//   many rows a thread has, or results would.
 // Sync plan: none where a thread has all columns, for a row needs only its own past. Where columns
 //   are shared, all wait at the end of a step: each has written its columns of h before any reads.
 // Limits: none. h_prev is read from the output itself, or, where products take no rows of 16 bits,
@@ -101,7 +101,7 @@ class ForwardBlock {
       h_rows_[i] = h_prev_row(s, t, i);
       out_rows_[i] = state_row(s, t, i);
     }
-    const bool skip = s == 0 && task_.skips_zeros;  // of every row, whichever thread has it
+    const bool skip = s == 0 && task_.skips_zeros;  // alike in every thread, as sums change
     step_.terms[1] = {h_rows_, skip ? 0 : H_, task_.w_hh, plan_.fetch_w_hh};
     step_.start = fused_ ? nullptr : gate_rows;
     turn(step_, plan_, t);
@@ -129,7 +129,7 @@ class ForwardBlock {
   // Let the products of step s fetch what the next step writes and reads.
   void fetch_ahead(int64_t s, int64_t n) {
     const bool fetch = plan_.fetch_rows && s + chunk_ < block_.seq_len();
-    const bool fetch_in = fetch && I_ >= H_;  // a tile fetches its columns
+    const bool fetch_in = fetch && I_ >= H_;  // each tile fetches its own columns, of H
     for (int64_t i = 0; i < n && fetch; ++i) {
       ahead_out_[i] = out_rows_[i] + block_.walk.stride(task_.output);
       if (fetch_in)
@@ -150,7 +150,7 @@ class ForwardBlock {
     if (block_.is_last(t, i)) std::memcpy(hn_row(i), out, H_ * sizeof(S));
   }
 
-  // A row without a step has hx for hn.
+  // The hn of a row without a step is its hx.
   void pass_hx_on() const {
     for (int64_t i = block_.present(); i < block_.rows; ++i) {
       if (task_.hx) {
@@ -169,9 +169,11 @@ class ForwardBlock {
   const bool fused_;
   const int64_t chunk_;  // steps whose input projections are made at once
 
-  C *inputs_, *igates_, *states_[2], *zeros_;
+  C *inputs_, *igates_, *zeros_;
+  C* states_[2];  // of 16 bits in float: of even and of odd steps
   Product<C> projection_, step_;
-  // Of the block, or of a chunk of its steps.
+  // Of a step: what it reads and writes. Of a chunk of steps: the input, and where its projections
+  // go (chunk_rows_) and are read again (gate_rows_).
   const void *hx_rows_[kBlockRows], *x_rows_[kBlockRows], *h_rows_[kBlockRows];
   const C* gate_rows_[kBlockRows];
   C *chunk_rows_[kBlockRows], *out_rows_[kBlockRows];

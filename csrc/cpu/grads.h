@@ -9,8 +9,9 @@ namespace {
 
 // grad_input = sum over directions of grad_pre @ w_ih.
 // Tile plan: kBlockRows rows of all steps at a time.
-// Sync plan: none. What the time loop shares by columns is shared here by rows of all steps, where
-//   there are enough; else by columns, and before the first part masks the result, all wait.
+// Sync plan: none. Threads that share columns in the time loop share the rows of all steps here, if
+//   there are enough. If not, they share columns again, and all wait before the first applies the
+//   mask.
 // Limits: none.
 template <typename S>
 void input_grad(const InputGradTask& task, int64_t begin, int64_t end, void* scratch) {
@@ -133,7 +134,7 @@ class RowSum {
 // grad_w_hh = grad_pre^T @ h_prev, grad_w_ih = grad_pre^T @ input, grad_b = sum(grad_pre), for a
 // range of hidden units.
 // Tile plan: blocks of kDepthBlock rows of all steps. A tile of units by a panel of columns is
-//   summed in registers over the block and added to memory. grad_pre is copied (Columns); h_prev
+//   summed in registers over the block and added to memory. grad_pre is copied (Columns in outer.h); h_prev
 //   and input are packed, as many panels at a time as fit. With pairs, two rows of the block are
 //   one step of the sum, and grad_pre is copied in pairs as well.
 // Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete.

@@ -132,7 +132,7 @@ struct TypedKernels {
 
 struct Kernels {
   const char* name;
-  TypedKernels typed[4];  // by Dtype
+  TypedKernels typed[kDtypes];  // by Dtype
 };
 
 static inline const TypedKernels& kernels_for(const Kernels& kernels, Dtype dtype) {

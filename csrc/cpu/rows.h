@@ -10,6 +10,10 @@ namespace {
 template <typename S>
 constexpr bool kNarrow = sizeof(S) == 2;  // storage narrower than its accumulation type
 
+FASTRNN_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
+
 // The scratch memory of a task of these sizes, dealt out from its start.
 template <typename C>
 class Arena {
@@ -102,12 +106,13 @@ struct Block {
   bool continues(int64_t t, int64_t i) const { return walk.continues(t, begin + i); }
   bool begins_anew(int64_t t, int64_t i) const { return walk.begins_anew(t, begin + i); }
   bool goes_on(int64_t t, int64_t i) const { return walk.goes_on(t, begin + i); }
+  // Of those that are walked.
   bool is_first(int64_t t, int64_t i) const { return !walk.present(walk.before(t), begin + i); }
   bool is_last(int64_t t, int64_t i) const { return !walk.present(walk.after(t), begin + i); }
 };
 
-// Walk panels, and k where sums are split, the other way at every other step: what was read last is
-// in cache. By time, not by the walk: the same for padded and packed sequences.
+// Alternate the direction of panels, and of k if sums are split, from step to step: what was read
+// last is still in cache. By the parity of t, not of s, so that padded and packed sequences sum alike.
 template <typename C>
 FASTRNN_INLINE void turn(Product<C>& step, const Plan& plan, int64_t t) {
   step.back = t & 1;

@@ -29,15 +29,15 @@ int64_t scratch_bytes(const Stack& s) {
 // What a member of the team works on, and in.
 struct Work {
   int64_t row_begin, row_end;
-  Share columns;
+  Share share;  // of the columns
   char* scratch;
 
   Work(const Plan& plan, const Steps& steps, const Team& team, char* scratch) : scratch(scratch) {
     const Part part = choose_part(plan, steps, team.index, team.size);
     row_begin = part.row_begin;
     row_end = part.row_end;
-    columns = {part.column_part, part.column_parts,
-               [](const void* t) { static_cast<const Team*>(t)->wait(); }, &team};
+    share = {part.column_part, part.column_parts,
+             [](const void* t) { static_cast<const Team*>(t)->wait(); }, &team};
   }
 };
 
@@ -68,7 +68,7 @@ class ForwardCall {
       weights_.pack(team, layer, layer == 0);
       const Sequence output = output_of(layer);
       for (int64_t d = 0; d < stack_.num_directions; ++d) {
-        kernels_.forward(task(layer, d, input, output, work.columns), work.row_begin, work.row_end,
+        kernels_.forward(task(layer, d, input, output, work.share), work.row_begin, work.row_end,
                          work.scratch);
       }
       input = output;
@@ -84,13 +84,14 @@ class ForwardCall {
   }
 
   ForwardTask task(int64_t layer, int64_t d, const Sequence& input, const Sequence& output,
-                   const Share& columns) const {
+                   const Share& share) const {
     const int64_t index = layer * stack_.num_directions + d;
+    // The caller may write to the output, so what is saved is another.
     const bool copied = call_.saved && layer == stack_.num_layers - 1;
     return {.steps = &stack_.steps,
             .plan = &plan_,
             .above = layer > 0,
-            .share = columns,
+            .share = share,
             .reverse = d == 1,
             .nonlinearity = stack_.nonlinearity,
             .input_size = places_.features(layer),
@@ -146,9 +147,9 @@ class BackwardCall {
     for (int64_t layer = stack_.num_layers - 1; layer >= 0; --layer) {
       weights_.pack(team, layer, layer == stack_.num_layers - 1);
       for (int64_t d = 0; d < stack_.num_directions; ++d) {
-        kernels_.backward(task(layer, d, work.columns), work.row_begin, work.row_end, work.scratch);
+        kernels_.backward(task(layer, d, work.share), work.row_begin, work.row_end, work.scratch);
       }
-      const InputGradTask below = input_grad_task(layer, work.columns);
+      const InputGradTask below = input_grad_task(layer, work.share);
       if (below.grad_input.data) {
         kernels_.input_grad(below, work.row_begin, work.row_end, work.scratch);
       }
@@ -158,7 +159,7 @@ class BackwardCall {
         kernels_.weight_grad(weight_grad_task(layer, d), team.begin(stack_.hidden_size),
                              team.end(stack_.hidden_size), work.scratch);
       }
-      if (layer > 0) team.wait();  // for all that read grad_pre
+      if (layer > 0) team.wait();  // until all have read grad_pre
     }
   }
 
@@ -171,7 +172,7 @@ class BackwardCall {
     if (stack_.num_layers == 1) return 0;
     return aligned(places_.layer_elements() * storage_bytes(stack_.dtype));
   }
-  // Of a weight gradient's sums where storage is narrower; a member has its own rows of them.
+  // Bytes of a weight gradient's sums, if storage is narrower; each member has rows of its own.
   int64_t sums_size(int64_t columns) const {
     const int64_t wide = accumulator_bytes(stack_.dtype);
     return storage_bytes(stack_.dtype) < wide ? aligned(stack_.hidden_size * columns * wide) : 0;
@@ -187,13 +188,13 @@ class BackwardCall {
     return places_.direction(places_.layer_of(call_.saved, layer), d);
   }
 
-  BackwardTask task(int64_t layer, int64_t d, const Share& columns) const {
+  BackwardTask task(int64_t layer, int64_t d, const Share& share) const {
     const Sequence grad_output = layer == stack_.num_layers - 1
                                      ? call_.grad_output
                                      : places_.dense(handed_down_, places_.width());
     return {.steps = &stack_.steps,
             .plan = &plan_,
-            .share = columns,
+            .share = share,
             .reverse = d == 1,
             .nonlinearity = stack_.nonlinearity,
             .hidden_size = stack_.hidden_size,
@@ -205,12 +206,12 @@ class BackwardCall {
             .grad_hx = places_.state(call_.grad_hx, index(layer, d))};
   }
 
-  InputGradTask input_grad_task(int64_t layer, const Share& columns) const {
+  InputGradTask input_grad_task(int64_t layer, const Share& share) const {
     InputGradTask task{
         .steps = &stack_.steps,
         .plan = &plan_,
         .above = layer > 0,
-        .share = columns,
+        .share = share,
         .num_directions = static_cast<int>(stack_.num_directions),
         .input_size = places_.features(layer),
         .hidden_size = stack_.hidden_size,

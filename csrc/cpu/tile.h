@@ -164,7 +164,7 @@ FASTRNN_INLINE void finish_row(const Product<C>& p, Place at, const Vec<C> (&sum
   });
 }
 
-// Take the place of the storage type for packed matrices, which do not depend on it.
+// M of packed matrices, whose layout does not depend on the storage type.
 struct Packed {};
 struct Pairs {};
 
@@ -231,7 +231,7 @@ FASTRNN_INLINE void add_term(Sums<C, kRows, kVectors>& acc, const Product<C>& p,
   }
 }
 
-// The tile of kRows rows and kVectors vectors that stands there.
+// Computes one tile of kRows rows and kVectors vectors, at that place.
 template <typename C, typename M, int kRows, int kVectors, int kSplit>
 __attribute__((noinline)) void tile(const Product<C>& p, Place at) {
   constexpr int L = kLanes<C>;

@@ -36,18 +36,18 @@ class Weights {
   }
   int64_t bytes() const { return size_; }
 
-  // Where `bytes()` bytes are theirs.
+  // `memory` has room for bytes() bytes.
   void place(char* memory) { memory_ = memory; }
 
   // False once a w_hh that was packed holds NaN or infinity, which make NaN of a state of zero.
   bool finite() const { return finite_.load(std::memory_order_relaxed); }
 
-  // Every member packs its share of what a layer's tasks read: at the first layer that is walked
-  // all layers, or one layer in the place of another.
+  // Every member packs its share. If all layers fit together they are packed at the first layer
+  // walked; else each layer is packed over the one before.
   void pack(const Team& team, int64_t layer, bool first) {
     if (together_ && !first) return;
     char* memory = memory_;
-    if (!first) team.wait();  // for all that read the layer before
+    if (!first) team.wait();  // until all have read the layer before
     const int64_t D = places_.directions(), begin = together_ ? 0 : layer * D;
     const int64_t end = together_ ? places_.count() : begin + D;
     for (int64_t i = begin; i < end; ++i) {

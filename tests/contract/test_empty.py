@@ -88,3 +88,23 @@ def test_module_without_steps_or_rows(sizes: tuple[int, ...]) -> None:
     assert type(ours) is type(theirs)
     if not isinstance(theirs, tuple):
         assert ours == theirs
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_row_of_length_zero(dtype: torch.dtype, given: bool, device: str) -> None:
+    """Its output is zero, its final state the initial one, through which its gradient passes."""
+    rnn = RNN(I, H, 2, bidirectional=True, dtype=dtype, device=device)
+    x = torch.randn(T, 3, I, dtype=dtype, device=device, requires_grad=True)
+    hx = torch.randn(4, 3, H, dtype=dtype, device=device, requires_grad=True) if given else None
+    output, hn = rnn(x, hx, lengths=torch.tensor([T, 0, 1], device=device))
+    assert output[:, 1].count_nonzero() == 0
+    expected = hn.new_zeros(4, H) if hx is None else hx[:, 1]
+    torch.testing.assert_close(hn[:, 1], expected, rtol=0, atol=0)
+    grad = torch.randn_like(hn)
+    torch.autograd.backward([output, hn], [torch.ones_like(output), grad])
+    assert x.grad is not None
+    assert x.grad[:, 1].count_nonzero() == 0
+    if hx is not None:
+        assert hx.grad is not None
+        torch.testing.assert_close(hx.grad[:, 1], grad[:, 1], rtol=0, atol=0)

@@ -94,6 +94,8 @@ FAULTS = [
     Fault("a row without a step forgets hx",
           "std::memcpy(hn_row(i), hx_row(i), H_ * sizeof(S));",
           "std::memset(hn_row(i), 0, H_ * sizeof(S));"),
+    Fault("a row without a step has any hn, where there is no hx",
+          "std::memset(hn_row(i), 0, H_ * sizeof(S));", ";"),
     Fault("a row without a step forgets the gradient of hn",
           "i >= block_.present() && task_.grad_hn", "i > block_.present() && task_.grad_hn"),
     Fault("hn is the last step's in the reverse direction too",
