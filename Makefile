@@ -64,6 +64,7 @@ lint: $(INSTALLED_DEV) ## check style and types
 	$(BIN)ruff format --check .
 	$(BIN)mypy
 	$(BIN)clang-format --dry-run -Werror $(CPP) examples/cpp/*.cpp
+	! grep -nE '^.{101}' $(CPP) # comments, which clang-format leaves alone
 
 format: $(INSTALLED_DEV) ## rewrite the sources in the project's style
 	$(BIN)ruff check --fix-only .

@@ -93,11 +93,11 @@ void check_count(const Shape& s, TensorList weights, bool has_biases) {
               ", got ", weights.size());
 }
 
-// They say hidden_size.
-void check_weights(Shape& s, TensorList weights, bool has_biases, const Tensor& input) {
+// Returns hidden_size, which they say.
+int64_t check_weights(const Shape& s, TensorList weights, bool has_biases, const Tensor& input) {
   TORCH_CHECK(weights[0].dim() == 2, "rnn: expected w_ih with 2 dimensions, got ",
               weights[0].dim());
-  const int64_t H = s.hidden_size = weights[0].size(0), per_index = has_biases ? 4 : 2;
+  const int64_t H = weights[0].size(0), per_index = has_biases ? 4 : 2;
   TORCH_CHECK(s.input_size > 0 && H > 0, "rnn: expected input_size and hidden_size > 0, got ",
               s.input_size, ", ", H);
   for (int64_t i = 0; i < s.states(); ++i) {
@@ -108,6 +108,7 @@ void check_weights(Shape& s, TensorList weights, bool has_biases, const Tensor& 
     for (int64_t k = first + 2; k < first + per_index; ++k)
       check_tensor(k == first + 2 ? "b_ih" : "b_hh", weights[k], {H}, input, k);
   }
+  return H;
 }
 
 // Lengths or reset.
@@ -202,7 +203,7 @@ Shape check(FASTRNN_ARGUMENTS) {
   dtype_of(input);
   check_memory("input", input);
   s.input_size = input.size(-1);
-  check_weights(s, weights, has_biases, input);
+  s.hidden_size = check_weights(s, weights, has_biases, input);
   if (batch_sizes) {
     check_batch_sizes(*batch_sizes, input);
     TORCH_CHECK(!batch_first && !lengths,

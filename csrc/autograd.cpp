@@ -91,8 +91,15 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     return {output, hn};
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const torch::autograd::Node* const node = running_node;
+  // The arguments of the call, as far as they are kept.
+  struct Call {
+    Tensor input;
+    OptionalTensor hx, batch_sizes, lengths, reset, dropout_mask;
+    Tensor saved;
+    variable_list weights;
+    Options options;
+  };
+  static Call call_of(AutogradContext* ctx) {
     variable_list kept = ctx->get_saved_variables();
     constexpr int64_t kFirstWeight = 7;
     const auto kept_or_stand_in = [&](const Tensor& x, const char* name) {
@@ -100,17 +107,25 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
       const auto found = ctx->saved_data.find(name);
       return found == ctx->saved_data.end() ? x : found->second.toTensor();
     };
-    Tensor input = kept_or_stand_in(kept[0], "input");
-    OptionalTensor hx = defined(kept_or_stand_in(kept[1], "hx"));
     // The hooks of saved tensors may have changed their layout.
-    const OptionalTensor batch_sizes = contiguous("batch_sizes", kept[2]),
-                         lengths = defined(kept[3]), reset = defined(kept[4]),
-                         dropout_mask = defined(kept[5]);
-    const Tensor saved = *contiguous("saved", kept[6]);
-    const Options options = Options::of(ctx->saved_data["options"].toInt());
-    variable_list weights(std::make_move_iterator(kept.begin() + kFirstWeight),
-                          std::make_move_iterator(kept.end()));
-    fill_in(weights, input, saved, options);
+    Call call{.input = kept_or_stand_in(kept[0], "input"),
+              .hx = defined(kept_or_stand_in(kept[1], "hx")),
+              .batch_sizes = contiguous("batch_sizes", kept[2]),
+              .lengths = defined(kept[3]),
+              .reset = defined(kept[4]),
+              .dropout_mask = defined(kept[5]),
+              .saved = *contiguous("saved", kept[6]),
+              .weights = {std::make_move_iterator(kept.begin() + kFirstWeight),
+                          std::make_move_iterator(kept.end())},
+              .options = Options::of(ctx->saved_data["options"].toInt())};
+    fill_in(call.weights, call.input, call.saved, call.options);
+    return call;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const torch::autograd::Node* const node = running_node;
+    auto [input, hx, batch_sizes, lengths, reset, dropout_mask, saved, weights, options] =
+        call_of(ctx);
     const auto [has_biases, num_layers, f, bidirectional, batch_first] = options;
     const c10::string_view nonlinearity = name_of(f);
     const OptionalTensor grad_output = dense(grads[0]), grad_hn = dense(grads[1]);

@@ -145,7 +145,7 @@ def rnn(
     """
     packing = None if batch_sizes is None else _Packing(batch_sizes, input.device)
     if packing is not None:
-        input, lengths = packing.pad(input), packing.lengths
+        input, lengths, batch_first = packing.pad(input), packing.lengths, False
         if dropout_mask is not None:
             dropout_mask = torch.stack([packing.pad(mask) for mask in dropout_mask])
         if states is not None:

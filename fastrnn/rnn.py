@@ -163,6 +163,11 @@ class RNN(RNNBase):
         else:
             weights = self._weights_by_name()
         nonlinearity, dropout = self._settings()
+        batch_first, training = self.batch_first, self.training
+        if (batch_first is not True and batch_first is not False) or (
+            training is not True and training is not False
+        ):
+            _checks.check_types(batch_first=batch_first, training=training)
         if self._checks_overridden and not is_leaf(self, RNN.forward, input):
             self._run_checks(input, hx)
         if dropout == 0.0 and reset_state is None and not is_dynamo_compiling():
@@ -174,7 +179,7 @@ class RNN(RNNBase):
                 self.num_layers,
                 nonlinearity,
                 self.bidirectional,
-                self.batch_first,
+                batch_first,
                 lengths,
                 reset,
             )
@@ -258,18 +263,16 @@ class RNN(RNNBase):
                     self._check_sizes(weights)
                 return result
         self._check_sizes(weights)
-        options = self._options(nonlinearity, None, reset)._replace(batch_first=False)
+        options = self._options(nonlinearity, None, reset)._replace(
+            bidirectional=False, batch_first=False
+        )
         return rnn_step(input, hx, weights, options, dropout, reset_state)
 
     def _settings(self) -> tuple[str, float]:
         """The nonlinearity and the dropout that apply; any attribute may have been overwritten."""
-        bias, batch_first, training = self.bias, self.batch_first, self.training
-        if (
-            (bias is not True and bias is not False)
-            or (batch_first is not True and batch_first is not False)
-            or (training is not True and training is not False)
-        ):
-            _checks.check_types(bias=bias, batch_first=batch_first, training=training)
+        bias = self.bias
+        if bias is not True and bias is not False:
+            _checks.check_types(bias=bias)
         try:
             nonlinearity = _NONLINEARITIES[self.mode]
         except (KeyError, TypeError):
@@ -289,13 +292,13 @@ class RNN(RNNBase):
         )
 
     def _compute_weights(self) -> None:
-        """Run the hooks that compute weights: a step bypasses ``__call__``, which would run them."""
+        """Run the hooks that compute weights, as a step does not come by ``__call__``."""
         for hook in self._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
                 hook(self, None)
 
     def _weights_by_name(self) -> list[Any]:
-        """The weights, if the module has other parameters too, or a weight is a computed attribute."""
+        """The weights, if there are other parameters too, or computed ones as attributes."""
         parameters: Any = self._parameters
         try:
             return [*map(parameters.__getitem__, self._flat_weights_names)]

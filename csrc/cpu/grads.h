@@ -134,9 +134,9 @@ class RowSum {
 // grad_w_hh = grad_pre^T @ h_prev, grad_w_ih = grad_pre^T @ input, grad_b = sum(grad_pre), for a
 // range of hidden units.
 // Tile plan: blocks of kDepthBlock rows of all steps. A tile of units by a panel of columns is
-//   summed in registers over the block and added to memory. grad_pre is copied (Columns in outer.h); h_prev
-//   and input are packed, as many panels at a time as fit. With pairs, two rows of the block are
-//   one step of the sum, and grad_pre is copied in pairs as well.
+//   summed in registers over the block and added to memory. grad_pre is copied (Columns in
+//   outer.h); h_prev and input are packed, as many panels at a time as fit. With pairs, two rows of
+//   the block are one step of the sum, and grad_pre is copied in pairs as well.
 // Sync plan: none; a unit's gradients need all rows' grad_pre, which must be complete.
 // Limits: none.
 // Why: one product over all steps runs at the speed of a matrix product; one a step does not.

@@ -148,8 +148,8 @@ static inline int64_t unit_stride(int64_t units) {
   return units < kUnitChunk ? (padded(units) / 16 | 1) * 16 : kUnitChunk + 16;
 }
 
-// Bytes of scratch of any one task of these sizes: the parts that the blocks of forward.h, backward.h
-// and grads.h take from it, with room for their padding.
+// Bytes of scratch of any one task of these sizes: the parts that the blocks of forward.h,
+// backward.h and grads.h take from it, with room for their padding.
 static inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size) {
   const int64_t in = padded(input_size), hidden = padded(hidden_size);
   const int64_t rows = kBlockRows * (in + 4 * hidden) + 2 * hidden;

@@ -112,7 +112,8 @@ struct Block {
 };
 
 // Alternate the direction of panels, and of k if sums are split, from step to step: what was read
-// last is still in cache. By the parity of t, not of s, so that padded and packed sequences sum alike.
+// last is still in cache. By the parity of t, not of s, so that padded and packed sequences sum
+// alike.
 template <typename C>
 FASTRNN_INLINE void turn(Product<C>& step, const Plan& plan, int64_t t) {
   step.back = t & 1;

@@ -55,7 +55,7 @@ class ForwardCall {
                      : aligned(places_.layer_elements() * storage_bytes(stack_.dtype))),
         scratch_(scratch_bytes(stack_)),
         workspace_(weights_.bytes() + 2 * between_ + most_members(plan.threads) * scratch_) {
-    weights_.place(workspace_.take(weights_.bytes()));
+    weights_.use(workspace_.take(weights_.bytes()));
     for (char*& buffer : buffers_) buffer = workspace_.take(between_);
     scratches_ = workspace_.take(most_members(plan.threads) * scratch_);
   }
@@ -133,7 +133,7 @@ class BackwardCall {
                                                    : accumulator_bytes(stack_.dtype)),
         scratch_(scratch_bytes(stack_)),
         workspace_(bytes()) {
-    weights_.place(workspace_.take(weights_.bytes()));
+    weights_.use(workspace_.take(weights_.bytes()));
     grad_pre_ = places_.dense(workspace_.take(grad_pre_size()), places_.width());
     handed_down_ = workspace_.take(handed_down_size());
     sums_of_w_ih_ = workspace_.take(sums_size(largest_features(stack_)));

@@ -82,7 +82,7 @@ FASTRNN_INLINE void multiply(Sums<C, kRows, kVectors>& acc, const void* const* r
 }
 
 // Where a tile stands in a result.
-struct Place {
+struct TilePlace {
   int64_t column;
   int row;
   int last;  // lanes of its last vector that are inside
@@ -90,7 +90,7 @@ struct Place {
 
 // End a tile: out = epilogue(sums), for its rows and vectors.
 template <typename C, typename F>
-FASTRNN_INLINE void finish_with(F f, const Product<C>& p, Place at, int rows, int vectors,
+FASTRNN_INLINE void finish_with(F f, const Product<C>& p, TilePlace at, int rows, int vectors,
                                 const Vec<C>* sums) {
   constexpr int L = kLanes<C>;
   for (int r = 0; r < rows; ++r) {
@@ -136,7 +136,7 @@ FASTRNN_INLINE void multiply_pairs(Vec<float> (&acc)[kRows][kVectors], const voi
 #endif
 
 template <typename C>
-__attribute__((noinline)) void finish(const Product<C>& p, Place at, int rows, int vectors,
+__attribute__((noinline)) void finish(const Product<C>& p, TilePlace at, int rows, int vectors,
                                       const Vec<C>* sums) {
   with_epilogue<C>(p.epilogue, [&](auto f) __attribute__((always_inline)) {
     finish_with<C>(f, p, at, rows, vectors, sums);
@@ -145,7 +145,7 @@ __attribute__((noinline)) void finish(const Product<C>& p, Place at, int rows, i
 
 // The same for one row, from registers: short rows are a matter of latency.
 template <typename C, int kVectors>
-FASTRNN_INLINE void finish_row(const Product<C>& p, Place at, const Vec<C> (&sums)[kVectors]) {
+FASTRNN_INLINE void finish_row(const Product<C>& p, TilePlace at, const Vec<C> (&sums)[kVectors]) {
   constexpr int L = kLanes<C>;
   C* out = p.out[at.row] + at.column;
   Vec<C> h[kVectors] = {};
@@ -175,7 +175,7 @@ constexpr bool kIsSame<A, A> = true;
 
 // The sums of a tile as they start: from the product's start or bias, or from zero.
 template <typename C, int kRows, int kVectors>
-FASTRNN_INLINE void start(Sums<C, kRows, kVectors>& acc, const Product<C>& p, Place at) {
+FASTRNN_INLINE void start_sums(Sums<C, kRows, kVectors>& acc, const Product<C>& p, TilePlace at) {
   constexpr int L = kLanes<C>;
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -192,7 +192,7 @@ FASTRNN_INLINE void start(Sums<C, kRows, kVectors>& acc, const Product<C>& p, Pl
 }
 
 template <typename C, int kRows, int kVectors>
-FASTRNN_INLINE void fetch_ahead(const Product<C>& p, Place at) {
+FASTRNN_INLINE void fetch_rows(const Product<C>& p, TilePlace at) {
   for (const void* const* rows : p.ahead) {
     if (!rows) continue;
     FASTRNN_UNROLL
@@ -208,7 +208,7 @@ FASTRNN_INLINE void fetch_ahead(const Product<C>& p, Place at) {
 
 template <typename C, typename M, int kSplit, int kRows, int kVectors>
 FASTRNN_INLINE void add_term(Sums<C, kRows, kVectors>& acc, const Product<C>& p,
-                             const typename Product<C>::Term& term, Place at) {
+                             const typename Product<C>::Term& term, TilePlace at) {
   constexpr int64_t L = kLanes<C>;
   const void* const* rows = term.rows + at.row;
   if constexpr (kIsSame<M, Packed>) {
@@ -233,11 +233,11 @@ FASTRNN_INLINE void add_term(Sums<C, kRows, kVectors>& acc, const Product<C>& p,
 
 // Computes one tile of kRows rows and kVectors vectors, at that place.
 template <typename C, typename M, int kRows, int kVectors, int kSplit>
-__attribute__((noinline)) void tile(const Product<C>& p, Place at) {
+__attribute__((noinline)) void tile(const Product<C>& p, TilePlace at) {
   constexpr int L = kLanes<C>;
-  fetch_ahead<C, kRows, kVectors>(p, at);
+  fetch_rows<C, kRows, kVectors>(p, at);
   Sums<C, kRows, kVectors> acc;
-  start<C, kRows, kVectors>(acc, p, at);
+  start_sums<C, kRows, kVectors>(acc, p, at);
   for (const auto& term : p.terms) {
     if (term.depth > 0) add_term<C, M, kSplit, kRows, kVectors>(acc, p, term, at);
   }
@@ -270,7 +270,7 @@ __attribute__((noinline)) void tile(const Product<C>& p, Place at) {
 }
 
 template <typename C, typename M, int kVectors, int kRows>
-FASTRNN_INLINE void tile_of(int rows, const Product<C>& p, Place at) {
+FASTRNN_INLINE void tile_of(int rows, const Product<C>& p, TilePlace at) {
   if (rows == kRows) {
     if constexpr (kRows <= 2 && !kIsSame<M, Pairs>) {
       if (p.split) return tile<C, M, kRows, kVectors, 2>(p, at);
@@ -285,9 +285,9 @@ constexpr int most_rows(int vectors) {
   return kIsSame<M, Packed> || kIsSame<M, Pairs> ? max_rows(vectors) : kMaxNaturalRows;
 }
 
-// The rows of one panel of `width` vectors.
+// All rows of one panel of `width` vectors; `at` is its first.
 template <typename C, typename M>
-void run_panel(const Product<C>& p, int rows, int width, Place at) {
+void run_panel(const Product<C>& p, int rows, int width, TilePlace at) {
   for (int tiles = ceil_div(rows, most_rows<M>(width)); tiles > 0; --tiles) {
     const int n = ceil_div(rows - at.row, tiles);
     switch (width) {
@@ -316,9 +316,9 @@ void run_panels(const Product<C>& p, int64_t rows, int part, int parts) {
   const auto place = [&](int64_t begin, int width) {
     const int64_t column = begin * kLanes<C>;
     const int64_t inside = p.columns - column - (width - 1) * kLanes<C>;
-    return Place{.column = column,
-                 .row = 0,
-                 .last = static_cast<int>(inside < kLanes<C> ? inside : kLanes<C>)};
+    return TilePlace{.column = column,
+                     .row = 0,
+                     .last = static_cast<int>(inside < kLanes<C> ? inside : kLanes<C>)};
   };
   for (int64_t i = first; i < end; ++i) {
     const int64_t panel = p.back ? end - 1 - (i - first) : i;

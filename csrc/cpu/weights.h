@@ -37,7 +37,7 @@ class Weights {
   int64_t bytes() const { return size_; }
 
   // `memory` has room for bytes() bytes.
-  void place(char* memory) { memory_ = memory; }
+  void use(char* memory) { memory_ = memory; }
 
   // False once a w_hh that was packed holds NaN or infinity, which make NaN of a state of zero.
   bool finite() const { return finite_.load(std::memory_order_relaxed); }

@@ -142,9 +142,7 @@ class Check {
               .order = nullptr,
               .reset = nullptr,
               .reset_step_stride = sizes_.batch,
-              .reset_row_stride = 1} {
-    until_.call([&] { return cudaMemsetAsync(workspace, 0xff, t_.used, stream); });
-  }
+              .reset_row_stride = 1} {}
 
   Verdict run() {
     fill_inputs();
@@ -176,9 +174,10 @@ class Check {
     });
   }
 
-  // What is no input was filled with NaN, where results are to come.
+  // And NaN where results are to come.
   void fill_inputs() {
     const int64_t H = sizes_.hidden_size;
+    until_.call([&] { return cudaMemsetAsync(t_.w_hh, 0xff, t_.used, stream_); });
     until_.call([&] { return cudaMemsetAsync(t_.found, 0, sizeof(Findings), stream_); });
     until_.call([&] { return cudaMemsetAsync(t_.gave_up, 0, sizeof(GaveUp), stream_); });
     fill(t_.w_hh, sizes_.directions * H * H, 1 / std::sqrt(static_cast<double>(H)));

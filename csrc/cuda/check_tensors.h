@@ -1,4 +1,4 @@
-// What a check computes on: its sizes, its tensors in one workspace, and which rows have which steps.
+// What a check computes on: its sizes, its tensors in one workspace, and the steps of each row.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,9 @@
 #include "cuda/check.h"
 
 namespace fastrnn::cuda {
+namespace {
 
-inline int64_t bytes_of(Dtype dtype) {
+int64_t bytes_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
@@ -86,7 +87,7 @@ struct Tensors {
 };
 
 // One direction's part of a tensor; of none, none.
-inline void* part(void* data, int64_t d, int64_t count, Dtype dtype) {
+void* part(void* data, int64_t d, int64_t count, Dtype dtype) {
   return data ? static_cast<char*>(data) + d * count * bytes_of(dtype) : nullptr;
 }
 
@@ -116,4 +117,5 @@ struct Layout {
   int64_t active(int64_t t) const { return start[t + 1] - start[t]; }
 };
 
+}  // namespace
 }  // namespace fastrnn::cuda

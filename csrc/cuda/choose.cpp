@@ -1,5 +1,5 @@
-// Takes the fastest of what can serve a call on a device: our configurations and cuDNN, by estimates
-// of a step's time (times.h).
+// Takes the fastest of what can serve a call on a device, our configurations and cuDNN, by
+// estimates of a step's time (times.h).
 #include "cuda/choose.h"
 
 #include <algorithm>

@@ -11,6 +11,7 @@ import torch
 from both import B, H, I, Raised, T, assert_agree, outcome
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.overrides import TorchFunctionMode
 
 from fastrnn import RNN, RNNCell
 
@@ -78,6 +79,40 @@ def test_wrong_values_raise_as_in_torch(name: str, value: Any, call: Any) -> Non
 @pytest.mark.parametrize(("name", "value"), rows(TAKEN))
 def test_values_that_torch_takes(name: str, value: Any, call: Any) -> None:
     assert_agree(lambda cls: call(overwritten(cls, name, value)))
+
+
+class Watched(TorchFunctionMode):
+    """Sends every call through ``__torch_function__``."""
+
+    def __torch_function__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return f(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "value"), rows(TAKEN))
+def test_values_that_torch_takes_under_a_mode(name: str, value: Any) -> None:
+    def run(cls: Any) -> Any:
+        module = overwritten(cls, name, value)
+        with Watched():
+            return module(torch.randn(T, T, I))
+
+    assert_agree(run)
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_first", 1), ("training", "yes")])
+def test_step_ignores_what_it_does_not_use(name: str, value: Any) -> None:
+    rnn, x = RNN(I, H, 2), torch.randn(B, I)
+    expected = rnn.step(x)
+    setattr(rnn, name, value)
+    torch.testing.assert_close(rnn.step(x), expected, rtol=0, atol=0)
+
+
+def test_step_of_a_direction_that_is_no_bool() -> None:
+    """Also under a transform, which the kernels do not take."""
+    rnn, x = RNN(I, H, 2), torch.randn(B, I)
+    expected, _ = rnn.step(x)
+    rnn.bidirectional = 0
+    output = torch.func.vmap(lambda x: rnn.step(x)[0])(x)
+    torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize(

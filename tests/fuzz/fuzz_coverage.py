@@ -14,8 +14,11 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from fuzz import available
 from planted_faults import ROOT, compile_object, link
+
+sys.path += [str(ROOT), str(ROOT / "tests")]  # started as a program
+
+from fuzz import available
 
 BUILD = ROOT / "build/coverage"
 LEAST = 95.0  # percent

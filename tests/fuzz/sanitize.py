@@ -179,7 +179,7 @@ class Build:
         return run.returncode, run.stderr
 
     def finds(self, fault: Fault) -> bool:
-        path = self.folder / "csrc" / file_of(fault.old, self.folder / "csrc")
+        path = self.folder / "csrc" / file_of(fault.old, ROOT / "csrc")
         text = path.read_text()
         path.write_text(text.replace(fault.old, fault.new))
         try:

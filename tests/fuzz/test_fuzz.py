@@ -118,3 +118,13 @@ def test_a_touch_outside_the_pages_crashes(at_end: float, offset: int) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tests/fuzz")
     assert ended.stdout == "placed\n", ended.stderr
     assert ended.returncode < 0
+
+
+PROGRAMS = [path for path in Path(__file__).parent.glob("*.py") if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", sorted(set(PROGRAMS) - {Path(__file__)}), ids=lambda p: p.name)
+def test_programs_start(path: Path) -> None:
+    subprocess.run(
+        [sys.executable, str(path), "--help"], check=True, capture_output=True, timeout=300
+    )

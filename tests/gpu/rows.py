@@ -49,7 +49,9 @@ UNITS: dict[tuple[str, torch.dtype, bool], int] = {
 for name, dtype, tf32 in _C.cuda_configurations():
     kernel, _, sizes = name.partition(":")
     units = int(sizes.partition("x")[0])
-    UNITS[kernel, dtype, tf32] = max(units, UNITS.get((kernel, dtype, tf32), 0))
+    # Where TF32 is allowed, those that compute in float32 have the input's product in it.
+    for allowed in {tf32, dtype == torch.float32}:
+        UNITS[kernel, dtype, allowed] = max(units, UNITS.get((kernel, dtype, allowed), 0))
 
 
 def for_every_kernel(cases: Sequence[Case]) -> list[Row]:

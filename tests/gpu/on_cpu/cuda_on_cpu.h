@@ -145,7 +145,7 @@ cudaError_t run(const Launch& how, const std::function<void()>& kernel);
 void give_way();               // in a loop that waits for memory
 void* block_memory(int rank);  // dynamic shared memory, of a block of the cluster
 int cluster_rank();
-void block_barrier(int id, int threads, bool wait);
+void block_barrier(int id, int threads);
 void cluster_barrier(bool wait);
 // All lanes of a warp hand in `bytes` at most 64; when the last has, `compute` gets them all; then
 // each takes its own back.
@@ -223,13 +223,11 @@ T* shared_memory() {
 }
 inline void block_sync() {
 #if !defined(FASTRNN_WITHOUT_BARRIERS)
-  fibers::block_barrier(0, blockDim.x, true);
+  fibers::block_barrier(0, blockDim.x);
 #endif
 }
-inline void named_sync(int id, int threads) { fibers::block_barrier(id, threads, true); }
-inline void named_arrive(int id, int threads) { fibers::block_barrier(id, threads, false); }
 inline void warp_sync() {  // orders memory, as a barrier of the warp's own
-  fibers::block_barrier(16 + static_cast<int>(threadIdx.x) / 32, 32, true);
+  fibers::block_barrier(16 + static_cast<int>(threadIdx.x) / 32, 32);
 }
 
 template <typename T>
@@ -244,18 +242,6 @@ T shuffle_xor(T x, int mask) {
       mask);
   return x;
 }
-template <typename T>
-T shuffle(T x, int lane) {  // the same lane for all
-  fibers::collective(
-      &x, sizeof(T),
-      [](unsigned char (*slots)[fibers::kSlot], int lane) {
-        for (int l = 0; l < 32; ++l)
-          if (l != lane) std::memcpy(slots[l], slots[lane], sizeof(T));
-      },
-      lane);
-  return x;
-}
-
 // --- Tensor cores
 
 struct MmaOperands {
@@ -386,15 +372,10 @@ void wait_copies() {  // those copies that have not come early happen here, as l
 // --- Barriers in shared memory
 
 using SharedBarrier = uint64_t;
-inline void nanosleep(unsigned) { fibers::give_way(); }
 inline void init_barrier(SharedBarrier* barrier, int count) {
   fibers::init_barrier(barrier, count);
 }
 inline void publish_barriers() {}
-inline void arrive(SharedBarrier* barrier) { fibers::arrive(barrier); }
-inline void arrive_remote(SharedAddress barrier) {
-  fibers::arrive(reinterpret_cast<void*>(barrier));
-}
 inline void arrive_expecting(SharedBarrier* barrier, int bytes) {
   fibers::expect(barrier, bytes);
   fibers::arrive(barrier);
@@ -439,13 +420,6 @@ void store_async(SharedAddress to, T x, SharedAddress barrier) {
 
 // --- Between blocks
 
-inline uint32_t load_acquire(const uint32_t* p) {
-  fibers::give_way();
-  return std::atomic_ref(*const_cast<uint32_t*>(p)).load(std::memory_order_acquire);
-}
-inline void store_release(uint32_t* p, uint32_t x) {
-  std::atomic_ref(*p).store(x, std::memory_order_release);
-}
 inline void add_release(uint32_t* p, uint32_t x) {
   std::atomic_ref(*p).fetch_add(x, std::memory_order_release);
 }
@@ -453,15 +427,6 @@ inline void atomic_max(uint64_t* p, uint64_t x) {
   std::atomic_ref all(*p);
   for (uint64_t old = all.load(); old < x && !all.compare_exchange_weak(old, x);) {
   }
-}
-inline void store_packet(uint64_t* p, uint32_t data, uint32_t epoch) {
-  std::atomic_ref(*p).store(uint64_t{epoch} << 32 | data, std::memory_order_relaxed);
-}
-inline uint32_t load_packet(const uint64_t* p, uint32_t* data) {
-  fibers::give_way();
-  const uint64_t x = std::atomic_ref(*const_cast<uint64_t*>(p)).load(std::memory_order_relaxed);
-  *data = static_cast<uint32_t>(x);
-  return static_cast<uint32_t>(x >> 32);
 }
 
 [[noreturn]] inline void fail() { std::abort(); }

@@ -301,17 +301,17 @@ void* block_memory(int rank) {
   return machine->memory[machine->current->rank / cluster * cluster + rank];
 }
 
-void block_barrier(int id, int threads, bool wait) {
+void block_barrier(int id, int threads) {
   Barrier& b = barrier_of_block(id);
   const unsigned round = b.round;
   release(b.order(round));
   if (++b.arrived == threads) {
     b.arrived = 0;
     ++b.round;
-  } else if (wait) {
+  } else {
     wait_until_changed(&b.round, round);
   }
-  if (wait) acquire(b.order(round));
+  acquire(b.order(round));
 }
 
 void cluster_barrier(bool wait) {
