@@ -42,17 +42,19 @@ void add_biases(void* dst, const void* b_ih, const void* b_hh, int64_t size) {
 
 template <typename S>
 constexpr TypedKernels typed_kernels() {
-  return {{kHasPairs<S> ? Form::kPackedPairs : Form::kPacked, int64_t{kMaxVectors} * kVectorBytes,
-           kVectorBytes},
-          pack<S>,
-          add_biases<S>,
-          for_blocks<ForwardBlock<S>, ForwardTask>,
-          for_blocks<BackwardBlock<S>, BackwardTask>,
-          input_grad<S>,
-          weight_grad<S>};
+  return {.traits = {.packed_form = kHasPairs<S> ? Form::kPackedPairs : Form::kPacked,
+                     .panel_bytes = int64_t{kMaxVectors} * kVectorBytes,
+                     .vector_bytes = kVectorBytes},
+          .pack = pack<S>,
+          .add_biases = add_biases<S>,
+          .forward = for_blocks<ForwardBlock<S>, ForwardTask>,
+          .backward = for_blocks<BackwardBlock<S>, BackwardTask>,
+          .input_grad = input_grad<S>,
+          .weight_grad = weight_grad<S>};
 }
 
 constexpr Kernels make_kernels(const char* name) {
+  static_assert(kDtypes == 4);  // in the order of Dtype
   return {name,
           {typed_kernels<float>(), typed_kernels<double>(), typed_kernels<BFloat16>(),
            typed_kernels<Float16>()}};

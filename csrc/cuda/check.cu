@@ -7,92 +7,12 @@
 
 #include "cuda/check.cuh"
 #include "cuda/check.h"
-#include "cuda/check_tensors.h"
+#include "cuda/check_steps.cuh"
 #include "cuda/launchers.h"
 #include "cuda/step.h"
 
 namespace fastrnn::cuda {
 namespace {
-
-// Calls one after the other until one fails.
-struct Until {
-  cudaError_t error = cudaSuccess;
-
-  template <typename F>
-  void call(const F& f) {
-    if (error == cudaSuccess) error = f();
-  }
-};
-
-template <typename... Parameters, typename... Arguments>
-cudaError_t run(void (*kernel)(Parameters...), int64_t threads, int directions, cudaStream_t stream,
-                const Arguments&... arguments) {
-  const dim3 grid(static_cast<unsigned>((threads + kThreads - 1) / kThreads), directions);
-  return launch(kernel, {grid, kThreads, 0, stream}, static_cast<Parameters>(arguments)...);
-}
-
-// The step kernels, with plain products between them, as stack.cpp has them with cuBLAS's.
-cudaError_t forward_by_steps(const ForwardRecurrence& r, const Tensors& t, cudaStream_t stream) {
-  const int64_t B = r.rows.batch, H = r.hidden_size, T = r.rows.seq_len;
-  const bool uniform = !r.rows.lengths && !r.rows.reset;
-  Until until;
-  ForwardStep step{r, 0, B, {}, {}};
-  for (int d = 0; d < r.num_directions && !uniform; ++d) {
-    until.call([&] {
-      return cudaMemcpyAsync(r.direction[d].hn, r.direction[d].hx, B * H * bytes_of(r.dtype),
-                             cudaMemcpyDeviceToDevice, stream);
-    });
-  }
-  for (int64_t& i = step.step; i < T; ++i) {
-    for (int d = 0; d < r.num_directions; ++d) {
-      const ForwardDirection& own = r.direction[d];
-      const void* from = uniform ? own.hx : own.hn;
-      int64_t stride = uniform ? own.hx_row_stride : H;
-      if (uniform && i > 0) {
-        const int64_t before = own.reverse ? T - i : i - 1;
-        from = part(own.output.data, before, own.output.step_stride, r.dtype);
-        stride = own.output.row_stride;
-      }
-      step.state[d] = uniform && i < T - 1 ? nullptr : own.hn;
-      step.product[d] = from ? part(t.product, d, B * H, Dtype::kFloat64) : nullptr;
-      if (!from) continue;
-      until.call([&] {
-        return run(product_kernel, B * H, 1, stream, r.dtype, from, stride, own.w_hh, false, B, H,
-                   const_cast<void*>(step.product[d]));
-      });
-    }
-    until.call([&] { return launch_forward_step(step, stream); });
-  }
-  return until.error;
-}
-
-// grad_hx comes in the accumulation type.
-cudaError_t backward_by_steps(const BackwardRecurrence& r, const Tensors& t, const Layout& layout,
-                              cudaStream_t stream) {
-  const int64_t B = r.rows.batch, H = r.hidden_size, T = r.rows.seq_len;
-  Until until;
-  BackwardStep step{r, 0, B, {}, {}};
-  for (int d = 0; d < r.num_directions; ++d) {
-    step.product[d] = part(t.product, d, B * H, Dtype::kFloat64);
-    step.grad_hx[d] = r.direction[d].grad_hx;
-  }
-  for (; step.step <= T; ++step.step) {
-    for (int d = 0; d < r.num_directions; ++d) {
-      const BackwardDirection& own = r.direction[d];
-      const int64_t after = own.reverse ? step.step - 1 : T - step.step;
-      if (after < 0 || after >= T) continue;
-      const void* from =
-          part(own.grad_pre.data, layout.start[after], own.grad_pre.row_stride, r.dtype);
-      until.call([&] {
-        return run(product_kernel, layout.active(after) * H, 1, stream, r.dtype, from,
-                   own.grad_pre.row_stride, own.w_hh, true, layout.active(after), H,
-                   const_cast<void*>(step.product[d]));
-      });
-    }
-    until.call([&] { return launch_backward_step(step, stream); });
-  }
-  return until.error;
-}
 
 // Whether the stream has come to its end in time; *error is the device's.
 bool ends_in_time(cudaStream_t stream, cudaError_t* error) {
@@ -214,10 +134,22 @@ class Check {
 
   void set_recurrences() {
     const int D = static_cast<int>(sizes_.directions);
-    forward_ = {v_.dtype, trial_.nonlinearity, v_.tf32(), sizes_.hidden_size, rows_, D,
-                {},       t_.gave_up};
-    backward_ = {v_.dtype, trial_.nonlinearity, v_.tf32(), sizes_.hidden_size, rows_, D,
-                 {},       t_.gave_up};
+    forward_ = {.dtype = v_.dtype,
+                .nonlinearity = trial_.nonlinearity,
+                .tf32 = v_.tf32(),
+                .hidden_size = sizes_.hidden_size,
+                .rows = rows_,
+                .num_directions = D,
+                .direction = {},
+                .gave_up = t_.gave_up};
+    backward_ = {.dtype = v_.dtype,
+                 .nonlinearity = trial_.nonlinearity,
+                 .tf32 = v_.tf32(),
+                 .hidden_size = sizes_.hidden_size,
+                 .rows = rows_,
+                 .num_directions = D,
+                 .direction = {},
+                 .gave_up = t_.gave_up};
     for (int d = 0; d < D; ++d) set_direction(d);
   }
 
@@ -269,13 +201,24 @@ class Check {
         backward_.direction[d].grad_output.data = part(t_.grad_output, d, H, v_.dtype);
       if (!by_steps_) continue;
       until_.call([&] {
-        return launch_previous_states({v_.dtype, rows_, H, own.reverse, own.output, own.hx,
-                                       own.hx_row_stride, others_.previous[d]},
+        return launch_previous_states({.dtype = v_.dtype,
+                                       .rows = rows_,
+                                       .hidden_size = H,
+                                       .reverse = own.reverse,
+                                       .output = own.output,
+                                       .hx = own.hx,
+                                       .hx_row_stride = own.hx_row_stride,
+                                       .previous = others_.previous[d]},
                                       stream_);
       });
       if (packed_) continue;  // whose rows have no steps beyond their lengths
       until_.call([&] {
-        return launch_masked_copy({v_.dtype, rows_, H, own.igates, others_.masked[d]}, stream_);
+        return launch_masked_copy({.dtype = v_.dtype,
+                                   .rows = rows_,
+                                   .features = H,
+                                   .from = own.igates,
+                                   .to = others_.masked[d]},
+                                  stream_);
       });
     }
     const int64_t elements = (sizes_.seq_len + 1) * sizes_.batch * H;
@@ -347,7 +290,13 @@ std::vector<Variant> variants(const Device& device) {
     if (c.kernel == Kernel::kTorch) continue;
     for (const Dtype dtype :
          {Dtype::kFloat32, Dtype::kFloat16, Dtype::kBFloat16, Dtype::kFloat64}) {
-      const Problem small{dtype, false, true, 1, 1, 1, 1};
+      const Problem small{.dtype = dtype,
+                          .backward = false,
+                          .tf32 = true,
+                          .seq_len = 1,
+                          .batch = 1,
+                          .hidden_size = 1,
+                          .num_directions = 1};
       if (const auto choice = choice_of(c, small, device)) found.push_back({*choice, dtype});
     }
   }
