@@ -65,7 +65,8 @@ std::optional<int64_t> bytes_spanned(const at::TensorImpl& x) {
   return overflows ? std::nullopt : std::optional(bytes);
 }
 
-// What a kernel is about to read. A wrapper has no memory, and comes here where its way is closed.
+// For what a kernel is about to read. A wrapper subclass, which has no memory, gets this far only
+// if nothing unwrapped it.
 void check_memory(const char* name, const Tensor& x, int64_t index = -1) {
   check_storage(name, x, index);
   TORCH_CHECK(x.numel() == 0 || (x.has_storage() && x.storage().data()), "rnn: expected ", name,
@@ -93,7 +94,7 @@ void check_count(const Shape& s, TensorList weights, bool has_biases) {
               ", got ", weights.size());
 }
 
-// Returns hidden_size, which they say.
+// Returns hidden_size, which the first w_ih tells.
 int64_t check_weights(const Shape& s, TensorList weights, bool has_biases, const Tensor& input) {
   TORCH_CHECK(weights[0].dim() == 2, "rnn: expected w_ih with 2 dimensions, got ",
               weights[0].dim());

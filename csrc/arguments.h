@@ -30,7 +30,7 @@ bool has_own_storage(const at::TensorImpl& x);
 // Throws unless all elements of `x` lie in its storage, which may have been freed or shrunk. Of a
 // list, `index` says which tensor it is.
 FASTRNN_API void check_storage(const char* name, const Tensor& x, int64_t index = -1);
-// The same for all tensors of a call, for torch's own operators, of which not all look.
+// The same for all tensors of a call, before torch's own operators, not all of which check.
 FASTRNN_API void check_storages(const Tensor& input, const OptionalTensor& hx, TensorList weights,
                                 const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                 const OptionalTensor& reset, const OptionalTensor& dropout_mask);
@@ -45,7 +45,7 @@ std::vector<int64_t> zeros(int64_t count);
 
 using MaybeOwned = c10::MaybeOwned<Tensor>;
 
-// Borrowed where the tensor is right as it came, so that a small step does not count references.
+// Borrowed if the tensor is right as it came: a small step is spared the reference count.
 MaybeOwned contiguous_features(const Tensor& x);
 
 // The arguments of a call. It refers to them, so they must outlive it.
@@ -72,7 +72,7 @@ struct Arguments {
   Tensor without_begun(const Tensor& state) const;
 };
 
-// What a backward pass takes besides.
+// What a backward pass takes in addition.
 struct Gradients {
   Gradients(const Arguments& arguments, const OptionalTensor& grad_output,
             const OptionalTensor& grad_hn, const Tensor& saved);

@@ -47,15 +47,15 @@ OptionalTensor dense(const Tensor& x) {
   return x.defined() && x.layout() != at::kStrided ? x.to_dense() : defined(x);
 }
 
-// Of what a hook of saved tensors may have handed back: torch's copy does not look at the storage.
+// Of a tensor that a saved-tensor hook may have handed back: contiguous() does not check storages.
 OptionalTensor contiguous(const char* name, const Tensor& x) {
   if (!x.defined()) return std::nullopt;
   check_storage(name, x);
   return x.contiguous();
 }
 
-// The node whose backward pass this thread runs. Autograd's own answer is of its engine, and there
-// is none where somebody calls a node.
+// The node whose backward pass this thread runs. Autograd knows it only while its engine runs, not
+// if somebody calls the node.
 thread_local const torch::autograd::Node* running_node = nullptr;
 
 struct RnnFunction : torch::autograd::Function<RnnFunction> {
@@ -142,8 +142,7 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
       TORCH_CHECK_NOT_IMPLEMENTED(
           is_of(node, ctx),
           "rnn: compiled autograd has no gradients of gradients: leave it for them");
-      // Where gradients go was settled by the call: an argument may have been detached since, or
-      // not be kept.
+      // The call settled where gradients go: an argument may have been detached since, or not kept.
       const auto connect = [&](Tensor& x, size_t i) {
         x = x.tensor_data();
         if (const auto& edge = node->next_edge(i); edge.is_valid())
@@ -188,7 +187,7 @@ bool RnnFunction::is_of(const torch::autograd::Node* node, const AutogradContext
   return node && &static_cast<const RnnNode*>(node)->ctx_ == ctx;
 }
 
-// What holds a node of the graph differs among the versions of torch.
+// Versions of torch differ in what holds a node of the graph.
 template <typename Node>
 std::shared_ptr<Node> new_node(const std::shared_ptr<torch::autograd::Node>&) {
   return {new Node, [](Node* node) { deleteNode(node); }};

@@ -35,7 +35,7 @@ struct Options {
 //   w_ih                                  its layer's input: `input`, or anything below the layer
 //   w_hh                                  hx; with more than one step, its layer's input or any
 //                                         weight or bias of its layer and direction
-//   b_ih, b_hh                            (never)
+//   b_ih, b_hh                            (never: no derivative has their values)
 //   dropout_mask                          a w_ih above the first layer, or anything below one
 //   saved, batch_sizes, lengths, reset    anything; saved and batch_sizes are our own copies
 struct Needed {

@@ -35,7 +35,7 @@ const Tensor* plain_tensor(PyObject* x) {
   return &t;
 }
 
-// Whether a mode is on in which Python or a transform is to see the call.
+// Whether a mode is on in which Python or a transform must see the call.
 bool call_is_watched() {
   const auto& included = c10::impl::tls_local_dispatch_key_set().included_;
   return included.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
@@ -68,7 +68,7 @@ bool has_kernels(const Tensor& x) {
           dtype == at::kBFloat16);
 }
 
-// Nothing for what is no integer, or too large. A bool is no integer here.
+// Nothing if it is no integer, or too large. A bool counts as none.
 std::optional<int64_t> integer(py::handle x) {
   py::detail::make_caster<int64_t> caster;
   if (PyBool_Check(x.ptr()) || !caster.load(x, /*convert=*/false)) return std::nullopt;
@@ -79,7 +79,8 @@ bool alike(const Tensor& x, const Tensor& y) {
   return x.scalar_type() == y.scalar_type() && x.device() == y.device();
 }
 
-// With a dimension of one. Of a tensor without its storage a view would fail in other words.
+// With a dimension of one. The storage is checked first: a view of a tensor without one raises an
+// error that says less.
 Tensor unsqueezed(const char* name, const Tensor& x, int64_t dim) {
   check_storage(name, x);
   return x.unsqueeze(dim);
@@ -136,10 +137,10 @@ py::object to_python(Tensor x) {
 
 using Results = std::optional<std::tuple<Tensor, Tensor>>;
 
-// The operator, past its autograd key where nothing asks for gradients, and with Python's lock kept
-// where the call is shorter than a wait for the lock might be: never on CUDA, where a launch may
-// wait for what another thread of Python has yet to do. Nothing if it refuses the arguments, whose
-// sizes are checked there and not here.
+// Calls the operator, past its autograd key if nothing wants gradients. Python's lock is kept if
+// the call is shorter than a wait for the lock might be; never on CUDA, where a launch may wait for
+// what another Python thread has yet to do. Returns nothing if the operator, which checks the
+// sizes, refuses the arguments.
 Results call_quietly(const Tensor& input, const OptionalTensor& hx, TensorList weights,
                      const OptionalTensor& lengths, const OptionalTensor& reset, bool has_biases,
                      int64_t num_layers, std::string_view nonlinearity, bool bidirectional,
@@ -158,7 +159,7 @@ Results call_quietly(const Tensor& input, const OptionalTensor& hx, TensorList w
                num_layers, nonlinearity, bidirectional, batch_first);
   } catch (const c10::OutOfMemoryError&) {
     throw;
-  } catch (const c10::Error&) {  // Python finds the words for it, or gets it again
+  } catch (const c10::Error&) {  // Python raises a better error, or this one again
     return std::nullopt;
   }
 }
@@ -171,8 +172,8 @@ Results call(const Tensor& input, const Arguments&... arguments) {
   return call_quietly(input, arguments...);
 }
 
-// The calls in eager mode. Anything out of the ordinary, wrong arguments included, returns None and
-// is left to Python, which has the words for it.
+// The calls in eager mode. They decline anything out of the ordinary, wrong arguments included, by
+// returning None: Python then serves the call, or raises the error.
 py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
                      bool has_biases, py::handle py_num_layers, std::string_view nonlinearity,
                      py::handle py_bidirectional, bool batch_first, py::handle py_lengths,
@@ -256,7 +257,7 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   return to_python(batched ? std::move(h) : h.squeeze(0));
 }
 
-// For calls that torch's own operators serve; what is no tensor is left to their words.
+// For calls that torch's own operators serve; those raise the errors about what is no tensor.
 void check_storages_from_python(const py::list& weights, const py::kwargs& others) {
   for (const auto& [name, x] : others) {
     if (THPVariable_Check(x.ptr()))

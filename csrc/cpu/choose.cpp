@@ -8,43 +8,42 @@
 namespace fastrnn::cpu {
 namespace {
 
-// `python -m benchmarks.thresholds` shows what each of these is worth on a machine. Bytes are what
-// is multiplied, in the type that lies in memory; work is in multiply-adds.
+// `python -m benchmarks.thresholds` measures what each of these is worth on a machine. Bytes are of
+// the matrices as they lie in memory; work is in multiply-adds.
 
 // Below this work of a call, starting threads costs more than it saves.
 constexpr int64_t kLeastWork = 120'000;
-// Rows need nothing of one another, so threads share them where there are enough: two each, or ten
-// where w_hh is larger than a thread's own cache, which then holds the thread's part of its
-// columns, and where it has panels enough for all, two or more each. (Tuned on two threads.)
+// Rows do not depend on one another, so threads share them if there are enough: two each. Ten each
+// if w_hh exceeds a core's own cache, which holds a thread's share of the columns, and has at least
+// two panels for each thread. (Tuned on two threads.)
 constexpr int64_t kLeastRows = 2, kLeastRowsUncached = 10;
 constexpr int64_t kCachedBytes = 2 << 20;
 constexpr int64_t kManyColumns = 128;
-// With fewer rows they share columns, where a step is long enough to pay for the wait at its end.
+// With fewer rows they share columns, if a step is long enough to pay for the wait at its end.
 constexpr int64_t kLeastStepWork = 250'000;
 
-// Packing costs more than it saves with few rows of all steps, and where a single step has rows.
-// Forward, a row of the matrix as it came ends in a sum over lanes, which a small one does not
-// outweigh.
+// Packing costs more than it saves if all steps together have few rows, or if there is one step.
+// But each dot product with an unpacked row ends in a lane reduction, too costly for small H.
 constexpr int64_t kLeastUnpackedSize = 64;
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kFewRowsOfOneStep = 40, kFewRowsOfOneStepBack = 96;
 
-// A row or two: one chain of sums is too slow.
+// For one or two rows a single chain of sums is too slow.
 constexpr int64_t kSplitBatch = 2;
 
-// The input projection joins a step's product with packed weights, enough rows to fill the tiles,
-// and w_ih small enough to stay in cache beside w_hh. A few features are always joined.
+// A step's product includes the input projection if weights are packed, rows fill the tiles, and
+// w_ih is small enough to stay in cache beside w_hh; with a few features, always.
 constexpr int64_t kTileRows = 12;
 constexpr int64_t kFusedBytes = 256 << 10;
 constexpr int64_t kFewFeatures = 3;
 
-// Steps forward of this size are long enough to pay for fetching rows into cache.
+// Forward, steps of this many units are long enough to pay for prefetching rows.
 constexpr int64_t kFetchedSize = 128;
-// A larger matrix comes from far away at each reading.
+// A larger matrix does not stay in the nearer caches: prefetch it at each reading.
 constexpr int64_t kNearBytes = 1 << 20;
 
-// With vectors of four floats, kernels are slower than torch's matrix products from this work of a
-// step on: so it is with SSE2, and with NEON nobody has measured it yet.
+// With vectors of four floats, torch's matrix products are faster than our kernels from this work
+// of a step on. Measured with SSE2; with NEON, nobody has measured it yet.
 constexpr int64_t kLargeStep = 400'000;
 constexpr int64_t kShortVector = 16;
 
@@ -60,13 +59,13 @@ bool shares_columns(const Problem& p, int threads) {
   const int64_t weights = p.hidden_size * p.hidden_size;
   const bool uncached =
       weights * storage_bytes(p.dtype) >= kCachedBytes && p.hidden_size >= kManyColumns * threads;
-  // What a step hands on of types of 16 bits lies in each thread's own scratch.
+  // The states of 16-bit types pass from step to step in each thread's own scratch.
   return threads > 1 && storage_bytes(p.dtype) > 2 &&
          p.batch < (uncached ? kLeastRowsUncached : kLeastRows) * threads &&
          static_cast<double>(p.batch) * weights >= kLeastStepWork;
 }
 
-// It goes by the rows that there are, for padded and packed calls alike.
+// By the rows that are valid, so that padded and packed calls take the same form.
 Form form_for(const Problem& p, const KernelTraits& kernels) {
   const bool one_step = p.rows == p.first_rows && kernels.packed_form != Form::kPackedPairs;
   const int64_t few = !one_step ? kFewRows : p.backward ? kFewRowsOfOneStepBack : kFewRowsOfOneStep;
@@ -127,11 +126,11 @@ Plan choose(const Problem& p, const KernelTraits& kernels, int threads) {
   plan.share_input_grad = p.rows >= kTileRows * plan.threads;
   plan.form = form_for(p, kernels);
   plan.split = p.batch <= kSplitBatch;
-  // What a step multiplies first is then what the step before finished first, so that the
-  // activations of the rest overlap with products. Where a panel is larger than the nearest cache,
-  // reusing its last part is worth more.
+  // A step then multiplies first what the step before finished first, so that the activations of
+  // the rest overlap with products. If a panel exceeds the nearest cache, reusing its last part is
+  // worth more.
   plan.opposed = H * kernels.panel_bytes <= kNearestBytes;
-  // Rows of 16 bits are copied before they are used.
+  // Rows of 16 bits are widened into copies first.
   plan.fetch_rows = storage_bytes(p.dtype) > 2 && !p.packed && (p.backward || H >= kFetchedSize);
 
   const bool packs = plan.form != Form::kAsTheyCame;

@@ -126,7 +126,7 @@ struct Call : Arguments {
   }
 };
 
-// Where there is no memory for packed weights, with the weights as they came.
+// If there is no memory for packed weights, run again with the weights as they came.
 template <typename Run, typename Task>
 void run(const Run& run_task, const Task& task, const Call& call, bool backward) {
   for (const bool may_pack : {true, false}) {
@@ -174,7 +174,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
   backward.saved = saved.const_data_ptr();
   if (grad_output) backward.grad_output = call.sequence(*grads.output);
   if (grad_hn) backward.grad_hn = grads.hn->const_data_ptr();
-  // Results may not share memory with one another, not even where they have none.
+  // Results may not share memory with one another, not even empty ones.
   Tensor grad_input = new_tensor({0}, input), grad_hx = new_tensor({0}, input);
   if (want_input) {
     grad_input = call.new_sequence(s.input_size, false);
