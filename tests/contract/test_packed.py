@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import (
     unpack_sequence,
 )
 
-from fastrnn import RNN
+from fastrnn import RNN, reference
 
 CONFIGURATIONS = {
     "plain": {},
@@ -216,3 +216,13 @@ def test_batch_sizes_with_gaps_in_memory() -> None:
 def test_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="lengths go with padded input, got a PackedSequence"):
         RNN(I, H)(packed(4, 3, 2), lengths=torch.ones(4))
+
+
+def test_reference_of_packed_data_ignores_batch_first() -> None:
+    """Packed data has no batch dimension that could come first."""
+    rnn, sizes = nn.RNN(3, 4), torch.tensor([2, 2, 1])
+    given = (torch.randn(5, 3), None, list(rnn.parameters()), sizes)
+    expected, hn = reference.rnn(*given)
+    output, again = reference.rnn(*given, batch_first=True)
+    torch.testing.assert_close((output, again), (expected, hn), rtol=0, atol=0)
+    assert output.shape == (5, 4)
