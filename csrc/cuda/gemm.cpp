@@ -5,9 +5,12 @@
 #include "cuda/gemm.h"
 
 #include <ATen/Context.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <string_view>
 
 #include "cuda/torch_cuda.h"
 
@@ -48,11 +51,37 @@ Operand operand_of(const Matrix& x) {
   return {kTransposed, x.column_stride};
 }
 
-void* blas_handle() {
-  const at::NoTF32Guard plain;  // the handle's mode; each product names its own precision
-  const TorchCuda& torch = torch_cuda();
-  return torch.blas_handle_with_setup ? torch.blas_handle_with_setup(true) : torch.blas_handle();
-}
+// torch's handle, and memory of torch's for it to work in. Since torch 2.15 the handle comes with
+// cuBLAS's own, which torch's allocator does not count, and which a captured graph allocates.
+class Handle {
+ public:
+  explicit Handle(at::Device device) {
+    const at::NoTF32Guard plain;  // the handle's mode; each product names its own precision
+    const TorchCuda& torch = torch_cuda();
+    handle_ =
+        torch.blas_handle_with_setup ? torch.blas_handle_with_setup(true) : torch.blas_handle();
+    if (!torch.workspace_bytes) return;
+    const auto bytes = static_cast<int64_t>(torch.workspace_bytes());
+    workspace_ = at::empty({bytes}, at::TensorOptions(device).dtype(at::kByte));
+    int status = torch.get_stream(handle_, &stream_);
+    if (status == 0)
+      status = torch.set_workspace(handle_, workspace_.mutable_data_ptr(), workspace_.nbytes());
+    TORCH_CHECK(status == 0, "rnn: cuBLAS takes no workspace, status ", status);
+  }
+  // Whoever sets the stream takes the workspace away.
+  ~Handle() {
+    if (workspace_.defined()) torch_cuda().set_stream(handle_, stream_);
+  }
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+
+  operator void*() const { return handle_; }
+
+ private:
+  void* handle_ = nullptr;
+  void* stream_ = nullptr;
+  at::Tensor workspace_;
+};
 
 // `parts` products over neighbouring shares of the depth; of one part the whole product.
 void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add, int parts,
@@ -71,7 +100,7 @@ void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bo
   TORCH_CHECK(z.op == kAsItIs, "rnn: expected a row-major result");
   const int type = cublas_type(a.type);
   const int64_t depth = a.columns / parts;
-  void* const handle = blas_handle();
+  const Handle handle(out.device);
   // In its default mode, in which the handle comes, cuBLAS may add the parts of a split sum in the
   // type of a result of 16 bits.
   const bool narrow = at::isReducedFloatingType(out.type);
@@ -94,7 +123,13 @@ void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bo
 
 }  // namespace
 
-bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
+bool allows_tf32() {
+  static const bool forbidden = [] {
+    const char* const set = std::getenv("NVIDIA_TF32_OVERRIDE");
+    return set && std::string_view(set) == "0";
+  }();
+  return !forbidden && at::globalContext().allowTF32CuDNN(at::Float32Op::RNN);
+}
 
 void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add) {
   multiply(out, a, b, tf32, add, 1, 0);

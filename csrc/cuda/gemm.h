@@ -10,6 +10,7 @@ struct Matrix {
   char* data;
   int64_t rows, columns, row_stride, column_stride;
   at::ScalarType type;
+  at::Device device;
 
   explicit Matrix(const at::Tensor& x)
       : data(static_cast<char*>(const_cast<void*>(x.const_data_ptr()))),
@@ -17,7 +18,8 @@ struct Matrix {
         columns(x.size(1)),
         row_stride(x.stride(0)),
         column_stride(x.stride(1)),
-        type(x.scalar_type()) {}
+        type(x.scalar_type()),
+        device(x.device()) {}
 
   Matrix transposed() const {
     Matrix x = *this;
@@ -33,7 +35,8 @@ struct Matrix {
   }
 };
 
-// Whether torch.backends.cudnn.rnn.fp32_precision lets float32 products use TF32.
+// Whether torch.backends.cudnn.rnn.fp32_precision lets float32 products use TF32, and NVIDIA's own
+// switch, which cuBLAS and cuDNN heed, does not forbid it.
 bool allows_tf32();
 
 // out = a @ b, or out += a @ b. out is row-major, of the type of a and b, or float32 where they are

@@ -25,6 +25,14 @@ TorchCuda look_up() {
   take(found.blas_handle_with_setup, "_ZN2at4cuda24getCurrentCUDABlasHandleEb");
   if (!found.blas_handle_with_setup)
     need(found.blas_handle, "_ZN2at4cuda24getCurrentCUDABlasHandleEv");
+  // at::cuda::getCurrentCUDABlasHandleWithWorkspace, for torch's own use.
+  void* (*with_workspace)() = nullptr;
+  if (take(with_workspace, "_ZN2at4cuda37getCurrentCUDABlasHandleWithWorkspaceEv")) {
+    need(found.workspace_bytes, "_ZN2at4cuda22getChosenWorkspaceSizeEv");
+    need(found.set_workspace, "cublasSetWorkspace_v2");
+    need(found.get_stream, "cublasGetStream_v2");
+    need(found.set_stream, "cublasSetStream_v2");
+  }
   need(found.gemm, "cublasGemmEx_64");  // since CUDA 12
   need(found.gemm_batch, "cublasGemmStridedBatchedEx_64");
   need(found.set_math_mode, "cublasSetMathMode");

@@ -2,6 +2,7 @@
 // library, which is linked to none of it, loads beside a torch without CUDA too.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -17,6 +18,12 @@ struct TorchCuda {
   // torch's handle of cuBLAS, with its stream and workspace: the one or the other, by its version.
   void* (*blas_handle)();
   void* (*blas_handle_with_setup)(bool setup);
+  // Of a torch that leaves its handle without a workspace of torch's (2.15): how large it would be,
+  // and what gives the handle one; else null.
+  size_t (*workspace_bytes)();
+  int (*set_workspace)(void* handle, void* workspace, size_t bytes);
+  int (*get_stream)(void* handle, void** stream);
+  int (*set_stream)(void* handle, void* stream);  // takes the workspace away
 
   // As cublas_api.h declares them, enums as int.
   int (*gemm)(void* handle, int op_a, int op_b, int64_t m, int64_t n, int64_t k, const void* alpha,

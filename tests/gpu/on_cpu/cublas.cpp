@@ -1,5 +1,6 @@
 // What csrc/cuda/gemm.cpp takes of torch and of cuBLAS, over CPU memory: columns lie one behind the
-// other, and the arguments are checked as cuBLAS checks them. TF32 stays float32.
+// other, and the arguments are checked as cuBLAS checks them. TF32 stays float32. The handle comes
+// without a workspace, as of torch 2.15, and here a product wants one.
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 
@@ -10,7 +11,27 @@
 
 namespace {
 
-enum Status { kSuccess = 0, kInvalidValue = 7, kNotSupported = 15 };
+enum Status { kSuccess = 0, kNotInitialized = 1, kInvalidValue = 7, kNotSupported = 15 };
+
+constexpr size_t kWorkspaceBytes = 4096;
+thread_local void* workspace = nullptr;
+
+int set_workspace(void*, void* to, size_t bytes) {
+  workspace = to;
+  return bytes == kWorkspaceBytes ? kSuccess : kInvalidValue;
+}
+int get_stream(void*, void** stream) {
+  *stream = nullptr;
+  return kSuccess;
+}
+int set_stream(void*, void*) {
+  workspace = nullptr;
+  return kSuccess;
+}
+void* handle(bool) {
+  set_stream(nullptr, nullptr);
+  return &workspace;
+}
 
 at::ScalarType type_of(int type) {
   switch (type) {
@@ -39,6 +60,7 @@ int set_math_mode(void*, int mode) { return mode == 0 || mode == 16 ? kSuccess :
 int gemm(void*, int op_a, int op_b, int64_t m, int64_t n, int64_t k, const void* alpha,
          const void* a, int type_a, int64_t lda, const void* b, int type_b, int64_t ldb,
          const void* beta, void* c, int type_c, int64_t ldc, int compute, int) {
+  if (!workspace) return kNotInitialized;
   if (m < 0 || n < 0 || k < 0 || ldc < std::max<int64_t>(m, 1) ||
       lda < std::max<int64_t>(op_a ? k : m, 1) || ldb < std::max<int64_t>(op_b ? n : k, 1))
     return kInvalidValue;
@@ -82,10 +104,18 @@ int gemm_batch(void* handle, int op_a, int op_b, int64_t m, int64_t n, int64_t k
 namespace fastrnn::cuda {
 
 const TorchCuda& torch_cuda() {
-  static int handle;
-  static const TorchCuda all{"",           nullptr, [] { return static_cast<void*>(&handle); },
-                             nullptr,      gemm,    gemm_batch,
-                             set_math_mode};
+  static const TorchCuda all = [] {
+    TorchCuda torch{};
+    torch.blas_handle_with_setup = handle;
+    torch.workspace_bytes = [] { return kWorkspaceBytes; };
+    torch.set_workspace = set_workspace;
+    torch.get_stream = get_stream;
+    torch.set_stream = set_stream;
+    torch.gemm = gemm;
+    torch.gemm_batch = gemm_batch;
+    torch.set_math_mode = set_math_mode;
+    return torch;
+  }();
   return all;
 }
 
