@@ -137,6 +137,7 @@ inline constexpr std::array kConfigurations = [] {
       {kCluster, kTF32, 256, 8, 2, 16},
       {kCluster, kTF32, 384, 8, 4, 16},
       {kCluster, kTF32, 512, 8, 8, 16},
+      {kCluster, kTF32, 640, 8, 8, 16},
       {kCluster, kNarrow, 384, 8, 4, 16},
       {kCluster, kNarrow, 384, 16, 4, 16},
       {kCluster, kNarrow, 512, 8, 8, 16},
