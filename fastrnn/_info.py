@@ -25,8 +25,8 @@ def info(
 
     Args:
         module: An :class:`fastrnn.RNN` or :class:`fastrnn.RNNCell`.
-        input: An input for it, of a call in eager mode without ``lengths`` or ``reset``. What the
-            call would refuse is not checked.
+        input: An input for it, of a call in eager mode without ``hx``, ``lengths`` or ``reset``.
+            What the call would refuse is not checked.
 
     Returns:
         Names and values: versions, the library of the operators for C++ programs, the instruction

@@ -43,6 +43,7 @@ struct Problem {
   int64_t batch;
   int64_t hidden_size;
   int num_directions;
+  bool has_hx = true;            // else the first step needs no product
   bool torch_can_serve = false;  // the whole call, which is inference
   bool packed = false;           // rows of different lengths, for cuDNN
 };

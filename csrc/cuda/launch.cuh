@@ -31,7 +31,7 @@ inline bool in_pieces(const BackwardDirection& d, int64_t size) {
 // Whether WholeForward or WholeBackward serves.
 template <typename Group, typename Direction>
 bool is_whole(const Recurrence<Direction>& r) {
-  if (r.rows.lengths || r.rows.start || r.rows.reset) return false;
+  if (r.rows.lengths || r.rows.start || r.rows.reset || r.rows.seq_len == 0) return false;
   if constexpr (Group::kInPieces) {
     constexpr int64_t kSize = sizeof(typename Group::Storage);
     for (int n = 0; n < r.num_directions; ++n)

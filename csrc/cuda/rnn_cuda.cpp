@@ -74,7 +74,7 @@ bool goes_to_torch(FASTRNN_ARGUMENTS) {
   if (!why_no_kernels(input.get_device()).empty()) return true;
   const OnDevice on_device(input);
   const Context context = on_device.context();
-  Problem problem = problem_of(dtype_of(input), s, context, false);
+  Problem problem = problem_of(dtype_of(input), s, context, hx.has_value(), false);
   problem.torch_can_serve = at::globalContext().userEnabledCuDNN() && are_flat(weights);
   problem.packed = batch_sizes.has_value();
   if (allowed_choice(problem, context, true).kernel == Kernel::kTorch) return true;
@@ -111,7 +111,7 @@ bool goes_to_torch_in_training(FASTRNN_ARGUMENTS) {
   if (!context.forced.empty() || !is_capturing(context.stream)) return false;
   const Shape s = check(FASTRNN_PASS);
   const auto serves = [&](bool backward) {
-    const Problem problem = problem_of(dtype_of(input), s, context, backward);
+    const Problem problem = problem_of(dtype_of(input), s, context, hx.has_value(), backward);
     return context.guard->serves({choose(problem, context.device), problem.dtype}, context.stream);
   };
   return !serves(false) || !serves(true);
@@ -155,6 +155,7 @@ std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int6
                   .batch = batch,
                   .hidden_size = hidden_size,
                   .num_directions = bidirectional ? 2 : 1,
+                  .has_hx = false,
                   .torch_can_serve = torch_can_serve};
   const Choice chosen = choose(problem, context.device, context.forced),
                taken = allowed_choice(problem, context, torch_can_serve);

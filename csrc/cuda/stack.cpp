@@ -11,18 +11,20 @@
 
 namespace fastrnn::cuda {
 
-Problem problem_of(Dtype dtype, const Shape& s, const Context& context, bool backward) {
+Problem problem_of(Dtype dtype, const Shape& s, const Context& context, bool has_hx,
+                   bool backward) {
   return {.dtype = dtype,
           .backward = backward,
           .tf32 = context.tf32,
           .seq_len = s.seq_len,
           .batch = s.batch,
           .hidden_size = s.hidden_size,
-          .num_directions = static_cast<int>(s.num_directions)};
+          .num_directions = static_cast<int>(s.num_directions),
+          .has_hx = has_hx};
 }
 
 void Call::choose_kernel() {
-  const Problem problem = problem_of(dtype, shape, context, backward);
+  const Problem problem = problem_of(dtype, shape, context, hx->defined(), backward);
   choice = allowed_choice(problem, context, /*torch_can_serve=*/false);
 }
 

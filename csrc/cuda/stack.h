@@ -8,7 +8,8 @@
 namespace fastrnn::cuda {
 
 // What choose() is asked of a call; that torch may serve it is for the caller to say.
-Problem problem_of(Dtype dtype, const Shape& shape, const Context& context, bool backward);
+Problem problem_of(Dtype dtype, const Shape& shape, const Context& context, bool has_hx,
+                   bool backward);
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Context& context, FASTRNN_ARGUMENTS, bool save);
 std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(

@@ -27,11 +27,41 @@ DEVICES = {
     "RTX 5090": [120, 170, 99 << 10, 100 << 10, 65536],
 }
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)  # places in DTYPES
+CHOICES = Path(__file__).parent / "choices.txt"
 
 
 @pytest.fixture(scope="module")
 def cuda() -> Any:
     return emulation.module()
+
+
+def choices(cuda: Any) -> str:
+    """What calls take on five devices, in training: dtype or TF32, seq_len, batch, hidden_size."""
+    devices = ["T4", "A100", "RTX 4090", "H200", "B200"]
+    shapes = [
+        *((dtype, 512, 32, hidden) for dtype in ("float32", "bfloat16") for hidden in (64, 128)),
+        *((dtype, 512, 64, hidden) for dtype in ("float32", "tf32", "float16")
+          for hidden in (160, 256, 384, 512, 640, 768, 1024, 1025)),
+        *(("float16", seq_len, 4, 300) for seq_len in (1, 2, 3, 8)),
+        *((dtype, 28, 64, 128) for dtype in ("float32", "float16")),
+        *(("tf32", seq_len, 32, 512) for seq_len in (1, 4)),
+        *((dtype, 512, 4096, 256) for dtype in ("float32", "tf32", "bfloat16")),
+        ("float64", 512, 32, 64),
+    ]  # fmt: skip
+    lines = [("dtype", "T", "B", "H", *(name.replace(" ", "") for name in devices))]
+    for dtype, *sizes in shapes:
+        code = DTYPES.index(torch.float32 if dtype == "tf32" else getattr(torch, dtype))
+        call = (code, False, dtype == "tf32", *sizes, 1)
+        taken = [cuda.choose(*call, DEVICES[name], "")[-1] for name in devices]
+        lines.append((dtype, *map(str, sizes), *taken))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [" ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join(rows) + "\n"
+
+
+def test_choices_are_those_written_down(cuda: Any) -> None:
+    """A change of choices.txt is wanted: python tests/gpu/test_choice.py writes it again."""
+    assert choices(cuda) == CHOICES.read_text()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -42,7 +72,7 @@ def test_choice_can_be_launched(cuda: Any, device: str) -> None:
             for hidden in (1, 64, 65, 128, 192, 193, 256, 257, 512, 513, 1024, 1025):
                 for forced in ("", "step", "vector", "tile", "cluster"):
                     for flags in range(4):
-                        name, rows, threads, registers, shared, launches = cuda.choose(
+                        name, rows, threads, registers, shared, launches, _ = cuda.choose(
                             dtype, flags & 1, flags & 2, 100, batch, hidden, 2, facts, forced
                         )
                         assert launches
@@ -60,7 +90,7 @@ def test_choice_can_be_launched(cuda: Any, device: str) -> None:
                             assert dtype != FLOAT32 or flags & 2
                         if name == "cluster":
                             assert facts[0] >= 90
-                            assert hidden <= 512 or dtype != FLOAT32
+                            assert hidden <= (640 if flags & 2 else 512) or dtype != FLOAT32
                             assert dtype != FLOAT32 or flags & 2 or rows < 8
 
 
@@ -90,6 +120,19 @@ def test_choice_on_h200(
 ) -> None:
     choice = cuda.choose(dtype, False, False, seq_len, batch, hidden, 1, DEVICES["H200"], "")
     assert choice[:2] == expected
+
+
+@pytest.mark.parametrize(
+    ("hidden", "has_hx", "expected"),
+    [(64, True, "vector"), (64, False, "vector"), (512, True, "step"), (512, False, "step"),
+     (256, True, "cluster"), (256, False, "step")],
+)  # fmt: skip
+def test_a_single_step_from_zeros_needs_no_product(
+    cuda: Any, hidden: int, has_hx: bool, expected: str
+) -> None:
+    """Then there is nothing for which a block would have to load w_hh."""
+    call = (FLOAT32, False, True, 1, 32, hidden, 1, DEVICES["H200"], "")
+    assert cuda.choose(*call, has_hx=has_hx)[0] == expected
 
 
 def test_the_driver_knows_how_many_groups_fit(tmp_path: Path) -> None:
@@ -227,3 +270,7 @@ def test_a_gpu_runs_what_the_rows_name(cuda: Any) -> None:
         for backward in (False, True):
             taken = cuda.choose(code, backward, row.tf32, *sizes, DEVICES["H200"], row.kernel)
             assert taken[0] == row.kernel, row
+
+
+if __name__ == "__main__":
+    CHOICES.write_text(choices(emulation.module()))

@@ -45,17 +45,17 @@ auto run_backward(const std::string& forced, bool tf32, const OptionalTensor& gr
       arguments);
 }
 
-// name, rows, threads, registers, shared bytes, and whether it can be launched
+// name, rows, threads, registers, shared bytes, whether it can be launched, and the configuration
 auto run_choose(int dtype, bool backward, bool tf32, int64_t seq_len, int64_t batch,
                 int64_t hidden_size, int num_directions, const std::vector<int>& device,
-                const std::string& forced, bool torch_can_serve) {
+                const std::string& forced, bool torch_can_serve, bool has_hx) {
   Device d{device[0], device[1], device[2], device[3], device[4]};
   if (device.size() > 5) d.compiled_for = device[5];
   const Choice c = choose({static_cast<Dtype>(dtype), backward, tf32, seq_len, batch, hidden_size,
-                           num_directions, torch_can_serve},
+                           num_directions, has_hx, torch_can_serve},
                           d, forced);
   return std::tuple(std::string(name_of(c.kernel)), c.rows, c.threads, c.registers, c.shared_bytes,
-                    can_launch(c, d));
+                    can_launch(c, d), name_of(c));
 }
 
 Variant variant_of(const std::string& name, int dtype) {
@@ -189,7 +189,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("forward", run_forward);
   m.def("backward", run_backward);
   m.def("choose", run_choose, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
-        py::arg(), py::arg(), py::arg(), py::arg("torch_can_serve") = false);
+        py::arg(), py::arg(), py::arg(), py::arg("torch_can_serve") = false,
+        py::arg("has_hx") = true);
 }
 
 }  // namespace fastrnn::cuda
