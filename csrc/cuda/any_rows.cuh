@@ -23,7 +23,8 @@ struct Owned {
   FASTRNN_DEVICE Owned(const Rows& rows, const Group& group, int64_t hidden_size, bool down)
       : rows(rows), down(down), hidden_size(static_cast<int>(hidden_size)) {
     const int64_t start = int64_t{blockIdx.x / Group::kBlocks} * Group::kRows;
-    for (int r = 0; r < Group::kRows; ++r) {
+    const bool sorted = rows.order || rows.start;
+    for (int r = 0; r < (sorted ? 1 : Group::kRows); ++r) {
       if (start + r >= rows.batch) break;
       const int length = static_cast<int>(row_length(rows, row_at(rows, start + r)));
       longest = length > longest ? length : longest;
@@ -95,6 +96,30 @@ struct Place {
   }
 };
 
+// Of packed data, the rows of the kAhead steps that are on their way, by one load a step, which
+// nothing waits for before the next.
+template <typename Group, int kAhead>
+class Starts {
+ public:
+  FASTRNN_DEVICE explicit Starts(const Owned<Group>& own) {
+    if (!own.rows.start) return;
+    start_ = own.start(0);
+    coming_ = own.start(1);
+  }
+  // From step i, that of the walk which u stands for, to the next.
+  FASTRNN_DEVICE uint32_t next(const Owned<Group>& own, int u, int i) {
+    rows_[u] = coming_ - start_;
+    start_ = coming_;
+    coming_ = own.start(i + 2);
+    return rows_[u];
+  }
+  FASTRNN_DEVICE uint32_t rows_of(int u) const { return rows_[u]; }
+
+ private:
+  uint32_t start_ = 0, coming_ = 0;  // of the step that is asked for next, and of the one after it
+  uint32_t rows_[kAhead];
+};
+
 template <typename S>
 FASTRNN_DEVICE void put_zeros(const Rows& rows, const Sequence& x, int64_t b, int64_t unit,
                               int64_t from) {
@@ -121,7 +146,7 @@ class AnyForward {
         own_(r.rows, group, r.hidden_size, d.reverse),
         asked_(group, own_, d.igates.data, d.output),
         done_(group, own_, d.output.data, d.output),
-        coming_(r.rows.start ? own_.start(1) : 0) {
+        starts_(own_) {
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       const int unit = group.unit(e);
@@ -164,7 +189,7 @@ class AnyForward {
       for (int e = 0; e < kElements; ++e)
         if (here(e, i)) further(done_.at[Group::slot(e)], to_copy)[Group::offset(e)] = h[e];
     }
-    if (r_.rows.start) done_.set_rows_to_next(own_.start(i + 1) - own_.start(i));
+    if (r_.rows.start) done_.set_rows_to_next(starts_.rows_of(u));
     done_.next();
     ask(u, i + kAhead);
     own_.load_marks(i + 2, cut_);
@@ -185,10 +210,7 @@ class AnyForward {
 #pragma unroll
     for (int e = 0; e < kElements; ++e)
       if (here(e, i)) igates_[u][e] = asked_.at[Group::slot(e)][Group::offset(e)];
-    if (r_.rows.start) {
-      asked_.set_rows_to_next(coming_ - own_.start(i));
-      coming_ = own_.start(i + 2);
-    }
+    if (r_.rows.start) asked_.set_rows_to_next(starts_.next(own_, u, i));
     asked_.next();
   }
 
@@ -197,7 +219,7 @@ class AnyForward {
   const ForwardDirection& d_;
   Owned<Group> own_;
   Place<Group> asked_, done_;
-  uint32_t coming_;  // of packed data, the start of the step after those that were asked for
+  Starts<Group, kAhead> starts_;
   float bias_[kElements];
   S igates_[kAhead][kElements];
   unsigned char cut_[kSlots];  // whether h_prev of the next step is zero
@@ -222,7 +244,7 @@ class AnyBackward {
         asked_(group, own_, d.output.data, d.output),
         asked_grad_(group, own_, d.grad_output.data, d.grad_output),
         done_(group, own_, d.grad_pre.data, d.output),
-        coming_(r.rows.start ? own_.start(1) : 0) {
+        starts_(own_) {
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       const int64_t at = row(e) * r.hidden_size + group.unit(e);
@@ -266,7 +288,7 @@ class AnyBackward {
 #pragma unroll
     for (int e = 0; e < kElements; ++e)
       if (here(e, i)) done_.at[Group::slot(e)][Group::offset(e)] = value[e];
-    if (r_.rows.start) done_.set_rows_to_next(own_.start(i + 1) - own_.start(i));
+    if (r_.rows.start) done_.set_rows_to_next(starts_.rows_of(u));
     done_.next();
     ask(u, i + kAhead);
     own_.load_marks(i + 1, cut_);
@@ -292,8 +314,7 @@ class AnyBackward {
         if (here(e, i)) grad_output_[u][e] = asked_grad_.at[Group::slot(e)][Group::offset(e)];
     }
     if (r_.rows.start) {
-      const uint32_t rows = coming_ - own_.start(i);
-      coming_ = own_.start(i + 2);
+      const uint32_t rows = starts_.next(own_, u, i);
       asked_.set_rows_to_next(rows);
       asked_grad_.set_rows_to_next(rows);
     }
@@ -306,7 +327,7 @@ class AnyBackward {
   const BackwardDirection& d_;
   Owned<Group> own_;
   Place<Group> asked_, asked_grad_, done_;
-  uint32_t coming_;  // of packed data, the start of the step after those that were asked for
+  Starts<Group, kAhead> starts_;
   float grad_hx_[kElements];  // grad_hn until the row's first step
   S output_[kAhead][kElements], grad_output_[kAhead][kElements];
   unsigned char cut_[kSlots];  // whether a sequence begins between this step and the one before
