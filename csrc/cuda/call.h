@@ -3,7 +3,6 @@
 
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include "arguments.h"
 #include "cuda/context.h"
@@ -39,10 +38,14 @@ struct Call : Arguments {
     if (packed) take_batch_sizes();
     if (lengths) {
       const Tensor given = lengths->contiguous();
-      lengths_ = at::empty_like(given);
-      rows.lengths = lengths_.const_data_ptr<int64_t>();
+      const bool ranked = choice.rows > 1 && shape.batch <= kMostRanked;
+      lengths_ = empty({shape.batch * (ranked ? 2 : 1)}, at::kLong);
+      int64_t* const checked = lengths_.mutable_data_ptr<int64_t>();
+      int64_t* const order = ranked ? checked + shape.batch : nullptr;
+      rows.lengths = checked;
+      rows.order = order;
       check_launch(launch_check_lengths(given.const_data_ptr<int64_t>(), shape.batch, shape.seq_len,
-                                        lengths_.mutable_data_ptr<int64_t>(), context.stream),
+                                        checked, order, context.stream),
                    "check_lengths_kernel", shape);
     }
     rows.reset = reset_data;
@@ -105,7 +108,8 @@ struct Call : Arguments {
   // Rows by length, longest first, for kernels whose blocks end with their longest row.
   void sort_rows() {
     if (!lengths || rows.order) return;
-    order_ = at::argsort(lengths_, /*stable=*/true, 0, /*descending=*/true);
+    order_ =
+        at::argsort(lengths_.narrow(0, 0, shape.batch), /*stable=*/true, 0, /*descending=*/true);
     rows.order = order_.const_data_ptr<int64_t>();
   }
 
@@ -122,17 +126,16 @@ struct Call : Arguments {
       while (t > 0 && active[t - 1] <= b) --t;
       lengths[b] = t;
     }
-    lengths_ = empty({shape.batch}, at::kLong);
-    start_ = empty({shape.seq_len}, at::kLong);
-    rows.lengths = lengths_.const_data_ptr<int64_t>();
-    rows.start = start_.const_data_ptr<int64_t>();
-    check_launch(launch_packed_rows(lengths.data(), shape.batch, shape.seq_len,
-                                    lengths_.mutable_data_ptr<int64_t>(),
-                                    start_.mutable_data_ptr<int64_t>(), context.stream),
-                 "take_numbers_kernel", shape);
+    lengths_ = empty({shape.batch + shape.seq_len}, at::kLong);
+    int64_t* const on_device = lengths_.mutable_data_ptr<int64_t>();
+    rows.lengths = on_device;
+    rows.start = on_device + shape.batch;
+    check_launch(
+        launch_packed_rows(lengths.data(), shape.batch, shape.seq_len, on_device, context.stream),
+        "take_numbers_kernel", shape);
   }
 
-  Tensor lengths_, start_, order_;
+  Tensor lengths_, order_;  // and of packed rows their starts, or the order, behind the lengths
 };
 
 }  // namespace fastrnn::cuda

@@ -114,21 +114,23 @@ class Check {
   void set_rows() {
     const int64_t T = sizes_.seq_len, B = sizes_.batch;
     if (packed_) {
-      until_.call([&] {
-        return launch_packed_rows(layout_.lengths.data(), B, T, t_.lengths, t_.start, stream_);
-      });
+      until_.call(
+          [&] { return launch_packed_rows(layout_.lengths.data(), B, T, t_.lengths, stream_); });
       rows_.start = t_.start;
     } else if (trial_.lengths != Lengths::kWhole) {
       copy(t_.given_lengths, layout_.lengths.data(), B * 8);
-      until_.call(
-          [&] { return launch_check_lengths(t_.given_lengths, B, T, t_.lengths, stream_); });
+      rows_.order = trial_.lengths == Lengths::kMarks ? t_.order : nullptr;
+      until_.call([&] {
+        return launch_check_lengths(t_.given_lengths, B, T, t_.lengths,
+                                    rows_.order ? t_.order : nullptr, stream_);
+      });
     }
     if (trial_.lengths != Lengths::kWhole) rows_.lengths = t_.lengths;
     if (trial_.lengths == Lengths::kMarks) {
-      copy(t_.order, layout_.order.data(), B * 8);
+      copy(t_.right_order, layout_.order.data(), B * 8);
       copy(t_.reset, layout_.reset.data(), T * B);
-      rows_.order = t_.order;
       rows_.reset = t_.reset;
+      if (by_steps_) others_.order = t_.order, others_.right_order = t_.right_order;
     }
   }
 
@@ -239,6 +241,7 @@ class Check {
     const int copies = trial_.bare ? 0 : 1, of_step_kernels = by_steps_ ? (packed_ ? 1 : 2) : 0;
     verdict.to_compare =
         of_steps * (2 + copies + of_step_kernels) + sizes_.states() * (trial_.bare ? 1 : 2);
+    if (others_.order) verdict.to_compare += sizes_.batch;
     cudaError_t ended = cudaSuccess;
     verdict.timed_out = !ends_in_time(stream_, &ended);
     verdict.error = until_.error != cudaSuccess ? until_.error : ended;

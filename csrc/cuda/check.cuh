@@ -83,8 +83,9 @@ void product_kernel(Dtype dtype, const void* x, int64_t row_stride, const void* 
 }
 
 // What is compared, in the order of kNames below.
-enum Result : int { kOutput, kCopy, kHn, kPrevious, kMasked, kGradPre, kGradHx };
-const char* const kNames[] = {"output", "copy", "hn", "h_prev", "masked_x", "grad_pre", "grad_hx"};
+enum Result : int { kOutput, kCopy, kHn, kPrevious, kMasked, kOrder, kGradPre, kGradHx };
+const char* const kNames[] = {"output",   "copy",  "hn",       "h_prev",
+                              "masked_x", "order", "grad_pre", "grad_hx"};
 
 // Numbers that are compared, and the worst: the bits of its error, and in the lower half its place.
 struct Findings {
@@ -145,6 +146,7 @@ struct Element {
 struct Others {
   Sequence previous[kDirections];  // h_prev of every step
   Sequence masked[kDirections];    // igates, with zeros beyond a row's length
+  const int64_t *order, *right_order;
 };
 
 // igates are those before output was written over them.
@@ -161,6 +163,9 @@ void compare_forward_kernel(const __grid_constant__ ForwardRecurrence r,
   if (t == T) {
     double want = d.hx ? load(r.dtype, d.hx, hx + e.j) : 0;
     if (length > 0) want = e.at(d.output, d.reverse ? 0 : length - 1);
+    if (others.order && n == 0 && e.j == 0)
+      e.compare(kOrder, static_cast<double>(others.order[e.b]),
+                static_cast<double>(others.right_order[e.b]));
     return e.compare(kHn, load(r.dtype, d.hn, e.b * H + e.j), want);
   }
   if (t >= length && rows.start) return;

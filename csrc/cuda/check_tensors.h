@@ -52,7 +52,7 @@ struct Tensors {
   void *w_hh, *b_ih, *b_hh, *hx, *igates, *grad_output, *grad_hn;     // filled
   void *output, *copy, *hn, *grad_pre, *grad_hx, *previous, *masked;  // NaN at first
   void* product;
-  int64_t *given_lengths, *lengths, *start, *order;
+  int64_t *given_lengths, *lengths, *start, *order, *right_order;
   bool* reset;
   Findings* found;
   GaveUp* gave_up;
@@ -76,9 +76,10 @@ struct Tensors {
     masked = take(s.elements());
     product = parts.take(s.states() * 8);
     given_lengths = parts.take<int64_t>(s.batch * 8);
-    lengths = parts.take<int64_t>(s.batch * 8);
-    start = parts.take<int64_t>(s.seq_len * 8);
+    lengths = parts.take<int64_t>((s.batch + s.seq_len) * 8);
+    start = base ? lengths + s.batch : nullptr;  // of packed rows, behind the lengths
     order = parts.take<int64_t>(s.batch * 8);
+    right_order = parts.take<int64_t>(s.batch * 8);
     reset = parts.take<bool>(s.seq_len * s.batch);
     found = parts.take<Findings>(sizeof(Findings));
     gave_up = parts.take<GaveUp>(sizeof(GaveUp));

@@ -179,18 +179,34 @@ void masked_copy_kernel(const __grid_constant__ MaskedCopy task, Lanes lanes) {
   copy_row(static_cast<S*>(task.to.data) + place(rows, task.to, t, b), from, task.features, lanes);
 }
 
+// Tile plan: a thread has a row; where the order is wanted, one block has them all. A row's place
+//   is the number of those that are longer, or as long and before it: that of a stable sort.
+// Sync plan: one barrier, between the way of the lengths into shared memory and the counting.
+// Limits: with an order kMostRanked rows, which the caller checks. Why: a sort takes several
+// launches; and each length is read once, so that the order is one of all rows whatever others do.
 FASTRNN_KERNEL(kThreads, 1)
-void check_lengths_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len,
-                          int64_t* checked) {
-  const int64_t b = thread_number();
-  if (b >= batch) return;
-  const int64_t length = *static_cast<const volatile int64_t*>(lengths + b);  // once
-  checked[b] = length;
-  if (length >= 0 && length <= seq_len) return;
-  printf("rnn: expected lengths between 0 and %lld, got %lld for row %lld\n",
-         static_cast<long long>(seq_len), static_cast<long long>(length),
-         static_cast<long long>(b));
-  fail();
+void check_lengths_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len, int64_t* checked,
+                          int64_t* order) {
+  int64_t* own = shared_memory<int64_t>();  // [batch], of an order
+  for (int64_t b = thread_number(); b < batch; b += int64_t{gridDim.z} * gridDim.x * kThreads) {
+    const int64_t length = *static_cast<const volatile int64_t*>(lengths + b);  // once
+    checked[b] = length;
+    if (order) own[b] = length;
+    if (length >= 0 && length <= seq_len) continue;
+    printf("rnn: expected lengths between 0 and %lld, got %lld for row %lld\n",
+           static_cast<long long>(seq_len), static_cast<long long>(length),
+           static_cast<long long>(b));
+    fail();
+  }
+  if (!order) return;
+  block_sync();  // the lengths are there
+  for (int b = threadIdx.x; b < batch; b += kThreads) {
+    int place = 0;
+#pragma unroll 8
+    for (int other = 0; other < batch; ++other)
+      place += own[other] > own[b] || (own[other] == own[b] && other < b);
+    order[place] = b;
+  }
 }
 
 // Numbers that come with a launch: its arguments are at most 4 KiB.
@@ -264,26 +280,28 @@ cudaError_t launch_masked_copy(const MaskedCopy& task, cudaStream_t stream) {
 }
 
 cudaError_t launch_check_lengths(const int64_t* lengths, int64_t batch, int64_t seq_len,
-                                 int64_t* checked, cudaStream_t stream) {
-  dim3 grid;
-  if (!grid_for(batch, 1, &grid)) return cudaErrorInvalidValue;
-  return launch(check_lengths_kernel, {grid, kThreads, 0, stream}, lengths, batch, seq_len,
-                checked);
+                                 int64_t* checked, int64_t* order, cudaStream_t stream) {
+  dim3 grid(1);
+  if (order ? batch > kMostRanked : !grid_for(batch, 1, &grid)) return cudaErrorInvalidValue;
+  const int shared_bytes = order ? static_cast<int>(batch * int64_t{sizeof(int64_t)}) : 0;
+  return launch(check_lengths_kernel, {grid, kThreads, shared_bytes, stream}, lengths, batch,
+                seq_len, checked, order);
 }
 
 cudaError_t launch_packed_rows(const int64_t* host_lengths, int64_t batch, int64_t seq_len,
-                               int64_t* lengths, int64_t* start, cudaStream_t stream) {
+                               int64_t* rows, cudaStream_t stream) {
   if (seq_len > INT32_MAX) return cudaErrorInvalidValue;
-  const cudaError_t error =
-      take_numbers<int32_t>(batch, lengths, stream, [&](int64_t b) { return host_lengths[b]; });
-  if (error != cudaSuccess) return error;
   int64_t next = 0, active = batch;
-  return take_numbers<int64_t>(seq_len, start, stream, [&](int64_t t) {
-    while (active > 0 && host_lengths[active - 1] <= t) --active;
+  const auto number = [&](int64_t i) {
+    if (i < batch) return host_lengths[i];
     const int64_t own = next;
+    while (active > 0 && host_lengths[active - 1] <= i - batch) --active;
     next += active;
     return own;
-  });
+  };
+  if (batch <= INT32_MAX / seq_len)
+    return take_numbers<int32_t>(batch + seq_len, rows, stream, number);
+  return take_numbers<int64_t>(batch + seq_len, rows, stream, number);
 }
 
 }  // namespace fastrnn::cuda

@@ -283,3 +283,11 @@ def test_lengths_are_read_once(cuda: Any) -> None:
     copy = cuda.checked_lengths(lengths, 6)
     lengths.fill_(99)
     assert copy.tolist() == [6, 3, 0]
+
+
+def test_ranks_are_those_of_a_stable_sort(cuda: Any) -> None:
+    torch.manual_seed(0)
+    for batch in (1, 2, 255, 256, 257, 512):
+        lengths = torch.randint(0, 9, (batch,))
+        expected = lengths.argsort(stable=True, descending=True)
+        assert torch.equal(cuda.ranked(lengths), expected)

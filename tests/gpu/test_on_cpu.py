@@ -155,6 +155,6 @@ def test_races(race_programs: dict[str, Path]) -> None:
 def test_races_are_found(race_programs: dict[str, Path]) -> None:
     """ThreadSanitizer reports each kernel where the barriers are taken out."""
     program = race_programs["bare"]
-    for kernel in ("vector", "tile", "cluster"):
+    for kernel in ("vector", "tile", "cluster", "lengths"):
         run = subprocess.run([program, kernel], capture_output=True, text=True, timeout=600)
         assert "data race" in run.stderr, kernel

@@ -150,8 +150,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("checked_lengths", [](const Tensor& lengths, int64_t seq_len) {
     const Tensor copy = at::empty_like(lengths);
     launch_check_lengths(lengths.const_data_ptr<int64_t>(), lengths.numel(), seq_len,
-                         copy.mutable_data_ptr<int64_t>(), nullptr);
+                         copy.mutable_data_ptr<int64_t>(), nullptr, nullptr);
     return copy;
+  });
+  m.def("ranked", [](const Tensor& lengths) {
+    const Tensor copy = at::empty_like(lengths), order = at::empty_like(lengths);
+    launch_check_lengths(lengths.const_data_ptr<int64_t>(), lengths.numel(), INT64_MAX,
+                         copy.mutable_data_ptr<int64_t>(), order.mutable_data_ptr<int64_t>(),
+                         nullptr);
+    return order;
   });
   py::class_<Guard>(m, "Guard")
       .def(py::init([] {

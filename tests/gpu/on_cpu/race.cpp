@@ -62,12 +62,22 @@ bool run(const char* kernel, Dtype dtype, int64_t hidden_size, bool whole) {
   return forward == cudaSuccess && backward == cudaSuccess && (planted.copies > 0) == whole;
 }
 
+bool run_lengths() {
+  const int64_t lengths[] = {2, 0, 5, 2, 3};
+  const std::vector<int64_t> right{2, 4, 0, 3, 1};
+  std::vector<int64_t> checked(5), order(5);
+  const cudaError_t error =
+      launch_check_lengths(lengths, 5, kSteps, checked.data(), order.data(), {});
+  std::printf("lengths: %d\n", error);
+  return error == cudaSuccess && order == right;
+}
+
 bool run_packed_rows() {
   const int64_t lengths[kBatch] = {300, 299, 2};
-  std::vector<int64_t> on_device(kBatch), start(300);
-  const cudaError_t error =
-      launch_packed_rows(lengths, kBatch, 300, on_device.data(), start.data(), {});
-  return error == cudaSuccess && start[2] == 6 && start[299] == 600 - 2 + 2;
+  std::vector<int64_t> rows(kBatch + 300);
+  const int64_t* const start = rows.data() + kBatch;
+  const cudaError_t error = launch_packed_rows(lengths, kBatch, 300, rows.data(), {});
+  return error == cudaSuccess && rows[0] == 300 && start[2] == 6 && start[299] == 600 - 2 + 2;
 }
 
 }  // namespace
@@ -86,9 +96,12 @@ int main(int count, char** arguments) {
       {"cluster", Dtype::kBFloat16, 300, false}, {"cluster", Dtype::kBFloat16, 304, true},
       {"cluster", Dtype::kFloat16, 500, false},
   };
+  const auto asked = [&](const char* kernel) {
+    return count < 2 || std::string(kernel) == arguments[1];
+  };
   bool ok = run_packed_rows();
+  if (asked("lengths")) ok = run_lengths() && ok;
   for (const auto& r : runs)
-    if (count < 2 || std::string(r.kernel) == arguments[1])
-      ok = run(r.kernel, r.dtype, r.hidden_size, r.whole) && ok;
+    if (asked(r.kernel)) ok = run(r.kernel, r.dtype, r.hidden_size, r.whole) && ok;
   return ok ? 0 : 1;
 }
