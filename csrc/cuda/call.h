@@ -7,6 +7,7 @@
 #include "arguments.h"
 #include "cuda/context.h"
 #include "cuda/gemm.h"
+#include "cuda/grads.h"
 #include "cuda/recurrence.h"
 #include "cuda/step.h"
 
@@ -60,6 +61,12 @@ struct Call : Arguments {
   const Tensor& weight(int64_t index, int k) const { return *weights[index * per_index() + k]; }
   const void* bias(int64_t index, int k) const {
     return has_biases ? weight(index, 2 + k).const_data_ptr() : nullptr;
+  }
+  // Whether one launch takes the gradients of a layer's weights.
+  bool are_few(int64_t input_size) const {
+    return context.few_launches &&
+           cuda::are_few(shape.seq_len * shape.batch, input_size, shape.hidden_size,
+                         static_cast<int>(shape.num_directions), context.device.multiprocessors);
   }
   // Whether all rows walk all steps without a break.
   bool uniform() const { return !packed && !lengths && !reset; }

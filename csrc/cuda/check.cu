@@ -96,19 +96,21 @@ class Check {
 
   // And NaN where results are to come.
   void fill_inputs() {
-    const int64_t H = sizes_.hidden_size;
+    const int64_t H = sizes_.hidden_size, I = sizes_.input_size();
     until_.call([&] { return cudaMemsetAsync(t_.w_hh, 0xff, t_.used, stream_); });
     until_.call([&] { return cudaMemsetAsync(t_.found, 0, sizeof(Findings), stream_); });
     until_.call([&] { return cudaMemsetAsync(t_.gave_up, 0, sizeof(GaveUp), stream_); });
     fill(t_.w_hh, sizes_.directions * H * H, 1 / std::sqrt(static_cast<double>(H)));
     for (void* bias : {t_.b_ih, t_.b_hh}) fill(bias, sizes_.features(), 0.3);
     for (void* state : {t_.hx, t_.grad_hn}) fill(state, sizes_.states(), 1);
-    for (void* sequence : {t_.igates, t_.grad_output}) fill(sequence, sizes_.elements(), 1);
-    // As the operators have it: h over the input's part of its pre-activation and, between layers,
-    // grad_pre over the gradient of h.
+    fill(t_.grad_output, sizes_.elements(), 1);
+    // As the operators have it: between layers grad_pre over the gradient of h, and h over the
+    // input's part of its pre-activation.
     const int64_t bytes = sizes_.elements() * bytes_of(v_.dtype);
-    copy(t_.output, t_.igates, bytes);
     if (trial_.full) copy(t_.grad_pre, t_.grad_output, bytes);
+    fill(t_.input, sizes_.seq_len * sizes_.batch * I, 1);
+    fill(t_.igates, sizes_.elements(), 1);
+    copy(t_.output, t_.igates, bytes);
   }
 
   void set_rows() {
@@ -159,6 +161,12 @@ class Check {
     const int64_t features = sizes_.features();
     return {part(x, d, sizes_.hidden_size, v_.dtype), packed_ ? 0 : sizes_.batch * features,
             features};
+  }
+
+  // Of one layer, for both directions.
+  Sequence input() const {
+    const int64_t I = sizes_.input_size();
+    return {t_.input, packed_ ? 0 : sizes_.batch * I, I};
   }
 
   void set_direction(int d) {
@@ -232,6 +240,37 @@ class Check {
       return cuda::run(compare_backward_kernel, elements, D, stream_, backward_,
                        by_steps_ ? wide_ : v_.dtype, t_.found);
     });
+    if (by_steps_) compare_weight_grads();
+  }
+
+  void compare_weight_grads() {
+    const int64_t H = sizes_.hidden_size, I = sizes_.input_size();
+    const int D = static_cast<int>(sizes_.directions);
+    WeightGrads task{.dtype = v_.dtype,
+                     .rows = rows_,
+                     .input_size = I,
+                     .hidden_size = H,
+                     .input = input(),
+                     .num_directions = D,
+                     .direction = {}};
+    for (int d = 0; d < D; ++d) {
+      const ForwardDirection& own = forward_.direction[d];
+      const auto grad = [&](void* x, int64_t count) { return part(x, d, count, v_.dtype); };
+      task.direction[d] = {.reverse = own.reverse,
+                           .grad_pre = backward_.direction[d].grad_pre,
+                           .output = own.output,
+                           .hx = own.hx,
+                           .hx_row_stride = own.hx_row_stride,
+                           .grad_w_ih = grad(t_.grad_w_ih, H * I),
+                           .grad_w_hh = grad(t_.grad_w_hh, H * H),
+                           .grad_b_ih = grad(unless_bare(t_.grad_b_ih), H),
+                           .grad_b_hh = grad(unless_bare(t_.grad_b_hh), H)};
+    }
+    until_.call([&] { return launch_weight_grads(task, stream_); });
+    until_.call([&] {
+      return cuda::run(compare_weight_grads_kernel, H * (I + H + 2), D, stream_, task, others_,
+                       t_.found);
+    });
   }
 
   Verdict verdict() {
@@ -241,7 +280,11 @@ class Check {
     const int copies = trial_.bare ? 0 : 1, of_step_kernels = by_steps_ ? (packed_ ? 1 : 2) : 0;
     verdict.to_compare =
         of_steps * (2 + copies + of_step_kernels) + sizes_.states() * (trial_.bare ? 1 : 2);
-    if (others_.order) verdict.to_compare += sizes_.batch;
+    if (by_steps_) {
+      const int64_t columns = sizes_.input_size() + sizes_.hidden_size + (trial_.bare ? 0 : 2);
+      verdict.to_compare += sizes_.features() * columns;
+      verdict.to_compare += others_.order ? sizes_.batch : 0;
+    }
     cudaError_t ended = cudaSuccess;
     verdict.timed_out = !ends_in_time(stream_, &ended);
     verdict.error = until_.error != cudaSuccess ? until_.error : ended;

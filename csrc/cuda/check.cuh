@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 
+#include "cuda/grads.h"
 #include "cuda/math.cuh"
 #include "cuda/recurrence.h"
 
@@ -83,9 +84,21 @@ void product_kernel(Dtype dtype, const void* x, int64_t row_stride, const void* 
 }
 
 // What is compared, in the order of kNames below.
-enum Result : int { kOutput, kCopy, kHn, kPrevious, kMasked, kOrder, kGradPre, kGradHx };
-const char* const kNames[] = {"output",   "copy",  "hn",       "h_prev",
-                              "masked_x", "order", "grad_pre", "grad_hx"};
+enum Result : int {
+  kOutput,
+  kCopy,
+  kHn,
+  kPrevious,
+  kMasked,
+  kOrder,
+  kGradPre,
+  kGradHx,
+  kGradWIh,
+  kGradWHh,
+  kGradB
+};
+const char* const kNames[] = {"output",   "copy",    "hn",        "h_prev",    "masked_x", "order",
+                              "grad_pre", "grad_hx", "grad_w_ih", "grad_w_hh", "grad_b"};
 
 // Numbers that are compared, and the worst: the bits of its error, and in the lower half its place.
 struct Findings {
@@ -93,7 +106,8 @@ struct Findings {
   uint32_t compared;
 };
 
-// The place of an element among all that a check compares; t = T for those without a step.
+// The place of an element among all that a check compares; t = T for those without a step, and of
+// weights t = b = 0 and their row.
 struct Places {
   int64_t steps, batch, hidden_size;
 
@@ -111,6 +125,15 @@ struct Places {
     return text;
   }
 };
+
+// NaN counts as infinite.
+FASTRNN_DEVICE void compare(Findings* found, uint32_t place, double got, double want) {
+  const double size = fabs(want);
+  float error = static_cast<float>(fabs(got - want) / (size > 1 ? size : 1.0));
+  if (!(error >= 0)) error = INFINITY;
+  atomic_max(&found->worst, uint64_t{bits_of(error)} << 32 | place);
+  add_release(&found->compared, 1);
+}
 
 // A thread has an element of a step or, where t = T, of the final state.
 template <typename Direction>
@@ -130,15 +153,9 @@ struct Element {
     return load(r.dtype, x.data, place(r.rows, x, step, b) + j);
   }
   FASTRNN_DEVICE double at_unit(const void* x) const { return x ? load(r.dtype, x, j) : 0; }
-  // NaN counts as infinite.
   FASTRNN_DEVICE void compare(Result result, double got, double want) const {
-    const double size = fabs(want);
-    float error = static_cast<float>(fabs(got - want) / (size > 1 ? size : 1.0));
-    if (!(error >= 0)) error = INFINITY;
-    const uint32_t where =
-        Places{r.rows.seq_len, r.rows.batch, r.hidden_size}.of(result, blockIdx.y, t, b, j);
-    atomic_max(&found->worst, uint64_t{bits_of(error)} << 32 | where);
-    add_release(&found->compared, 1);
+    const Places places{r.rows.seq_len, r.rows.batch, r.hidden_size};
+    cuda::compare(found, places.of(result, blockIdx.y, t, b, j), got, want);
   }
 };
 
@@ -228,6 +245,40 @@ void compare_backward_kernel(const __grid_constant__ BackwardRecurrence r, Dtype
            (r.nonlinearity == Nonlinearity::kRelu ? (h > 0 ? 1.0 : 0.0) : 1 - h * h);
   }
   e.compare(kGradPre, e.at(d.grad_pre, t), want);
+}
+
+// A thread has an element of [grad_w_ih | grad_w_hh | grad_b_ih | grad_b_hh]; h_prev is that of
+// `others`.
+FASTRNN_KERNEL(kThreads, 1)
+void compare_weight_grads_kernel(const __grid_constant__ WeightGrads task,
+                                 const __grid_constant__ Others others, Findings* found) {
+  const int n = blockIdx.y;
+  const WeightGradsDirection& d = task.direction[n];
+  const Rows& rows = task.rows;
+  const int64_t I = task.input_size, H = task.hidden_size, columns = I + H + (d.grad_b_ih ? 2 : 0);
+  const int64_t i = thread_number(), unit = i / columns, column = i % columns;
+  if (unit >= H) return;
+  double want = 0;
+  for (int64_t t = 0; t < rows.seq_len; ++t) {
+    for (int64_t b = 0; b < rows.batch; ++b) {
+      if (t >= row_length(rows, b)) continue;
+      const auto at = [&](const Sequence& x, int64_t feature) {
+        return load(task.dtype, x.data, place(rows, x, t, b) + feature);
+      };
+      const double grad = at(d.grad_pre, unit);
+      want += column < I       ? grad * at(task.input, column)
+              : column < I + H ? grad * at(others.previous[n], column - I)
+                               : grad;
+    }
+  }
+  const auto is = [&](Result result, const void* grads, int64_t of_row, int64_t first) {
+    const Places places{rows.seq_len, rows.batch, H};
+    compare(found, places.of(result, n, 0, 0, unit),
+            load(task.dtype, grads, unit * of_row + column - first), want);
+  };
+  if (column < I) return is(kGradWIh, d.grad_w_ih, I, 0);
+  if (column < I + H) return is(kGradWHh, d.grad_w_hh, H, I);
+  is(kGradB, column == I + H ? d.grad_b_ih : d.grad_b_hh, 1, column);
 }
 
 }  // namespace

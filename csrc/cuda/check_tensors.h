@@ -17,6 +17,7 @@ int64_t bytes_of(Dtype dtype) {
 
 struct Sizes {
   int64_t seq_len, batch, hidden_size, directions;
+  bool full;
 
   // Else two groups of rows, the second not full, with units missing: for whole rows as many as
   // leave 16 bytes whole. The longest goes round the ring of whole_rows.cuh.
@@ -27,7 +28,10 @@ struct Sizes {
     const int64_t whole = trial.lengths == Lengths::kWhole ? units - 8 : units - 3;
     hidden_size = trial.bare ? units / 4 + 1 : trial.full ? units : whole;
     directions = trial.bare ? 1 : 2;
+    full = trial.full;
   }
+  // Of the gradients of the weights.
+  int64_t input_size() const { return full ? hidden_size + 5 : hidden_size - 1; }
   int64_t features() const { return directions * hidden_size; }
   int64_t elements() const { return seq_len * batch * features(); }
   int64_t states() const { return directions * batch * hidden_size; }
@@ -50,8 +54,9 @@ struct Parts {
 struct Tensors {
   int64_t used;
   void *w_hh, *b_ih, *b_hh, *hx, *igates, *grad_output, *grad_hn;     // filled
+  void* input;                                                        // likewise
   void *output, *copy, *hn, *grad_pre, *grad_hx, *previous, *masked;  // NaN at first
-  void* product;
+  void *product, *grad_w_ih, *grad_w_hh, *grad_b_ih, *grad_b_hh;
   int64_t *given_lengths, *lengths, *start, *order, *right_order;
   bool* reset;
   Findings* found;
@@ -67,6 +72,7 @@ struct Tensors {
     igates = take(s.elements());
     grad_output = take(s.elements());
     grad_hn = take(s.states());
+    input = take(s.seq_len * s.batch * s.input_size());
     output = take(s.elements());
     copy = take(s.elements());
     hn = take(s.states());
@@ -74,6 +80,10 @@ struct Tensors {
     grad_hx = parts.take(s.states() * 8);  // in any type
     previous = take(s.elements());
     masked = take(s.elements());
+    grad_w_ih = take(s.features() * s.input_size());
+    grad_w_hh = take(s.features() * s.hidden_size);
+    grad_b_ih = take(s.features());
+    grad_b_hh = take(s.features());
     product = parts.take(s.states() * 8);
     given_lengths = parts.take<int64_t>(s.batch * 8);
     lengths = parts.take<int64_t>((s.batch + s.seq_len) * 8);

@@ -16,6 +16,8 @@ struct Context {
   bool tf32;               // whether float32 products may use TF32
   std::string forced;      // a kernel's name, as choose() takes it
   Guard* guard = nullptr;  // null: every kernel serves
+  bool few_launches =
+      true;  // of small calls; else they go the ways of large ones, as tests want it
 };
 
 }  // namespace fastrnn::cuda

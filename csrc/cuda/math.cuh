@@ -11,6 +11,22 @@ namespace fastrnn::cuda {
 template <typename S>
 using Accumulate = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
+// Calls f with a value of the storage type.
+template <typename F>
+cudaError_t with_type(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return f(float{});
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    case Dtype::kFloat16:
+      return f(Half{});
+  }
+  return cudaErrorInvalidValue;
+}
+
 // To 4 ulp: 1 - 2 / (e^2x + 1), and near zero, where that cancels, the odd polynomial of Cephes'
 // tanhf. Odd; NaN stays; 1 in saturation, where e^2x overflows.
 FASTRNN_DEVICE float tanh_of(float x) {
@@ -74,6 +90,19 @@ FASTRNN_DEVICE int64_t place(const Rows& rows, const Sequence& x, int64_t t, int
 FASTRNN_DEVICE bool is_cut(const Rows& rows, int64_t t, int64_t s, int64_t b) {
   const int64_t later = t > s ? t : s;
   return rows.reset && rows.reset[later * rows.reset_step_stride + b * rows.reset_row_stride];
+}
+
+// The h_prev of step t of row b, which has that step: h of the step walked before, or of hx at the
+// first; null where it is zero.
+template <typename S>
+FASTRNN_DEVICE const S* previous_state(const Rows& rows, bool reverse, const Sequence& output,
+                                       const void* hx, int64_t hx_row_stride, int64_t t,
+                                       int64_t b) {
+  const int64_t before = reverse ? t + 1 : t - 1;
+  if (before < 0 || before >= row_length(rows, b))
+    return hx ? static_cast<const S*>(hx) + b * hx_row_stride : nullptr;
+  if (is_cut(rows, t, before, b)) return nullptr;
+  return static_cast<const S*>(output.data) + place(rows, output, before, b);
 }
 
 }  // namespace fastrnn::cuda

@@ -3,11 +3,10 @@
 #include "cuda/stack.h"
 
 #include <ATen/ops/cat.h>
-#include <ATen/ops/sum.h>
 
-#include "cuda/call.h"
 #include "cuda/guard.h"
 #include "cuda/launchers.h"
+#include "cuda/layer.h"
 
 namespace fastrnn::cuda {
 
@@ -34,13 +33,6 @@ Tensor Call::input_weights(int64_t layer) const {
 }
 
 namespace {
-
-// What the loop of one layer works on, as matrices beside the recurrence's pointers.
-struct Layer {
-  Tensor h;         // [rows, D*H]
-  Tensor grad_pre;  // [rows, D*H], of the backward pass
-  int64_t first;    // index of the first direction
-};
 
 template <typename Direction>
 Recurrence<Direction> recurrence_of(const Call& call) {
@@ -222,64 +214,6 @@ void backward_layer(Call& call, const Layer& layer, Sequence grad_output, const 
   if (!run_in_one_launch(call, r, backward_launcher)) backward_by_steps(call, layer, r, grad_hx);
 }
 
-// h_prev of all rows, where it is not the output moved by a step.
-Tensor previous_states(const Call& call, const Tensor& h, int64_t index, bool reverse) {
-  const Tensor previous = call.empty({call.shape.rows, call.shape.hidden_size});
-  const PreviousStates task{.dtype = call.dtype,
-                            .rows = call.rows,
-                            .hidden_size = call.shape.hidden_size,
-                            .reverse = reverse,
-                            .output = call.dense(h),
-                            .hx = call.hx->defined() ? (*call.hx)[index].const_data_ptr() : nullptr,
-                            .hx_row_stride = call.hx->defined() ? call.hx->stride(1) : 0,
-                            .previous = call.dense(previous)};
-  check_launch(launch_previous_states(task, call.context.stream), "previous_states_kernel",
-               call.shape);
-  return previous;
-}
-
-// grad_w_hh = grad_pre^T @ h_prev. Where the output moved by a step is h_prev, from there, and the
-// first step's from hx.
-void recurrent_weight_grad(const Call& call, const Tensor& grad_pre, const Tensor& h, int64_t index,
-                           bool reverse, const Tensor& grad) {
-  const int64_t B = call.shape.batch, rows = call.shape.rows, rest = rows - B;
-  const bool tf32 = call.context.tf32;
-  const Matrix out(grad), g = Matrix(grad_pre).transposed();
-  if (call.packed || call.reset || (call.lengths && reverse)) {
-    return multiply(out, g, Matrix(previous_states(call, h, index, reverse)), tf32);
-  }
-  const auto part = [&](int64_t first, int64_t count) {
-    return Matrix(grad_pre).some_rows(first, count).transposed();
-  };
-  const bool both = rest > 0 && call.hx->defined();
-  // Of two sums in 16 bits the first would be rounded.
-  const Tensor sum = both && call.is_narrow() ? call.empty(grad.sizes(), at::kFloat) : grad;
-  const Matrix to(sum);
-  if (rest > 0)
-    multiply(to, part(reverse ? 0 : B, rest), Matrix(h).some_rows(reverse ? B : 0, rest), tf32);
-  if (call.hx->defined()) {
-    multiply(to, part(reverse ? rest : 0, B), Matrix((*call.hx)[index]), tf32, rest > 0);
-  } else if (rest == 0) {
-    grad.zero_();
-  }
-  if (!sum.is_same(grad)) grad.copy_(sum);
-}
-
-void weight_grads(const Call& call, const Layer& layer, const Tensor& input,
-                  std::vector<Tensor>& grads) {
-  for (int64_t d = 0; d < call.shape.num_directions; ++d) {
-    const int64_t index = layer.first + d;
-    Tensor* const to = &grads[index * call.per_index()];
-    const Tensor grad_pre = call.direction(layer.grad_pre, d);
-    multiply(Matrix(to[0]), Matrix(grad_pre).transposed(), Matrix(input), call.context.tf32);
-    recurrent_weight_grad(call, grad_pre, call.direction(layer.h, d), index, d == 1, to[1]);
-    if (call.has_biases) {
-      at::sum_out(to[2], grad_pre, {0});
-      to[3].copy_(to[2]);
-    }
-  }
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Context& context, FASTRNN_ARGUMENTS, bool save) {
@@ -310,8 +244,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
   const Shape& s = call.shape;
   const int64_t L = s.num_layers, D = s.num_directions, features = s.features();
   const Gradients grads(call, grad_output, grad_hn, saved);
-  Tensor grad_input = call.empty({0}), grad_hx;
-  if (want_input) grad_input = call.empty(input.sizes());
+  const Tensor grad_input = want_input ? call.empty(input.sizes()) : call.empty({0});
+  Tensor grad_hx;
   if (want_hx) grad_hx = call.empty({L * D, s.batch, s.hidden_size});
   std::vector<Tensor> grad_weights;
   for (int64_t i = 0; want_weights && i < static_cast<int64_t>(weights.size()); ++i)
@@ -332,8 +266,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
     backward_layer(call, own, grad, *grads.hn, grad_hx);
     const Tensor mask = bottom ? Tensor() : call.mask(layer - 1);
     if (want_weights) {
-      Tensor x = bottom ? call.masked_input() : saved[layer - 1];
-      if (mask.defined()) x = x.mul(mask);
+      Input x{bottom ? Tensor() : saved[layer - 1], bottom ? s.input_size : features};
+      if (mask.defined()) x.below = x.below.mul(mask);
       weight_grads(call, own, x, grad_weights);
     }
     if (bottom && !want_input) break;

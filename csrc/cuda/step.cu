@@ -24,22 +24,6 @@ bool grid_for(int64_t threads, int directions, dim3* grid) {
   return true;
 }
 
-// Calls f with a value of the storage type.
-template <typename F>
-cudaError_t with_type(Dtype dtype, const F& f) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return f(float{});
-    case Dtype::kFloat64:
-      return f(double{});
-    case Dtype::kBFloat16:
-      return f(BFloat16{});
-    case Dtype::kFloat16:
-      return f(Half{});
-  }
-  return cudaErrorInvalidValue;
-}
-
 // Element i of a product that comes in parts.
 template <typename C>
 FASTRNN_DEVICE C sum_of(const void* product, int parts, int64_t i, int64_t part) {
@@ -151,17 +135,11 @@ void previous_states_kernel(const __grid_constant__ PreviousStates task, Lanes l
   const Rows& rows = task.rows;
   const int64_t row = lanes.row(), t = row / rows.batch, b = row - t * rows.batch;
   if (t >= rows.seq_len) return;
-  const int64_t before = task.reverse ? t + 1 : t - 1, length = row_length(rows, b);
-  if (t >= length && rows.start) return;
-  const S* from = nullptr;
-  if (t < length) {
-    if (before >= 0 && before < length) {
-      if (!is_cut(rows, t, before, b))
-        from = static_cast<const S*>(task.output.data) + place(rows, task.output, before, b);
-    } else if (task.hx) {
-      from = static_cast<const S*>(task.hx) + b * task.hx_row_stride;
-    }
-  }
+  const bool there = t < row_length(rows, b);
+  if (!there && rows.start) return;
+  const S* const from =
+      there ? previous_state<S>(rows, task.reverse, task.output, task.hx, task.hx_row_stride, t, b)
+            : nullptr;
   copy_row(static_cast<S*>(task.previous.data) + place(rows, task.previous, t, b), from,
            task.hidden_size, lanes);
 }

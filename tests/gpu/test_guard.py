@@ -73,6 +73,14 @@ def test_one_wrong_number_is_found(
     assert guard.why_not(name, BFLOAT16) == ""
 
 
+def test_a_wrong_gradient_of_weights_is_found(plant: Callable[..., None], guard: Any) -> None:
+    """With the step kernels, without which nothing serves."""
+    plant("grad_w_hh")
+    with pytest.warns(UserWarning, match=r"grad_w_hh\[0\], t 0, b 0, j 55"):
+        assert guard.why_not(TILE, FLOAT16)
+    assert guard.why_none()
+
+
 def test_the_call_and_its_kind_take_another_way(plant: Callable[..., None], guard: Any) -> None:
     plant("unit")
     with pytest.warns(UserWarning, match="is off by"):

@@ -119,7 +119,7 @@ def test_what_is_wrong_is_found(tmp_path: Path) -> None:
     source = tmp_path / "launchers.cpp"
     body = "\n".join(launchers)
     source.write_text(
-        '#include "cuda/launchers.h"\n#include "cuda/step.cu"\n'
+        '#include "cuda/launchers.h"\n#include "cuda/grads.cu"\n#include "cuda/step.cu"\n'
         f"namespace fastrnn::cuda {{\n{body}\n}}\n"
     )
     broken = compile_program(

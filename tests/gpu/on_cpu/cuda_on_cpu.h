@@ -433,12 +433,12 @@ inline void atomic_max(uint64_t* p, uint64_t x) {
 
 // Adds eight roundings of float16 to one number of the last unit of the last row: to the output at
 // the first step, of all recurrences ("unit"), of packed ones ("packed"), or of those by steps
-// ("step"); or to grad_hx.
+// ("step"); to grad_hx; or to grad_w_hh.
 template <typename R>
 void spoil(const R& r, bool by_steps) {
   const std::string_view what = planted.spoiled;
-  const auto add = [&](void* data, int64_t row_stride) {
-    const int64_t i = (r.rows.batch - 1) * row_stride + r.hidden_size - 1;
+  const auto add_last = [&](void* data, int64_t rows, int64_t row_stride) {
+    const int64_t i = (rows - 1) * row_stride + r.hidden_size - 1;
     const auto to = [&]<typename S>(S* x) { narrow(x + i, widen(x[i]) + 0x1p-8f); };
     switch (static_cast<int>(r.dtype)) {
       case 0:
@@ -449,7 +449,12 @@ void spoil(const R& r, bool by_steps) {
         return to(static_cast<Half*>(data));
     }
   };
-  if constexpr (requires { r.direction[0].hn; }) {
+  const auto add = [&](void* data, int64_t row_stride) {
+    add_last(data, r.rows.batch, row_stride);
+  };
+  if constexpr (requires { r.direction[0].grad_w_hh; }) {
+    if (what == "grad_w_hh") add_last(r.direction[0].grad_w_hh, r.hidden_size, r.hidden_size);
+  } else if constexpr (requires { r.direction[0].hn; }) {
     const auto& output = r.direction[0].output;
     const bool wanted =
         by_steps ? what == "step" : what == "unit" || (what == "packed" && r.rows.start);

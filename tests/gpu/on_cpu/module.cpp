@@ -22,11 +22,14 @@ Device h200(int multiprocessors = 132) {
   return {90, multiprocessors, 227 << 10, 228 << 10, 65536};
 }
 
-// "tile" forces that kernel on an H200, "tile@16" on one with 16 multiprocessors.
+// "tile" forces that kernel on an H200, "tile@16" on one with 16 multiprocessors, "tile+" the ways
+// of large calls.
 Context context_of(const std::string& forced, bool tf32) {
-  const size_t at = forced.find('@');
-  const int multiprocessors = at == std::string::npos ? 132 : std::stoi(forced.substr(at + 1));
-  return {nullptr, h200(multiprocessors), tf32, forced.substr(0, at)};
+  const size_t at = forced.find_first_of("@+");
+  const bool large = forced.ends_with('+');
+  const int multiprocessors =
+      at == std::string::npos || forced[at] == '+' ? 132 : std::stoi(forced.substr(at + 1));
+  return {nullptr, h200(multiprocessors), tf32, forced.substr(0, at), nullptr, !large};
 }
 
 auto run_forward(const std::string& forced, bool tf32, const Arguments& arguments, bool save) {

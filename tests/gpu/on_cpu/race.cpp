@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda/choose.h"
+#include "cuda/grads.h"
 #include "cuda/launchers.h"
 #include "cuda/step.h"
 
@@ -72,6 +73,29 @@ bool run_lengths() {
   return error == cudaSuccess && order == right;
 }
 
+// Rows of many lengths, reset at every step.
+bool run_grads() {
+  constexpr int64_t kUnits = 9, kFeatures = 3;
+  const int64_t lengths[kBatch] = {5, 2, 0};
+  const bool reset = true;
+  std::vector<float> x(kSteps * kBatch * kUnits), hx(kBatch * kUnits), w(kUnits * kUnits),
+      b(kUnits);
+  const Sequence all{x.data(), kBatch * kUnits, kUnits};
+  WeightGrads task{.dtype = Dtype::kFloat32,
+                   .rows = {kSteps, kBatch, lengths, nullptr, nullptr, &reset, 0, 0},
+                   .input_size = kFeatures,
+                   .hidden_size = kUnits,
+                   .input = all,
+                   .num_directions = 1,
+                   .direction = {}};
+  std::vector<float> w_ih(kUnits * kFeatures), b_hh(kUnits);
+  task.direction[0] = {false,       all,      all,      hx.data(),  kUnits,
+                       w_ih.data(), w.data(), b.data(), b_hh.data()};
+  const cudaError_t error = launch_weight_grads(task, {});
+  std::printf("grads: %d\n", error);
+  return error == cudaSuccess;
+}
+
 bool run_packed_rows() {
   const int64_t lengths[kBatch] = {300, 299, 2};
   std::vector<int64_t> rows(kBatch + 300);
@@ -101,6 +125,7 @@ int main(int count, char** arguments) {
   };
   bool ok = run_packed_rows();
   if (asked("lengths")) ok = run_lengths() && ok;
+  if (asked("grads")) ok = run_grads() && ok;
   for (const auto& r : runs)
     if (asked(r.kernel)) ok = run(r.kernel, r.dtype, r.hidden_size, r.whole) && ok;
   return ok ? 0 : 1;
