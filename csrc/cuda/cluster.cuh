@@ -98,8 +98,9 @@ struct ClusterGroup : Slice {
     return reinterpret_cast<SharedBarrier*>(own) + copy;
   }
 
-  FASTRNN_DEVICE void load(const typename Slice::Storage* w, int64_t H, bool transposed) {
-    Slice::load(w, H, transposed);
+  FASTRNN_DEVICE void load(const typename Slice::Storage* w, int units, int depth, int64_t across,
+                           int64_t along) {
+    Slice::load(w, units, depth, across, along);
     cluster_wait();  // every block's barriers are there
   }
 

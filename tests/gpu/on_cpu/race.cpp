@@ -30,14 +30,14 @@ Recurrence<Direction> recurrence_of(Dtype dtype, int64_t hidden_size, const int6
   return r;
 }
 
-// Rows of many lengths, or that all have every step.
-bool run(const char* kernel, Dtype dtype, int64_t hidden_size, bool whole) {
+// Rows of many lengths, or that all have every step; igates of so many features, or that are there.
+bool run(const char* kernel, Dtype dtype, int64_t hidden_size, bool whole, int64_t features) {
   const Device h200{90, 132, 227 << 10, 228 << 10, 65536};
   const int64_t some[kBatch] = {5, 2, 0}, size = kSteps * kBatch * hidden_size;
   const int64_t* lengths = whole ? nullptr : some;
   // Zeros of any type: what is computed does not matter here.
   std::vector<double> w(hidden_size * hidden_size), h(2 * size), grad(2 * size),
-      state(4 * kBatch * hidden_size);
+      state(4 * kBatch * hidden_size), x(kSteps * kBatch * features + 1);
   auto f = recurrence_of<ForwardDirection>(dtype, hidden_size, lengths);
   auto b = recurrence_of<BackwardDirection>(dtype, hidden_size, lengths);
   const int64_t bytes = dtype == Dtype::kFloat32 ? 4 : 2;
@@ -51,6 +51,11 @@ bool run(const char* kernel, Dtype dtype, int64_t hidden_size, bool whole) {
     void* grad_hx = part(state, 2 + d, kBatch * hidden_size);
     f.direction[d] = {d == 1, w.data(), nullptr, nullptr, nullptr, 0, output, output, {}, hn};
     b.direction[d] = {d == 1, w.data(), output, grad_pre, nullptr, grad_pre, grad_hx};
+  }
+  for (int d = 0; d < 2 && features > 0; ++d) {
+    f.direction[d].input = {x.data(), kBatch * features, features};
+    f.direction[d].w_ih = w.data();
+    f.direction[d].input_size = features;
   }
   const Problem problem{dtype, false, true, kSteps, kBatch, hidden_size, 2};
   const Choice choice = choose(problem, h200, kernel);
@@ -112,13 +117,16 @@ int main(int count, char** arguments) {
     Dtype dtype;
     int64_t hidden_size;
     bool whole;
+    int64_t features = 0;
   } runs[] = {
       {"vector", Dtype::kFloat32, 60, false},    {"vector", Dtype::kFloat32, 190, true},
       {"tile", Dtype::kFloat32, 64, false},      {"tile", Dtype::kFloat32, 62, true},
       {"tile", Dtype::kBFloat16, 250, false},    {"tile", Dtype::kBFloat16, 248, true},
       {"cluster", Dtype::kFloat32, 200, false},  {"cluster", Dtype::kFloat32, 200, true},
       {"cluster", Dtype::kBFloat16, 300, false}, {"cluster", Dtype::kBFloat16, 304, true},
-      {"cluster", Dtype::kFloat16, 500, false},
+      {"cluster", Dtype::kFloat16, 500, false},  {"vector", Dtype::kFloat32, 60, false, 70},
+      {"vector", Dtype::kFloat32, 64, true, 3},  {"tile", Dtype::kBFloat16, 61, false, 9},
+      {"tile", Dtype::kBFloat16, 64, true, 70},
   };
   const auto asked = [&](const char* kernel) {
     return count < 2 || std::string(kernel) == arguments[1];
@@ -127,6 +135,6 @@ int main(int count, char** arguments) {
   if (asked("lengths")) ok = run_lengths() && ok;
   if (asked("grads")) ok = run_grads() && ok;
   for (const auto& r : runs)
-    if (asked(r.kernel)) ok = run(r.kernel, r.dtype, r.hidden_size, r.whole) && ok;
+    if (asked(r.kernel)) ok = run(r.kernel, r.dtype, r.hidden_size, r.whole, r.features) && ok;
   return ok ? 0 : 1;
 }
