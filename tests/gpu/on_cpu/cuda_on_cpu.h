@@ -69,6 +69,7 @@ struct Planted {
   bool poisoned = false;                  // of_device has come
   int captured = 0;                       // kernels that were launched while capturing
   int64_t copies = 0;                     // that threads have begun in the background
+  int launches = 0;                       // of kernels and of cuBLAS's products
 };
 inline Planted planted;
 

@@ -273,6 +273,7 @@ cudaError_t run(const Launch& how, const std::function<void()>& kernel) {
     return cudaErrorInvalidValue;
   if (device_state() != cudaSuccess) return device_state();
   planted.captured += planted.capturing;
+  ++planted.launches;
   if (how.cluster > 1 && planted.of_launches != cudaSuccess) return planted.of_launches;
   planted.poisoned |= how.cluster > 1 && (planted.endless || planted.of_device != cudaSuccess);
   Machine own;
