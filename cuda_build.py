@@ -4,6 +4,8 @@ As a program it compiles every kernel for every architecture, without a GPU, pri
 and fails where a kernel keeps registers in memory:
 
     python cuda_build.py --archs 80 90a
+
+For sm_90a it also shows what the machine code is like (benchmarks/gpu/machine_code.py).
 """
 
 from __future__ import annotations
@@ -249,17 +251,15 @@ def source_hash(paths: Iterable[Path], compiler: str = "") -> str:
     return digest.hexdigest()[:12]
 
 
-def resources(nvcc: str, source: str, arch: str) -> tuple[list[tuple[str, dict[str, int]]], int]:
-    """What ptxas says of each kernel of a file: registers, stack, spills; and the code's bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = subprocess.run(
-            [nvcc, *FLAGS, f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin",
-             source, "-o", f"{folder}/kernels.cubin"],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if run.returncode:
-            sys.exit(f"{source}, sm_{arch}:\n{run.stdout}{run.stderr}")
-        size = Path(folder, "kernels.cubin").stat().st_size
+def resources(nvcc: str, source: str, arch: str, cubin: Path) -> list[tuple[str, dict[str, int]]]:
+    """Compile a file; what ptxas says of each kernel: registers, stack, spills."""
+    run = subprocess.run(
+        [nvcc, *FLAGS, f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin",
+         source, "-o", cubin],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if run.returncode:
+        sys.exit(f"{source}, sm_{arch}:\n{run.stdout}{run.stderr}")
     found = []
     pattern = (
         r"Compiling entry function '(?P<name>\S+)'.*?(?P<stack>\d+) bytes stack frame, "
@@ -269,7 +269,7 @@ def resources(nvcc: str, source: str, arch: str) -> tuple[list[tuple[str, dict[s
     for match in re.finditer(pattern, run.stderr, re.DOTALL):
         numbers = {k: int(v) for k, v in match.groupdict().items() if k != "name"}
         found.append((match["name"], numbers))
-    return found, size
+    return found
 
 
 def demangled(names: list[str]) -> list[str]:
@@ -285,37 +285,60 @@ def demangled(names: list[str]) -> list[str]:
     return [re.sub(r"\(fastrnn.*|\((?![^<]*>).*$", "", line) for line in short]
 
 
-def main() -> None:
-    import resource  # not on Windows
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--archs", nargs="+", help="such as 80 90a; without it, all that are built")
-    parser.add_argument("--only", default="", help="files whose name contains this")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    options = parser.parse_args()
-    nvcc = find_nvcc()
-    if nvcc is None:
-        sys.exit("cuda-check: no nvcc; set CUDA_HOME or put it on the PATH")
-    sources = [s for s in sorted(glob(str(ROOT / "csrc/cuda/*.cu"))) if options.only in s]
-    work = [(s, a) for s in sources for a in options.archs or all_archs(nvcc)]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(lambda job: resources(nvcc, *job), work))
+def show_resources(results: list[tuple[str, list[tuple[str, dict[str, int]]]]]) -> int:
+    """Print a line for each kernel of each architecture; how many keep registers in memory."""
     bad = 0
     print(f"{'kernel':<88} {'arch':>5} {'registers':>9} {'stack':>5} {'spilled':>7}")
-    for (_, arch), (kernels, _) in zip(work, results, strict=True):
+    for arch, kernels in results:
         names = demangled([name for name, _ in kernels])
         for name, (_, used) in sorted(zip(names, kernels, strict=True)):
             spilled = used["stores"] + used["loads"]
             print(f"{name:<88} {arch:>5} {used['registers']:>9} {used['stack']:>5} {spilled:>7}")
             bad += bool(spilled or (used["stack"] and name not in MAY_USE_STACK))
-    if not any(kernels for kernels, _ in results):
-        sys.exit("cuda-check: found no kernel")
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(
-        f"nvcc: {used.ru_utime + used.ru_stime:.0f} CPU seconds, for all architectures at most "
-        f"{BUDGET_SECONDS}; machine code: {sum(size for _, size in results) / 1e6:.1f} MB, at most "
-        f"{BUDGET_MB}"
-    )
+    return bad
+
+
+def main() -> None:
+    import resource  # not on Windows
+
+    from benchmarks.gpu import machine_code  # not where the library alone is built
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--archs", nargs="+", help="such as 80 90a; without it, all that are built")
+    parser.add_argument("--only", default="", help="files whose name contains this")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--keep", action="store_true", help="the machine code's table, for git")
+    options = parser.parse_args()
+    nvcc = find_nvcc()
+    if nvcc is None:
+        sys.exit("cuda-check: no nvcc; set CUDA_HOME or put it on the PATH")
+    archs = options.archs or all_archs(nvcc)
+    if options.keep and (options.only or machine_code.ARCH not in archs):
+        parser.error(f"--keep needs every file for {machine_code.ARCH}")
+    sources = [s for s in sorted(glob(str(ROOT / "csrc/cuda/*.cu"))) if options.only in s]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        work = [(s, a, Path(folder, f"{Path(s).stem}.{a}")) for s in sources for a in archs]
+        results = list(pool.map(lambda job: resources(nvcc, *job), work))
+        if not any(results):
+            sys.exit("cuda-check: found no kernel")
+        bad = show_resources([(a, found) for (_, a, _), found in zip(work, results, strict=True)])
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(
+            f"nvcc: {used.ru_utime + used.ru_stime:.0f} CPU seconds, for all architectures at most "
+            f"{BUDGET_SECONDS}; machine code: {sum(c.stat().st_size for *_, c in work) / 1e6:.1f} "
+            f"MB, at most {BUDGET_MB}"
+        )
+        looked_at = [
+            (cubin, found) for (_, arch, cubin), found in zip(work, results, strict=True)
+            if arch == machine_code.ARCH
+        ]  # fmt: skip
+        if looked_at:
+            machine_code.report(
+                nvcc, version(nvcc), source_hash(kernel_sources(), version(nvcc)),
+                [cubin for cubin, _ in looked_at],
+                {name: used["registers"] for _, found in looked_at for name, used in found},
+                demangled, whole=not options.only, keeps=options.keep,
+            )  # fmt: skip
     if bad:
         sys.exit(f"cuda-check: {bad} kernels keep registers in memory")
 
