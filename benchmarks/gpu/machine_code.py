@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ KERNEL = re.compile(
 SHORT = {"float32": "f32", "TF32": "tf32", "half": "f16", "bfloat16": "bf16"}
 LONG = {"f32": "float32", "tf32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
+COLUMNS = ("regs", "shared", "code", "step", "clocks", "lost", "alone", "full", "in the main loop")
+LEGEND = """\
+Of a time step of the main loop, step: its instructions; clocks: simulated, to compare builds of a
+kernel, not for claims; lost: of these, in waits for LDC, S2R and global loads; alone, full:
+measured on an H200, of one group and of all that run at once. In a turn of that loop, 2 or 4 steps,
+drained: waits for all scoreboards; early: waits for a global load issued less than a step before;
+local: LDL, STL."""
+
 LIST = """#include <cstdio>
 #include "cuda/configurations.h"
 using namespace fastrnn::cuda;
@@ -61,13 +70,14 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A line of the table. Without a main loop, the last three are 0 and empty."""
+    """A line of the table. Without a main loop, the last four are 0 and empty."""
 
     registers: int
     shared: int  # bytes of a block
     instructions: int
     step: int  # instructions of a time step
     clocks: int  # of a time step, as sass.Warp estimates them
+    lost: int  # of them, in waits for constants, special registers and global loads
     found: str  # in the main loop, what had better not be there
 
 
@@ -98,18 +108,21 @@ def configurations(nvcc: str) -> list[Configuration]:
 
 def disassembled(nvdisasm: str, cubin: Path) -> Iterator[tuple[str, sass.Code]]:
     """The kernels of a file, each as soon as it is there."""
-    command = [nvdisasm, "-c", "-hex", "-ndf", str(cubin)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+    command, head = [nvdisasm, "-c", "-hex", "-ndf", str(cubin)], "\t.section"
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as run,
+    ):
         assert run.stdout
-        lines: list[str] = []
-        for line in run.stdout:
-            if line.lstrip().startswith(".section"):
-                yield from sass.parse("".join(lines)).items()
-                lines = []
-            lines.append(line)
-        yield from sass.parse("".join(lines)).items()
-    if run.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with status {run.returncode}")
+        text = ""
+        while block := run.stdout.read(1 << 22):
+            *whole, text = (text + block).split(head)
+            for part in whole:
+                yield from sass.parse(head + part).items()
+        yield from sass.parse(head + text).items()
+        if run.wait():
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(command)} failed:\n{errors.read()}")
 
 
 def line_of(
@@ -123,9 +136,11 @@ def line_of(
         name = f"{own.name} {SHORT[dtype]} {match['pass']} {match['walk'].lower()}"
     while code and code[-1].opcode == "NOP":  # fills the last line of the cache
         code.pop()
-    step = sass.main_step(code, own.warps) or sass.Step(0, 0, {})
+    step = sass.main_step(code, own.warps) or sass.Step(0, 0, 0, {})
     found = ", ".join(f"{n} {what}" for what, n in step.found.items())
-    return name, Kernel(registers, own.shared, len(code), step.instructions, step.clocks, found)
+    return name, Kernel(
+        registers, own.shared, len(code), step.instructions, step.clocks, step.lost, found
+    )
 
 
 def look(nvcc: str, nvdisasm: str, cubins: Sequence[Path], registers: Mapping[str, int]) -> Kernels:
@@ -219,23 +234,21 @@ def served(kernels: Kernels, times: Mapping[str, Measured]) -> dict[str, Measure
 
 def table(kernels: Kernels, times: Mapping[str, Measured]) -> list[str]:
     """Lines of at most 100 columns: kernels with a main loop by pass and walk, then the others."""
-    columns = (
-        f"{'regs':>4} {'shared':>6} {'code':>5} {'step':>5} {'clocks':>6} {'alone':>5} {'full':>5}"
-    )
+    row = "{:<24} {:>4} {:>6} {:>5} {:>5} {:>6} {:>4} {:>5} {:>5}  {}".format
     lines = []
-    for walk in ("whole", "any"):
-        for direction in ("forward", "backward"):
-            end = f" {direction} {walk}"
-            part = {name: x for name, x in kernels.items() if name.endswith(end) and x.step}
-            if part:
-                lines += ["", f"{f'{direction}, {walk} rows':<24} {columns}  in the main loop"]
-            for name, x in sorted(part.items(), key=lambda item: natural(item[0])):
-                time = times.get(name)
-                clocks = (f"{t:5.0f}" for t in (time.alone, time.full)) if time else ("    -",) * 2
-                lines.append(
-                    f"{name.removesuffix(end):<24} {x.registers:>4} {x.shared / 1024:>5.0f}K "
-                    f"{x.instructions:>5} {x.step:>5} {x.clocks:>6} {' '.join(clocks)}  {x.found}"
-                )
+    for walk, direction in product(("whole", "any"), ("forward", "backward")):
+        end = f" {direction} {walk}"
+        part = {name: x for name, x in kernels.items() if name.endswith(end) and x.step}
+        if part:
+            lines += ["", row(f"{direction}, {walk} rows", *COLUMNS)]
+        for name, x in sorted(part.items(), key=lambda item: natural(item[0])):
+            time = times.get(name)
+            alone, full = (round(time.alone), round(time.full)) if time else ("-", "-")
+            shared = f"{x.shared / 1024:.0f}K"
+            lines.append(row(
+                name.removesuffix(end), x.registers, shared, x.instructions, x.step, x.clocks,
+                x.lost, alone, full, x.found,
+            ).rstrip())  # fmt: skip
     others = {name: x for name, x in kernels.items() if not x.step}
     if others:
         lines += ["", f"{'without a main loop':<70} {'regs':>4} {'code':>5}"]
@@ -265,19 +278,10 @@ def show(kernels: Kernels, sources: str) -> None:
     all_times, measured_sources = measured()
     times = served(kernels, all_times)
     print("\n".join(table(kernels, times)))
-    print(
-        "\nstep, clocks: of a time step of the main loop, instructions and simulated clocks; these "
-        "compare\nbuilds of a kernel and are not for claims. alone, full: clocks measured on an "
-        "H200, of one group and\nof all that run at once. In the main loop, of a turn, which is 2 "
-        "or 4 steps: drained, waits for all\nscoreboards; early, waits for a global load issued "
-        "less than a step before; local, LDL and STL."
-    )
+    print(f"\n{LEGEND}")
     if lines := comparison(kernels, times):
-        other = (
-            ""
-            if measured_sources == sources
-            else f", measured on other sources ({measured_sources})"
-        )
+        other = f", measured on other sources ({measured_sources})"
+        other = "" if measured_sources == sources else other
         print(f"alone / clocks, geometric mean and range{other}:\n  {'; '.join(lines)}")
 
 

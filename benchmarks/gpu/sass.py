@@ -54,6 +54,7 @@ COUNTED = {
 }  # fmt: skip
 ALL_SCOREBOARDS = 0b111111
 GLOBAL_LOAD = "LDG"  # LDGSTS too, of which LDGDEPBAR closes a group
+LOST = "LDG|LDC|S2R|S2UR"  # what a time step need not wait for
 MULTIPLY = "FFMA|HMMA|DFMA"
 RECEIVE = "BAR.SYNC|SYNCS.PHASECHK"  # one in each step
 
@@ -220,17 +221,18 @@ class Pending:
     """What a scoreboard waits for."""
 
     done: int  # the clock
-    load: int | None = None  # of a global load, the number of instructions issued before
+    opcode: str = ""  # whose result it is
+    issued: int = 0  # instructions before it
 
 
 class Warp:
-    """One of `warps` that run through the same code; early are waits for a global load that was
-    issued less than `step` instructions before."""
+    """One of `warps` that run through the same code. Waits for a global load are early less than
+    `step` instructions after it. Clocks are lost that pass in waits for what LOST matches."""
 
     def __init__(self, warps: int = 1, step: int = 0) -> None:
         self.warps = warps
         self.step = step
-        self.clock = self.issued = self.early = 0
+        self.clock = self.issued = self.early = self.lost = 0
         self.received = 0  # when the last that was sent to another block is there
         self.scoreboards: list[list[Pending]] = [[] for _ in range(6)]
         self.free: dict[str, int] = {}  # when each pipe is
@@ -254,8 +256,7 @@ class Warp:
         if x.reads is not None:
             self.scoreboards[x.reads].append(Pending(self.clock + READ))
         if x.writes is not None:
-            load = self.issued if x.matches(GLOBAL_LOAD) else None
-            self.scoreboards[x.writes].append(Pending(done, load))
+            self.scoreboards[x.writes].append(Pending(done, x.opcode, self.issued))
         self.clock += max(x.stall, -(-self.warps // SCHEDULERS))
         if x.matches("BAR.SYNC"):
             self.clock = max(self.clock, done)
@@ -271,8 +272,11 @@ class Warp:
         """Until no more than `left` are on their way: as they came, so they go."""
         pending = self.scoreboards[scoreboard]
         gone = [pending.pop(0) for _ in range(len(pending) - left)]
-        self.clock = max([self.clock, *(x.done for x in gone)])
-        loads = [x.load for x in gone if x.load is not None]
+        last = max(gone, key=lambda x: x.done, default=Pending(0))
+        late = max(0, last.done - self.clock)
+        self.clock += late
+        self.lost += late if matches(last.opcode, LOST) else 0
+        loads = [x.issued for x in gone if matches(x.opcode, GLOBAL_LOAD)]
         self.early += bool(loads) and self.issued - max(loads) < self.step
 
 
@@ -282,6 +286,7 @@ class Step:
 
     instructions: int
     clocks: int
+    lost: int  # of the clocks
     found: dict[str, int]  # in a turn: COUNTED; waits for all scoreboards; Warp.early
 
 
@@ -295,14 +300,14 @@ def main_step(code: Code, warps: int = 1) -> Step | None:
     warp = Warp(warps, len(path) // steps)
     for _ in range(2):  # the first turns find nothing on its way
         warp.run(path)
-    clock, early = warp.clock, warp.early
-    for _ in range(2):
-        warp.run(path)
+    clock, early, lost = warp.clock, warp.early, warp.lost
+    warp.run(path)
     counts = Counter({"drained": sum(x.wait == ALL_SCOREBOARDS for x in path)})
     counts |= {name: sum(x.matches(p) for x in path) for name, p in COUNTED.items()}
-    counts["early"] = (warp.early - early) // 2
+    counts["early"] = warp.early - early
     return Step(
         round(len(path) / steps),
-        round((warp.clock - clock) / 2 / steps),
+        round((warp.clock - clock) / steps),
+        round((warp.lost - lost) / steps),
         {name: n for name, n in counts.items() if n},
     )

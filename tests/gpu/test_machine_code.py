@@ -11,11 +11,11 @@ from benchmarks.gpu import machine_code, sass
 from benchmarks.gpu.machine_code import Configuration, Kernel, Measured
 
 KERNELS = {
-    "cluster:1024x16x8 bf16 backward any": Kernel(255, 222000, 7124, 1036, 7994, "100 LDC"),
-    "vector:64x1x1 f32 forward any": Kernel(95, 8192, 1466, 115, 526, "9 LDC, 4 early"),
-    "vector:64x1x1 f32 forward whole": Kernel(79, 8192, 647, 117, 392, "1 S2R"),
-    "vector:128x1x1 f32 forward whole": Kernel(119, 17408, 807, 150, 546, ""),
-    "take_numbers_kernel<int>": Kernel(10, 0, 24, 0, 0, ""),
+    "cluster:1024x16x8 bf16 backward any": Kernel(255, 222000, 7124, 1036, 7994, 90, "100 LDC"),
+    "vector:64x1x1 f32 forward any": Kernel(95, 8192, 1466, 115, 526, 0, "9 LDC, 4 early"),
+    "vector:64x1x1 f32 forward whole": Kernel(79, 8192, 647, 117, 392, 16, "1 S2R"),
+    "vector:128x1x1 f32 forward whole": Kernel(119, 17408, 807, 150, 546, 0, ""),
+    "take_numbers_kernel<int>": Kernel(10, 0, 24, 0, 0, 0, ""),
 }
 TIMES = {
     "vector:64x1x1 float32 forward": Measured(196.0, 400.0),
@@ -75,11 +75,11 @@ def test_what_is_kept_has_a_line_for_each_kernel(tmp_path: Path) -> None:
     small = KERNELS["take_numbers_kernel<int>"]
     assert changes({"take_numbers_kernel<int>": small}) == ["no differences"]  # of some files
     changed = KERNELS | {"new_kernel": small}
-    changed["vector:64x1x1 f32 forward whole"] = Kernel(79, 8192, 640, 110, 350, "")
+    changed["vector:64x1x1 f32 forward whole"] = Kernel(79, 8192, 640, 110, 350, 0, "")
     del changed["take_numbers_kernel<int>"]
     assert changes(changed) == [
         "vector:64x1x1 f32 forward whole: instructions 647 -> 640; step 117 -> 110; "
-        "clocks 392 -> 350; found 1 S2R -> -",
+        "clocks 392 -> 350; lost 16 -> -; found 1 S2R -> -",
         "new_kernel: new",
         "take_numbers_kernel<int>: gone",
     ]
@@ -104,7 +104,7 @@ def test_the_table_fits_a_screen() -> None:
     assert max(map(len, lines)) <= 100
     whole = lines.index(next(line for line in lines if line.startswith("forward, whole rows")))
     assert lines[whole + 1].split() == (
-        ["vector:64x1x1", "f32", "79", "8K", "647", "117", "392", "196", "400", "1", "S2R"]
+        ["vector:64x1x1", "f32", "79", "8K", "647", "117", "392", "16", "196", "400", "1", "S2R"]
     )
     assert lines[whole + 2].startswith("vector:128x1x1 f32")
     assert lines[-1].split() == ["take_numbers_kernel<int>", "10", "24"]

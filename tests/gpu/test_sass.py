@@ -149,7 +149,7 @@ def step_of(body: str) -> sass.Step:
 
 
 def test_a_step_takes_the_way_of_tanh() -> None:
-    assert step_of(STEP) == sass.Step(instructions=7 + 1, clocks=STEP_CLOCKS + 5, found={})
+    assert step_of(STEP) == sass.Step(instructions=7 + 1, clocks=STEP_CLOCKS + 5, lost=0, found={})
 
 
 @pytest.mark.parametrize(
@@ -164,14 +164,16 @@ def test_a_step_takes_the_way_of_tanh() -> None:
 def test_what_few_calls_need_is_skipped(skipped: str) -> None:
     branch = "    000000 - - 5 @P2 BRA `(.L_past)\n"
     plain = step_of(branch + skipped + "\n    .L_past:" + STEP)
-    assert plain == sass.Step(instructions=9, clocks=5 + STEP_CLOCKS + 5, found={})
+    assert plain == sass.Step(instructions=9, clocks=5 + STEP_CLOCKS + 5, lost=0, found={})
 
 
 def test_the_end_of_the_steps_is_not_taken() -> None:
     between = "    000000 - - 5 @P3 BRA `(.L_end)\n"
     labels = STEP.replace("relu", "relu2").replace("both", "both2")
     step = step_of(STEP + between + labels + "    .L_end:\n")
-    assert step == sass.Step(instructions=8, clocks=STEP_CLOCKS + 5, found={})  # of two steps
+    assert step == sass.Step(
+        instructions=8, clocks=STEP_CLOCKS + 5, lost=0, found={}
+    )  # of two steps
 
 
 def test_a_second_try_is_not_taken() -> None:
@@ -186,20 +188,22 @@ def test_a_second_try_is_not_taken() -> None:
     .L_came:
     """
     step = step_of(STEP.replace("000000 - - 5 BAR.SYNC.DEFER_BLOCKING 0x0", wait))
-    assert step == sass.Step(instructions=9, clocks=STEP_CLOCKS - 21 + 24 + 5 + 5, found={})
+    assert step == sass.Step(instructions=9, clocks=STEP_CLOCKS - 21 + 24 + 5 + 5, lost=0, found={})
 
 
 def test_what_is_found() -> None:
     """A load of the next step, for which a wait for another scoreboard, or for all, waits too."""
     load = "\n    000000 - 0 1 LDG.E R7, desc[UR6][R8.64]" + STEP
-    assert step_of(load) == sass.Step(9, 263 + STEP_CLOCKS - 29 + 5, {"early": 1})
+    assert step_of(load) == sass.Step(
+        9, 263 + STEP_CLOCKS - 29 + 5, lost=263 - 2, found={"early": 1}
+    )
     drained = step_of(load.replace("000001", "111111"))
     assert drained.found == {"drained": 1, "early": 1}
     others = "".join(
         f"\n    000000 - - 1 {x}" for x in ("S2R R9", "LDC R9", "STL [R1], R9", "CCTL")
     )
     assert step_of(others + STEP) == sass.Step(
-        12, 4 + STEP_CLOCKS + 5, {"CCTL": 1, "S2R": 1, "local": 1, "LDC": 1}
+        12, 4 + STEP_CLOCKS + 5, 0, {"CCTL": 1, "S2R": 1, "local": 1, "LDC": 1}
     )
 
 
