@@ -136,8 +136,12 @@ def line_of(
         name = f"{own.name} {SHORT[dtype]} {match['pass']} {match['walk'].lower()}"
     while code and code[-1].opcode == "NOP":  # fills the last line of the cache
         code.pop()
-    step = sass.main_step(code, own.warps) or sass.Step(0, 0, 0, {})
-    found = ", ".join(f"{n} {what}" for what, n in step.found.items())
+    step, found = sass.Step(0, 0, 0, {}), ""
+    try:
+        step = sass.main_step(code, own.warps) or step
+        found = ", ".join(f"{n} {what}" for what, n in step.found.items())
+    except ValueError as error:
+        found = str(error)
     return name, Kernel(
         registers, own.shared, len(code), step.instructions, step.clocks, step.lost, found
     )
@@ -252,9 +256,9 @@ def table(kernels: Kernels, times: Mapping[str, Measured]) -> list[str]:
     others = {name: x for name, x in kernels.items() if not x.step}
     if others:
         lines += ["", f"{'without a main loop':<70} {'regs':>4} {'code':>5}"]
-    return lines + [
-        f"{name:<70} {x.registers:>4} {x.instructions:>5}" for name, x in others.items()
-    ]
+    for name, x in others.items():
+        lines.append(f"{name:<70} {x.registers:>4} {x.instructions:>5}  {x.found}".rstrip())
+    return lines
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -301,13 +305,16 @@ def report(
         keeps: Whether to write the table for git.
     """
     nvdisasm = find_nvdisasm(nvcc)
-    if nvdisasm is None:
-        sys.exit(f"cuda-check: {MISSING}") if keeps else print(f"cuda-check: {MISSING}")
+    why = MISSING
+    kernels: Kernels = {}
+    if nvdisasm:
+        try:
+            kernels = look(nvcc, nvdisasm, cubins, registers)
+        except (OSError, RuntimeError, LookupError, subprocess.CalledProcessError) as error:
+            why = f"no report of the machine code: {error}"
+    if not kernels:
+        sys.exit(f"cuda-check: {why}") if keeps else print(f"cuda-check: {why}")
         return
-    try:
-        kernels = look(nvcc, nvdisasm, cubins, registers)
-    except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
-        sys.exit(f"cuda-check: {error}")
     plain = [name for name in kernels if name in registers]
     kernels |= zip(readable(plain), [kernels.pop(name) for name in plain], strict=True)
     print(f"\nMachine code of sm_{ARCH}, of sources {sources}, by nvcc {version}")

@@ -60,6 +60,16 @@ def test_kernels_are_called_by_their_configurations(mangled: str, expected: str)
     assert (line.registers, line.instructions, line.step) == (79, 1, 0)
 
 
+def test_a_loop_without_a_plain_way_is_reported() -> None:
+    receive, product = sass.Instruction("BAR.SYNC 0x0"), sass.Instruction("FFMA R1, R1, R2, R3")
+    away, again = sass.Instruction("BRA `(.L_1)", target=4), sass.Instruction("@P0 BRA `(.L_2)")
+    again.target = 0
+    code = [receive, product, away, again, sass.Instruction("EXIT")]
+    _, line = machine_code.line_of("a_kernel", code, 32, [])
+    assert (line.instructions, line.step) == (5, 0)
+    assert line.found == "no way through the loop of 4 instructions"
+
+
 def test_what_is_kept_has_a_line_for_each_kernel(tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     machine_code.keep(KERNELS, "V13.0.88", "0123456789ab", path)
