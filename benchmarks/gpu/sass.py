@@ -16,10 +16,10 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
-# Clocks until a result is there, by the first pattern that the opcode begins with. Shared memory
-# and L2, for loads from global memory: Luo et al. 2024, arXiv:2402.13499. MUFU, SHFL and LDC:
+# Clocks until a result is there, by the first pattern that the opcode begins with. Shared memory,
+# and L2 for loads from global memory: after Luo et al. 2024, arXiv:2402.13499. MUFU and SHFL: after
 # Abdelkhalik et al. 2022, arXiv:2208.11174. Barriers, and STAS until the other block sees it:
-# benchmarks/gpu/limits.cu on an H200.
+# benchmarks/gpu/limits.cu on an H200. The others are assumed.
 LATENCIES = {
     "LDG": 263,
     "LDSM": 33,
@@ -32,7 +32,7 @@ LATENCIES = {
     "STAS": 360,
     "": 25,
 }
-READ = 20  # clocks until operands have been read
+READ = 20  # clocks until operands have been read, assumed
 
 # Clocks that a warp's instruction keeps a pipe, and how many such pipes a multiprocessor has. HMMA
 # and STAS: limits.cu; others: the throughputs in the CUDA C++ Programming Guide, and 128 bytes a
