@@ -12,7 +12,7 @@
 //   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -arch=native -cudart static -Icsrc
 //     benchmarks/gpu/kernels.cpp csrc/cuda/{choose,runtime}.cpp csrc/cuda/*.cu -o build/kernels
 //   g++ -std=c++20 -O1 -DFASTRNN_ON_CPU -ffp-contract=off -Icsrc -Itests/gpu/on_cpu
-//     benchmarks/gpu/kernels.cpp csrc/cuda/choose.cpp tests/gpu/on_cpu/{kernels,fibers}.cpp
+//     benchmarks/gpu/kernels.cpp csrc/cuda/choose.cpp tests/gpu/on_cpu/{kernels,fibers,banks}.cpp
 #include <algorithm>
 #include <chrono>
 #include <cmath>

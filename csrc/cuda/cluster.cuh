@@ -110,7 +110,7 @@ struct ClusterGroup : Slice {
     if (lost) return;
     const unsigned char* from = state + this->warp_unit() * int(sizeof(typename Slice::Storage)) +
                                 piece / kPerRow * kRowBytes + piece % kPerRow * 16;
-    const uint4 x = *reinterpret_cast<const uint4*>(from);
+    const uint4 x = load_shared(reinterpret_cast<const uint4*>(from));
     const auto at = static_cast<int>(from - shared_memory<unsigned char>());
 #pragma unroll
     for (int i = 0; i < kSends; ++i) {

@@ -129,6 +129,16 @@ FASTRNN_DEVICE SharedAddress shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// What each step reads and writes, by name, as the tests count what its banks have to do.
+template <typename T>
+FASTRNN_DEVICE T load_shared(const T* p) {
+  return *p;
+}
+template <typename T>
+FASTRNN_DEVICE void store_shared(T* p, T x) {
+  *p = x;
+}
+
 // Four 8 x 8 matrices of 16-bit elements: lane l gives the 16-byte aligned row l % 8 of matrix
 // l / 8; to[m] is row lane / 4, columns 2 * (lane % 4) and the next, of matrix m.
 FASTRNN_DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {

@@ -107,7 +107,7 @@ struct TileGroup {
 #pragma unroll
         for (int i = 0; i < 4; ++i) w[i] = weights[s][kFragment][i];
       } else {
-        const uint4 x = *stored(kFragment);
+        const uint4 x = load_shared(stored(kFragment));
         w[0] = x.x, w[1] = x.y, w[2] = x.z, w[3] = x.w;
       }
 #pragma unroll
@@ -159,9 +159,9 @@ struct TileGroup {
   FASTRNN_DEVICE void put(unsigned char* state, int e, S x) const {
     unsigned char* to = state + row(slot(e)) * kRowBytes + unit(e) * static_cast<int>(sizeof(S));
     if constexpr (sizeof(S) == 4) {
-      *reinterpret_cast<uint32_t*>(to) = tf32_of(x);
+      store_shared(reinterpret_cast<uint32_t*>(to), tf32_of(x));
     } else {
-      *reinterpret_cast<S*>(to) = x;
+      store_shared(reinterpret_cast<S*>(to), x);
     }
   }
 

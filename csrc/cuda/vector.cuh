@@ -88,7 +88,7 @@ struct VectorGroup {
     const float4* columns = reinterpret_cast<const float4*>(state) + lane() / kApart;
     float4 first[kFours];  // of row 0
 #pragma unroll
-    for (int i = 0; i < kFours; ++i) first[i] = columns[i * kLanes];
+    for (int i = 0; i < kFours; ++i) first[i] = load_shared(columns + i * kLanes);
     meanwhile();
     float sums[kSums];
 #pragma unroll
@@ -96,7 +96,7 @@ struct VectorGroup {
       float parts[kUnits][kChains] = {};
 #pragma unroll
       for (int i = 0; i < kFours; ++i) {
-        const float4 x = r == 0 ? first[i] : columns[r * (kHidden / 4) + i * kLanes];
+        const float4 x = r == 0 ? first[i] : load_shared(columns + r * (kHidden / 4) + i * kLanes);
 #pragma unroll
         for (int n = 0; n < kUnits; ++n) {
           const float4 w = weights[n][i];
@@ -138,7 +138,7 @@ struct VectorGroup {
   }
 
   FASTRNN_DEVICE void put(unsigned char* state, int e, float x) const {
-    if (first < kSums) reinterpret_cast<float*>(state)[place + e] = x;
+    if (first < kSums) store_shared(reinterpret_cast<float*>(state) + place + e, x);
   }
 
   FASTRNN_DEVICE void send(unsigned char*, int) const {}

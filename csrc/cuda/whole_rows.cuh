@@ -70,7 +70,7 @@ class Elements {
   }
   FASTRNN_DEVICE static void take(const Group&, unsigned char* slot, float (&x)[kElements]) {
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) x[e] = *element(slot, e);
+    for (int e = 0; e < kElements; ++e) x[e] = load_shared(element(slot, e));
   }
   FASTRNN_DEVICE void store(const unsigned char*, const S (&h)[kElements],
                             int64_t further_on = 0) const {
@@ -128,7 +128,7 @@ class Pieces {
                             int64_t further_on = 0) const {
     if (mine_)
       *reinterpret_cast<uint4*>(further(at_, further_on)) =
-          *reinterpret_cast<const uint4*>(state + in_state_);
+          load_shared(reinterpret_cast<const uint4*>(state + in_state_));
   }
 
  private:

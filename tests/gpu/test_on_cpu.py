@@ -135,7 +135,12 @@ def race_programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     if compiler is None:
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("race")
-    sources = [HERE / "race.cpp", HERE / "kernels.cpp", ROOT / "csrc/cuda/choose.cpp"]
+    sources = [
+        HERE / "race.cpp",
+        HERE / "kernels.cpp",
+        HERE / "banks.cpp",
+        ROOT / "csrc/cuda/choose.cpp",
+    ]
 
     def compile_one(name: str) -> Path:
         common = [compiler, "-std=c++20", "-O1", "-g1", "-DFASTRNN_ON_CPU", *flags[name]]

@@ -49,7 +49,7 @@ def compile_program(folder: Path, kernels: list[Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    emulation = [EMULATION / f"{name}.cpp" for name in ("kernels", "check", "fibers")]
+    emulation = [EMULATION / f"{name}.cpp" for name in ("kernels", "check", "fibers", "banks")]
     return compile_program(tmp_path_factory.mktemp("kernels"), emulation)
 
 
@@ -123,7 +123,7 @@ def test_what_is_wrong_is_found(tmp_path: Path) -> None:
         f"namespace fastrnn::cuda {{\n{body}\n}}\n"
     )
     broken = compile_program(
-        tmp_path, [source, *(EMULATION / f for f in ("check.cpp", "fibers.cpp"))]
+        tmp_path, [source, *(EMULATION / f for f in ("check.cpp", "fibers.cpp", "banks.cpp"))]
     )
     status, (line,) = results(broken, "check", "tile:64x8x1", "bfloat16", "whole")
     assert (status, line["right"]) == (1, False)

@@ -14,9 +14,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <source_location>
 #include <string_view>
 #include <tuple>
 
+#include "banks.h"
 #include "runtime_on_cpu.h"
 
 #define __global__
@@ -26,6 +28,8 @@
 #define __grid_constant__
 #define FASTRNN_DEVICE inline
 #define FASTRNN_KERNEL(threads, blocks)
+
+using Where = std::source_location;
 
 // Set for the fiber that runs.
 extern uint3 threadIdx, blockIdx;
@@ -150,17 +154,29 @@ T shuffle_xor(T x, int mask) {
 using SharedAddress = uintptr_t;
 inline SharedAddress shared_address(const void* p) { return reinterpret_cast<SharedAddress>(p); }
 
+template <typename T>
+T load_shared(const T* p, const Where& where = Where::current()) {
+  note(banks::Access::kLoad, p, sizeof(T), where);
+  return *p;
+}
+template <typename T>
+void store_shared(T* p, T x, const Where& where = Where::current()) {
+  note(banks::Access::kStore, p, sizeof(T), where);
+  *p = x;
+}
+
 struct MatrixRow {
   uint32_t words[4];
   bool given;
 };
 // Of kMatrices 8 x 8 matrices a lane gives a row, and gets two elements of each.
 template <int kMatrices, bool kTransposed>
-void load_matrices_as(uint32_t (&to)[kMatrices], const void* row) {
+void load_matrices_as(uint32_t (&to)[kMatrices], const void* row, const Where& where) {
   MatrixRow own{};
   own.given = static_cast<int>(threadIdx.x) % 32 < 8 * kMatrices;
   if (own.given) {
     if (reinterpret_cast<uintptr_t>(row) % 16) std::abort();
+    note(banks::Access::kMatrices, row, 16, where);
     std::memcpy(own.words, row, 16);
   }
   fibers::collective(
@@ -185,16 +201,20 @@ void load_matrices_as(uint32_t (&to)[kMatrices], const void* row) {
   std::memcpy(to, &own, sizeof to);
 }
 template <int kMatrices>
-void load_matrices(uint32_t (&to)[kMatrices], const void* row) {
-  load_matrices_as<kMatrices, false>(to, row);
+void load_matrices(uint32_t (&to)[kMatrices], const void* row,
+                   const Where& where = Where::current()) {
+  load_matrices_as<kMatrices, false>(to, row, where);
 }
 template <int kMatrices>
-void load_transposed(uint32_t (&to)[kMatrices], const void* row) {
-  load_matrices_as<kMatrices, true>(to, row);
+void load_transposed(uint32_t (&to)[kMatrices], const void* row,
+                     const Where& where = Where::current()) {
+  load_matrices_as<kMatrices, true>(to, row, where);
 }
 
 template <int kBytes>
-void copy_async(void* to, const void* from, bool valid = true) {
+void copy_async(void* to, const void* from, bool valid = true,
+                const Where& where = Where::current()) {
+  note(banks::Access::kCopy, to, kBytes, where);
   if (reinterpret_cast<uintptr_t>(to) % kBytes ||
       (valid && reinterpret_cast<uintptr_t>(from) % kBytes))
     std::abort();

@@ -128,12 +128,27 @@ void plant(const char* spoiled, int of_launches, int of_device, int hang, bool e
            bool capturing) {
   static std::string kept;
   kept = spoiled;
-  planted = {static_cast<cudaError_t>(of_launches),
-             static_cast<cudaError_t>(of_device),
-             hang,
-             endless,
-             capturing,
-             kept.c_str()};
+  planted = {.of_launches = static_cast<cudaError_t>(of_launches),
+             .of_device = static_cast<cudaError_t>(of_device),
+             .hang = hang,
+             .endless = endless,
+             .capturing = capturing,
+             .spoiled = kept.c_str()};
+}
+
+// Of the banks of shared memory: what a warp's lanes at these addresses take.
+int wavefronts(const std::vector<uintptr_t>& addresses, int bytes, bool load) {
+  banks::Lanes lanes;
+  std::copy_n(addresses.begin(), std::min<size_t>(addresses.size(), 32), lanes.address);
+  lanes.bytes = bytes;
+  return banks::wavefronts(lanes, load ? banks::Access::kLoad : banks::Access::kStore);
+}
+// By function and access, of the first block since count_wavefronts(): instructions, wavefronts.
+auto counted_wavefronts() {
+  std::map<std::string, std::pair<int64_t, int64_t>> found;
+  for (const auto& [name, count] : banks::stop())
+    found[name] = {count.instructions, count.wavefronts};
+  return found;
 }
 
 // Calls f with what an H200 with this guard gives, and C++ warnings as Python's.
@@ -149,6 +164,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("plant", plant, py::arg("spoiled") = "", py::arg("of_launches") = 0,
         py::arg("of_device") = 0, py::arg("hang") = 0, py::arg("endless") = false,
         py::arg("capturing") = false);
+  m.def("wavefronts", wavefronts);
+  m.def("count_wavefronts", banks::start);
+  m.def("counted_wavefronts", counted_wavefronts);
+  m.def("sizes", [](const std::string& name, int dtype) {
+    const Configuration& c = kConfigurations[variant_of(name, dtype).choice.configuration];
+    return py::dict(py::arg("units") = c.units, py::arg("rows") = c.rows,
+                    py::arg("blocks") = c.blocks, py::arg("warp_units") = c.warp_units,
+                    py::arg("thread_units") = c.thread_units, py::arg("lanes") = c.lanes(),
+                    py::arg("warps") = c.threads() / 32, py::arg("slots") = c.slots(),
+                    py::arg("stored_fragments") = c.stored_fragments());
+  });
   m.def("captured", [] { return planted.captured; });
   m.def("compiled_for", compiled_for);
   m.def("checked_lengths", [](const Tensor& lengths, int64_t seq_len) {
