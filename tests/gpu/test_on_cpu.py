@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +126,45 @@ def test_kernels(cuda: Any, row: Row) -> None:
     truth = problem.truth()
     for ways in ("", "+"):
         assert_as_accurate(ours(cuda, row, problem, ways), theirs, truth)
+
+
+@pytest.fixture
+def plant(cuda: Any) -> Iterator[Callable[..., None]]:
+    yield cuda.plant
+    cuda.plant()
+
+
+APPROXIMATED = [
+    Row(case, kernel, dtype, tf32)
+    for case in (Case(9, 5, 4, 65), Case(20, 3, 4, 64, bidirectional=True))
+    for kernel, dtype, tf32 in (
+        ("vector", torch.float32, False),
+        ("tile", torch.float16, False),
+        ("tile", torch.bfloat16, False),
+        ("tile", torch.float32, True),
+        ("cluster", torch.float32, False),
+    )
+]
+
+
+@pytest.mark.parametrize("ulps", [(-2, -2), (2, 2), (-2, 2)], ids=["less", "more", "either"])
+@pytest.mark.parametrize("row", APPROXIMATED, ids=str)
+def test_approximations(
+    cuda: Any, plant: Callable[..., None], row: Row, ulps: tuple[int, int]
+) -> None:
+    """Powers of two and reciprocals, of which tanh is made, err on a GPU."""
+    plant(ulps=ulps)
+    test_kernels(cuda, row)
+
+
+@pytest.mark.parametrize("row", APPROXIMATED[:5], ids=str)
+def test_wrong_approximations(cuda: Any, plant: Callable[..., None], row: Row) -> None:
+    """What is off by 2^-13, or by 2^-5 in 16 bits or TF32, is found."""
+    exact = row.dtype == torch.float32 and not row.tf32
+    ulps = 2**10 if exact else 2**18
+    plant(ulps=(ulps, ulps))
+    with pytest.raises(AssertionError):
+        test_kernels(cuda, row)
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,7 @@ int64_t launch_alone(const std::string& name, bool relu, const std::vector<Tenso
 }
 
 void plant(const char* spoiled, int of_launches, int of_device, int hang, bool endless,
-           bool capturing) {
+           bool capturing, std::pair<int, int> ulps) {
   static std::string kept;
   kept = spoiled;
   planted = {.of_launches = static_cast<cudaError_t>(of_launches),
@@ -133,7 +133,9 @@ void plant(const char* spoiled, int of_launches, int of_device, int hang, bool e
              .hang = hang,
              .endless = endless,
              .capturing = capturing,
-             .spoiled = kept.c_str()};
+             .spoiled = kept.c_str(),
+             .least_ulps = ulps.first,
+             .most_ulps = ulps.second};
 }
 
 // Of the banks of shared memory: what a warp's lanes at these addresses take.
@@ -163,7 +165,7 @@ auto guarded(Guard& guard, const F& f) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("plant", plant, py::arg("spoiled") = "", py::arg("of_launches") = 0,
         py::arg("of_device") = 0, py::arg("hang") = 0, py::arg("endless") = false,
-        py::arg("capturing") = false);
+        py::arg("capturing") = false, py::arg("ulps") = std::pair(0, 0));
   m.def("wavefronts", wavefronts);
   m.def("count_wavefronts", banks::start);
   m.def("counted_wavefronts", counted_wavefronts);
