@@ -5,19 +5,14 @@ What only a GPU can show (see test_on_gpu.py) is left: real memory, real tensor 
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import emulation
 import pytest
 import torch
 from cases import CASES, Case, assert_as_accurate
-from emulation import HERE, ROOT
 from problems import Problem
 from rows import CONFIGURATIONS, DTYPES, Row
 from torch import Tensor
@@ -165,47 +160,3 @@ def test_wrong_approximations(cuda: Any, plant: Callable[..., None], row: Row) -
     plant(ulps=(ulps, ulps))
     with pytest.raises(AssertionError):
         test_kernels(cuda, row)
-
-
-@pytest.fixture(scope="module")
-def race_programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """race.cpp under ThreadSanitizer, which does not look into the fibers; and without barriers."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("race")
-    sources = [
-        HERE / "race.cpp",
-        HERE / "kernels.cpp",
-        HERE / "banks.cpp",
-        ROOT / "csrc/cuda/choose.cpp",
-    ]
-
-    def compile_one(name: str) -> Path:
-        common = [compiler, "-std=c++20", "-O1", "-g1", "-DFASTRNN_ON_CPU", *flags[name]]
-        common += [f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
-        fibers, program = folder / f"{name}.o", folder / name
-        subprocess.run([*common, "-c", HERE / "fibers.cpp", "-o", fibers], check=True)
-        subprocess.run(
-            [*common, "-fsanitize=thread", *sources, fibers, "-o", program, "-pthread"], check=True
-        )
-        return program
-
-    flags: dict[str, list[str]] = {"right": [], "bare": ["-DFASTRNN_WITHOUT_BARRIERS"]}
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(flags, pool.map(compile_one, flags), strict=True))
-
-
-def test_races(race_programs: dict[str, Path]) -> None:
-    """ThreadSanitizer finds nothing."""
-    run = subprocess.run([race_programs["right"]], capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stdout + run.stderr
-
-
-def test_races_are_found(race_programs: dict[str, Path]) -> None:
-    """ThreadSanitizer reports each kernel where the barriers are taken out."""
-    program = race_programs["bare"]
-    for kernel in ("vector", "tile", "cluster", "lengths", "grads"):
-        run = subprocess.run([program, kernel], capture_output=True, text=True, timeout=600)
-        # Or an address is read before it is there.
-        assert "data race" in run.stderr or "SEGV" in run.stderr, kernel

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <memory>
 #include <random>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -17,7 +18,6 @@ extern "C" {  // of ThreadSanitizer, where the program is linked with it
 [[gnu::weak]] void __tsan_write_range(void*, unsigned long);
 [[gnu::weak]] void* __tsan_get_current_fiber();
 [[gnu::weak]] void* __tsan_create_fiber(unsigned);
-[[gnu::weak]] void __tsan_destroy_fiber(void*);
 [[gnu::weak]] void __tsan_switch_to_fiber(void*, unsigned);
 }
 
@@ -47,6 +47,7 @@ namespace {
 constexpr unsigned kNoOrder = 1;  // a switch of fibers orders nothing
 constexpr size_t kStack = 256 << 10;
 constexpr int64_t kPatience = 50'000'000;
+constexpr size_t kLate = 8;  // rounds of all fibers
 
 void acquire(void* p) {
   if (__tsan_acquire) __tsan_acquire(p);
@@ -162,6 +163,7 @@ void wait_until_changed(const unsigned* value, unsigned from) {
 }
 
 void start() {
+  acquire(&machine->all);
   (*machine->kernel)();
   release(machine);
   machine->current->done = true;
@@ -179,6 +181,13 @@ void* new_stack(size_t index) {
   void** top = reinterpret_cast<void**>(kept[index] + kStack) - 2;
   *top = reinterpret_cast<void*>(&start);
   return top - 6;  // the registers
+}
+
+// ThreadSanitizer's fibers are kept likewise: a new one takes a millisecond.
+void* tsan_fiber(size_t index) {
+  static std::vector<void*> kept;
+  if (index == kept.size()) kept.push_back(__tsan_create_fiber(0));
+  return kept[index];
 }
 
 void deliver(size_t index) {
@@ -222,15 +231,18 @@ void run_together(dim3 grid, int first, int count) {
     f.thread = {unsigned(i % threads), 0, 0};
     f.block = {b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y)};
     f.stack = new_stack(i);
-    if (__tsan_create_fiber) f.tsan = __tsan_create_fiber(0);
+    if (__tsan_create_fiber) f.tsan = tsan_fiber(i);
   }
+  release(&m.all);
   std::vector<int> order(m.all.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = int(i);
   std::shuffle(order.begin(), order.end(), m.random);
-  for (size_t left = m.all.size(); left > 0;) {
-    bool ran = false;
+  const int late = count > 1 ? int(m.random() % count) : -1;  // a block that begins after others
+  for (size_t left = m.all.size(), round = 0; left > 0; ++round) {
+    bool ran = round < kLate;
     for (int i : order) {
       Fiber& f = m.all[i];
+      if (f.rank == late && round < kLate) continue;
       const bool woken = m.gave_up && f.may_give_up;
       if (f.done || (f.waits_for && *f.waits_for == f.waits_from && !woken)) continue;
       ran = true;
@@ -250,8 +262,6 @@ void run_together(dim3 grid, int first, int count) {
   }
   acquire(machine);
   if (!m.under_way.empty()) stop("a block ended before its store_async arrived");
-  for (Fiber& f : m.all)
-    if (f.tsan) __tsan_destroy_fiber(f.tsan);
   for (int r = 0; r < count; ++r) {
     for (size_t i = bytes - 128; i < bytes; ++i)
       if (m.memory[r][i] != 0xff) stop("written behind the end of shared memory");
@@ -284,7 +294,7 @@ cudaError_t run(const Launch& how, const std::function<void()>& kernel) {
   if (__tsan_get_current_fiber) own.scheduler_tsan = __tsan_get_current_fiber();
   blockDim = dim3(how.threads);
   gridDim = how.grid;
-  const int together = how.cluster;
+  const auto together = planted.together ? static_cast<int>(blocks) : how.cluster;
   for (int64_t first = 0; first < blocks; first += together) {
     own.gave_up = own.hung = false;
     run_together(how.grid, int(first), together);
@@ -397,6 +407,19 @@ void store_async(void* to, const void* from, int bytes, void* barrier) {
   Arrival arrival{to, {}, bytes, barrier};
   copy(arrival.data, from, bytes);
   machine->under_way.push_back(arrival);
+}
+
+bool is_missing(std::string_view name, const Where& where) {
+  if (!*planted.missing) return false;
+  const std::string missing = planted.missing;
+  const size_t in = missing.find(" in ");
+  if (missing.substr(0, in) != name) return false;
+  if (in != missing.npos) {
+    const std::string called = "::" + missing.substr(in + 4) + "(";
+    if (std::string_view(where.function_name()).find(called) == std::string_view::npos)
+      return false;
+  }
+  return planted.missed = true;
 }
 
 bool comes_early() {

@@ -125,15 +125,17 @@ int64_t launch_alone(const std::string& name, bool relu, const std::vector<Tenso
 }
 
 void plant(const char* spoiled, int of_launches, int of_device, int hang, bool endless,
-           bool capturing, std::pair<int, int> ulps) {
-  static std::string kept;
-  kept = spoiled;
+           bool capturing, const char* missing, std::pair<int, int> ulps) {
+  static std::string kept[2];
+  kept[0] = spoiled;
+  kept[1] = missing;
   planted = {.of_launches = static_cast<cudaError_t>(of_launches),
              .of_device = static_cast<cudaError_t>(of_device),
              .hang = hang,
              .endless = endless,
              .capturing = capturing,
-             .spoiled = kept.c_str(),
+             .spoiled = kept[0].c_str(),
+             .missing = kept[1].c_str(),
              .least_ulps = ulps.first,
              .most_ulps = ulps.second};
 }
@@ -165,7 +167,7 @@ auto guarded(Guard& guard, const F& f) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("plant", plant, py::arg("spoiled") = "", py::arg("of_launches") = 0,
         py::arg("of_device") = 0, py::arg("hang") = 0, py::arg("endless") = false,
-        py::arg("capturing") = false, py::arg("ulps") = std::pair(0, 0));
+        py::arg("capturing") = false, py::arg("missing") = "", py::arg("ulps") = std::pair(0, 0));
   m.def("wavefronts", wavefronts);
   m.def("count_wavefronts", banks::start);
   m.def("counted_wavefronts", counted_wavefronts);

@@ -1,7 +1,11 @@
 // Small runs of the kernels that exchange data between threads, for ThreadSanitizer: a missing
-// barrier ends the program with a report. With -DFASTRNN_WITHOUT_BARRIERS block_sync and wait do
-// nothing, and the report must come. An argument is the one kernel to run.
+// barrier ends the program with a report. All groups of a launch run together, both directions in
+// one output. Arguments: the one kernel to run, "lengths" or "grads"; its hidden_size, if not 0; a
+// fault that the report must show: "directions" or "rows", which then overlap, or a call that is
+// left out (Planted).
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -16,6 +20,10 @@ using namespace fastrnn::cuda;
 namespace {
 
 constexpr int64_t kSteps = 5, kBatch = 3;
+constexpr int64_t kOverlap = 8;  // elements, 16 bytes at least
+const char* fault = "";
+
+bool has_fault(const char* name) { return std::strcmp(fault, name) == 0; }
 
 template <typename Direction>
 Recurrence<Direction> recurrence_of(Dtype dtype, int64_t hidden_size, const int64_t* lengths) {
@@ -33,20 +41,22 @@ Recurrence<Direction> recurrence_of(Dtype dtype, int64_t hidden_size, const int6
 // Rows of many lengths, or that all have every step; igates of so many features, or that are there.
 bool run(const char* kernel, Dtype dtype, int64_t hidden_size, bool whole, int64_t features) {
   const Device h200{90, 132, 227 << 10, 228 << 10, 65536};
-  const int64_t some[kBatch] = {5, 2, 0}, size = kSteps * kBatch * hidden_size;
+  const int64_t some[kBatch] = {5, 2, 0}, size = kSteps * kBatch * 2 * hidden_size;
   const int64_t* lengths = whole ? nullptr : some;
   // Zeros of any type: what is computed does not matter here.
-  std::vector<double> w(hidden_size * hidden_size), h(2 * size), grad(2 * size),
+  std::vector<double> w(hidden_size * hidden_size), h(size), grad(size),
       state(4 * kBatch * hidden_size), x(kSteps * kBatch * features + 1);
   auto f = recurrence_of<ForwardDirection>(dtype, hidden_size, lengths);
   auto b = recurrence_of<BackwardDirection>(dtype, hidden_size, lengths);
   const int64_t bytes = dtype == Dtype::kFloat32 ? 4 : 2;
+  const int64_t row = 2 * hidden_size - (has_fault("rows") ? kOverlap : 0),
+                second = hidden_size - (has_fault("directions") ? kOverlap : 0);
   for (int d = 0; d < 2; ++d) {
     const auto part = [&](std::vector<double>& x, int64_t i, int64_t count) {
       return static_cast<void*>(reinterpret_cast<char*>(x.data()) + i * count * bytes);
     };
-    const Sequence output{part(h, d, size), kBatch * hidden_size, hidden_size};
-    const Sequence grad_pre{part(grad, d, size), kBatch * hidden_size, hidden_size};
+    const Sequence output{part(h, d, second), kBatch * row, row};
+    const Sequence grad_pre{part(grad, d, second), kBatch * row, row};
     void* hn = part(state, d, kBatch * hidden_size);
     void* grad_hx = part(state, 2 + d, kBatch * hidden_size);
     f.direction[d] = {d == 1, w.data(), nullptr, nullptr, nullptr, 0, output, output, {}, hn};
@@ -131,10 +141,16 @@ int main(int count, char** arguments) {
   const auto asked = [&](const char* kernel) {
     return count < 2 || std::string(kernel) == arguments[1];
   };
+  const int64_t only = count > 2 ? std::atoi(arguments[2]) : 0;
+  if (count > 3) fault = arguments[3];
+  if (!has_fault("rows") && !has_fault("directions")) planted.missing = fault;
+  planted.together = true;
   bool ok = run_packed_rows();
   if (asked("lengths")) ok = run_lengths() && ok;
   if (asked("grads")) ok = run_grads() && ok;
   for (const auto& r : runs)
-    if (asked(r.kernel)) ok = run(r.kernel, r.dtype, r.hidden_size, r.whole, r.features) && ok;
+    if (asked(r.kernel) && (!only || only == r.hidden_size))
+      ok = run(r.kernel, r.dtype, r.hidden_size, r.whole, r.features) && ok;
+  if (*planted.missing && !planted.missed) std::puts("no such call");
   return ok ? 0 : 1;
 }

@@ -54,6 +54,9 @@ struct Planted {
   bool endless = false;                   // what such a kernel begins never ends
   bool capturing = false;                 // every stream is
   const char* spoiled = "";               // what spoil() does (cuda_on_cpu.h)
+  const char* missing = "";               // a call of the kernels that does nothing...
+  bool missed = false;                    // ...and has come
+  bool together = false;                  // the clusters of a launch run at a time, not in turn
   int least_ulps = 0, most_ulps = 0;      // off by which fast_exp2 and fast_reciprocal are
   bool poisoned = false;                  // of_device has come
   int captured = 0;                       // kernels that were launched while capturing
