@@ -16,9 +16,9 @@ struct Lanes {
   uintptr_t address[32] = {};  // 0: the lane does nothing
   int bytes = 0;               // of each lane
 };
-// As an H200 does it (benchmarks/gpu/limits.cu): 128 bytes of neighbouring lanes at a time, in loads
-// of 16 bytes 256 where each lane shares its address with its neighbour. copy_async counts as a
-// store.
+// As an H200 does it (benchmarks/gpu/limits.cu): 128 bytes of neighbouring lanes at a time, and 256
+// of loads of 16 bytes where each lane shares its address with its neighbour. copy_async counts as
+// a store.
 int wavefronts(const Lanes& lanes, Access access);
 
 // Of the first block of all launches between start() and stop().
