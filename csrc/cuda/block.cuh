@@ -4,8 +4,7 @@
 // A Group is the first: each thread owns kElements elements of the group's state, [kRows, kHidden].
 // Every block has two copies of all of the state.
 //   Storage                  the type of h in memory
-//   load(w, units, depth, across, along)  takes w [units, depth] into registers; zeros beyond. From
-//                            a unit to the next there are `across` elements, else `along`
+//   load(w, H, transposed)   takes w_hh [H, H], or its transpose, into registers; zeros beyond H
 //   row(s), slot(e), unit(e) a thread's elements lie in kSlots rows; row -1: none
 //   offset(e)                unit(e) - unit(0), a constant
 //   product(state, c, meanwhile)  c[e] = sum over k of w[unit(e), k] * state[row(e), k]; calls
@@ -29,23 +28,20 @@
 // weight read twice; see docs/benchmarks.md.
 #pragma once
 
-#include "cuda/igates.cuh"
+#include "cuda/math.cuh"
 
 namespace fastrnn::cuda {
 
-// kFromInput: igates are computed first.
-template <typename Group, typename Walk, bool kFromInput = false>
+template <typename Group, typename Walk>
 FASTRNN_KERNEL(Group::kThreads, 1)
 void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   using S = typename Group::Storage;
   constexpr int kElements = Group::kElements;
   const ForwardDirection& d = r.direction[blockIdx.y];
   const int64_t H = r.hidden_size;
-  const int units = static_cast<int>(H);
   unsigned char* states = shared_memory<unsigned char>();  // [2][kStateBytes], and the group's own
-  if constexpr (kFromInput) compute_igates<Group>(r, d);
   Group group;
-  group.load(static_cast<const S*>(d.w_hh), units, units, H, 1);
+  group.load(static_cast<const S*>(d.w_hh), H, false);
   Walk walk(group, r, d);
   const int steps = walk.steps();
   const bool relu = r.nonlinearity == Nonlinearity::kRelu;
@@ -110,10 +106,9 @@ void backward_block_kernel(const __grid_constant__ BackwardRecurrence r) {
   constexpr int kElements = Group::kElements;
   const BackwardDirection& d = r.direction[blockIdx.y];
   const int64_t H = r.hidden_size;
-  const int units = static_cast<int>(H);
   unsigned char* states = shared_memory<unsigned char>();  // [2][kStateBytes], and the group's own
   Group group;
-  group.load(static_cast<const S*>(d.w_hh), units, units, 1, H);
+  group.load(static_cast<const S*>(d.w_hh), H, true);
   Walk walk(group, r, d);
   const int steps = walk.steps();
 

@@ -8,7 +8,6 @@
 #include "cuda/context.h"
 #include "cuda/gemm.h"
 #include "cuda/grads.h"
-#include "cuda/igates.h"
 #include "cuda/recurrence.h"
 #include "cuda/step.h"
 
@@ -62,13 +61,6 @@ struct Call : Arguments {
   const Tensor& weight(int64_t index, int k) const { return *weights[index * per_index() + k]; }
   const void* bias(int64_t index, int k) const {
     return has_biases ? weight(index, 2 + k).const_data_ptr() : nullptr;
-  }
-  // Whether the recurrence's launch computes a layer's igates too.
-  bool computes_igates(int64_t input_size) const {
-    return context.few_launches &&
-           cuda::computes_igates(choice, shape.seq_len, shape.batch, input_size,
-                                 static_cast<int>(shape.num_directions),
-                                 context.device.multiprocessors);
   }
   // Whether one launch takes the gradients of a layer's weights.
   bool are_few(int64_t input_size) const {

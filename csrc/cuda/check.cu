@@ -8,7 +8,6 @@
 #include "cuda/check.cuh"
 #include "cuda/check.h"
 #include "cuda/check_steps.cuh"
-#include "cuda/igates.h"
 #include "cuda/launchers.h"
 #include "cuda/step.h"
 
@@ -55,8 +54,6 @@ class Check {
         t_(sizes_, v.dtype, static_cast<char*>(workspace)),
         packed_(trial.lengths == Lengths::kPacked),
         by_steps_(v.choice.kernel == Kernel::kStep),
-        from_input_((packed_ || trial.full) &&
-                    most_features(kConfigurations[v.choice.configuration]) > 0),
         wide_(v.dtype == Dtype::kFloat64 ? v.dtype : Dtype::kFloat32),
         rows_{.seq_len = sizes_.seq_len,
               .batch = sizes_.batch,
@@ -108,12 +105,10 @@ class Check {
     for (void* state : {t_.hx, t_.grad_hn}) fill(state, sizes_.states(), 1);
     fill(t_.grad_output, sizes_.elements(), 1);
     // As the operators have it: between layers grad_pre over the gradient of h, and h over the
-    // input's part of its pre-activation, unless that is to be computed.
+    // input's part of its pre-activation.
     const int64_t bytes = sizes_.elements() * bytes_of(v_.dtype);
     if (trial_.full) copy(t_.grad_pre, t_.grad_output, bytes);
     fill(t_.input, sizes_.seq_len * sizes_.batch * I, 1);
-    fill(t_.w_ih, sizes_.features() * I, 1 / std::sqrt(static_cast<double>(I)));
-    if (from_input_) return;
     fill(t_.igates, sizes_.elements(), 1);
     copy(t_.output, t_.igates, bytes);
   }
@@ -175,7 +170,7 @@ class Check {
   }
 
   void set_direction(int d) {
-    const int64_t H = sizes_.hidden_size, B = sizes_.batch, I = sizes_.input_size();
+    const int64_t H = sizes_.hidden_size, B = sizes_.batch;
     const auto state = [&](void* x) { return part(unless_bare(x), d, B * H, v_.dtype); };
     const auto bias = [&](void* x) { return part(unless_bare(x), d, H, v_.dtype); };
     const void* w_hh = part(t_.w_hh, d, H * H, v_.dtype);
@@ -186,13 +181,10 @@ class Check {
                              .b_hh = bias(t_.b_hh),
                              .hx = state(t_.hx),
                              .hx_row_stride = H,
-                             .igates = from_input_ ? sequence(t_.igates, d) : output,
+                             .igates = output,
                              .output = output,
                              .copy = sequence(unless_bare(t_.copy), d),
-                             .hn = part(t_.hn, d, B * H, v_.dtype),
-                             .input = input(),
-                             .w_ih = from_input_ ? part(t_.w_ih, d, H * I, v_.dtype) : nullptr,
-                             .input_size = I};
+                             .hn = part(t_.hn, d, B * H, v_.dtype)};
     // The user's own, of rows one behind the other.
     const Sequence of_user{t_.grad_output, sizes_.features(), sizes_.seq_len * sizes_.features()};
     const Sequence of_layer = sequence(trial_.full ? t_.grad_pre : t_.grad_output, d);
@@ -288,7 +280,6 @@ class Check {
     const int copies = trial_.bare ? 0 : 1, of_step_kernels = by_steps_ ? (packed_ ? 1 : 2) : 0;
     verdict.to_compare =
         of_steps * (2 + copies + of_step_kernels) + sizes_.states() * (trial_.bare ? 1 : 2);
-    if (from_input_) verdict.to_compare += of_steps;
     if (by_steps_) {
       const int64_t columns = sizes_.input_size() + sizes_.hidden_size + (trial_.bare ? 0 : 2);
       verdict.to_compare += sizes_.features() * columns;
@@ -319,8 +310,8 @@ class Check {
   const Sizes sizes_;
   const Layout layout_;
   const Tensors t_;
-  const bool packed_, by_steps_, from_input_;  // the last: igates are computed
-  const Dtype wide_;                           // of grad_hx as the step kernels leave it
+  const bool packed_, by_steps_;
+  const Dtype wide_;  // of grad_hx as the step kernels leave it
   Rows rows_;
   ForwardRecurrence forward_{};
   BackwardRecurrence backward_{};

@@ -85,7 +85,6 @@ void product_kernel(Dtype dtype, const void* x, int64_t row_stride, const void* 
 
 // What is compared, in the order of kNames below.
 enum Result : int {
-  kIgates,
   kOutput,
   kCopy,
   kHn,
@@ -98,8 +97,8 @@ enum Result : int {
   kGradWHh,
   kGradB
 };
-const char* const kNames[] = {"igates", "output",   "copy",    "hn",        "h_prev",    "masked_x",
-                              "order",  "grad_pre", "grad_hx", "grad_w_ih", "grad_w_hh", "grad_b"};
+const char* const kNames[] = {"output",   "copy",    "hn",        "h_prev",    "masked_x", "order",
+                              "grad_pre", "grad_hx", "grad_w_ih", "grad_w_hh", "grad_b"};
 
 // Numbers that are compared, and the worst: the bits of its error, and in the lower half its place.
 struct Findings {
@@ -167,7 +166,7 @@ struct Others {
   const int64_t *order, *right_order;
 };
 
-// igates are those before output was written over them, or those that were computed.
+// igates are those before output was written over them.
 FASTRNN_KERNEL(kThreads, 1)
 void compare_forward_kernel(const __grid_constant__ ForwardRecurrence r,
                             const __grid_constant__ Others others, Findings* found) {
@@ -191,12 +190,6 @@ void compare_forward_kernel(const __grid_constant__ ForwardRecurrence r,
   double want = 0, previous = 0;
   if (t < length) {
     const int64_t before = d.reverse ? t + 1 : t - 1;
-    if (d.w_ih) {
-      const int64_t I = d.input_size;
-      e.compare(kIgates, e.at(d.igates, t),
-                product(r.dtype, r.tf32, d.w_ih, false, I, e.j, d.input.data,
-                        place(rows, d.input, t, e.b)));
-    }
     want = e.at(d.igates, t) + e.at_unit(d.b_ih) + e.at_unit(d.b_hh);
     if (before < 0 || before >= length) {
       if (d.hx) {

@@ -40,7 +40,6 @@ struct Trial {
   bool bare = false;  // one row and direction, few units, and nothing that may be left out
   bool full = false;  // three groups, every unit, grad_pre in the place of grad_output
 };
-// Packed and full ones compute igates too, where the kernel can.
 inline constexpr std::array<Trial, 6> kTrials{{
     {"whole", Lengths::kWhole, Nonlinearity::kTanh},
     {"packed", Lengths::kPacked, Nonlinearity::kTanh},

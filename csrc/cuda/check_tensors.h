@@ -30,7 +30,7 @@ struct Sizes {
     directions = trial.bare ? 1 : 2;
     full = trial.full;
   }
-  // Of what computes igates in two parts, or in one; and of the gradients of the weights.
+  // Of the gradients of the weights.
   int64_t input_size() const { return full ? hidden_size + 5 : hidden_size - 1; }
   int64_t features() const { return directions * hidden_size; }
   int64_t elements() const { return seq_len * batch * features(); }
@@ -54,7 +54,7 @@ struct Parts {
 struct Tensors {
   int64_t used;
   void *w_hh, *b_ih, *b_hh, *hx, *igates, *grad_output, *grad_hn;     // filled
-  void *input, *w_ih;                                                 // likewise
+  void* input;                                                        // likewise
   void *output, *copy, *hn, *grad_pre, *grad_hx, *previous, *masked;  // NaN at first
   void *product, *grad_w_ih, *grad_w_hh, *grad_b_ih, *grad_b_hh;
   int64_t *given_lengths, *lengths, *start, *order, *right_order;
@@ -73,7 +73,6 @@ struct Tensors {
     grad_output = take(s.elements());
     grad_hn = take(s.states());
     input = take(s.seq_len * s.batch * s.input_size());
-    w_ih = take(s.features() * s.input_size());
     output = take(s.elements());
     copy = take(s.elements());
     hn = take(s.states());

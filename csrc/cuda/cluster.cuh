@@ -98,9 +98,8 @@ struct ClusterGroup : Slice {
     return reinterpret_cast<SharedBarrier*>(own) + copy;
   }
 
-  FASTRNN_DEVICE void load(const typename Slice::Storage* w, int units, int depth, int64_t across,
-                           int64_t along) {
-    Slice::load(w, units, depth, across, along);
+  FASTRNN_DEVICE void load(const typename Slice::Storage* w, int64_t H, bool transposed) {
+    Slice::load(w, H, transposed);
     cluster_wait();  // every block's barriers are there
   }
 

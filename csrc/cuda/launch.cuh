@@ -3,7 +3,6 @@
 
 #include "cuda/any_rows.cuh"
 #include "cuda/block.cuh"
-#include "cuda/igates.h"
 #include "cuda/launchers.h"
 #include "cuda/whole_rows.cuh"
 
@@ -43,20 +42,6 @@ bool is_whole(const Recurrence<Direction>& r) {
   }
 }
 
-template <typename Group, typename Walk>
-cudaError_t launch_walk(const ForwardRecurrence& r, const Launch& how) {
-  const ForwardDirection& d = r.direction[0];
-  if (!d.w_ih) return launch(forward_block_kernel<Group, Walk>, how, r);
-  if constexpr (constexpr int kMost = most_features(Group::kOwn); kMost > 0) {
-    if (d.input_size <= kMost) return launch(forward_block_kernel<Group, Walk, true>, how, r);
-  }
-  return cudaErrorInvalidValue;
-}
-template <typename Group, typename Walk>
-cudaError_t launch_walk(const BackwardRecurrence& r, const Launch& how) {
-  return launch(backward_block_kernel<Group, Walk>, how, r);
-}
-
 // One launch for all rows and directions.
 template <typename Group, int kAhead, typename Direction>
 cudaError_t launch_blocks(const Recurrence<Direction>& r, cudaStream_t stream) {
@@ -70,11 +55,19 @@ cudaError_t launch_blocks(const Recurrence<Direction>& r, cudaStream_t stream) {
   const Launch how{dim3(static_cast<unsigned>(groups * Group::kBlocks), r.num_directions),
                    Group::kThreads, Group::kSharedBytes, stream, Group::kBlocks};
   if constexpr (Group::kOwn.slots() > 0) {
-    using Whole = std::conditional_t<kForward, WholeForward<Group>, WholeBackward<Group>>;
-    if (is_whole<Group>(r)) return launch_walk<Group, Whole>(r, how);
+    if (is_whole<Group>(r)) {
+      if constexpr (kForward) {
+        return launch(forward_block_kernel<Group, WholeForward<Group>>, how, r);
+      } else {
+        return launch(backward_block_kernel<Group, WholeBackward<Group>>, how, r);
+      }
+    }
   }
-  using Any = std::conditional_t<kForward, AnyForward<Group, kAhead>, AnyBackward<Group, kAhead>>;
-  return launch_walk<Group, Any>(r, how);
+  if constexpr (kForward) {
+    return launch(forward_block_kernel<Group, AnyForward<Group, kAhead>>, how, r);
+  } else {
+    return launch(backward_block_kernel<Group, AnyBackward<Group, kAhead>>, how, r);
+  }
 }
 
 // f(S{}, n), n a constant, where kConfigurations[n] is the choice, this kernel's, and takes the

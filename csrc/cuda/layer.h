@@ -20,7 +20,6 @@ struct Input {
   Sequence sequence(const Call& call) const {
     return below.defined() ? call.dense(below) : call.sequence(*call.input);
   }
-  Tensor rows(const Call& call) const { return below.defined() ? below : call.flat_input(); }
   // With zeros beyond a row's length.
   Tensor masked_rows(const Call& call) const {
     return below.defined() ? below : call.masked_input();

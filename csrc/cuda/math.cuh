@@ -70,16 +70,6 @@ FASTRNN_DEVICE C slope(C h, Nonlinearity f) {
   return C(1) - h * h;
 }
 
-// A number of 2 or 4 bytes from what load_bits brings.
-template <typename S>
-FASTRNN_DEVICE S value_of(uint32_t bits) {
-  if constexpr (sizeof(S) == 4) {
-    return float_of(bits);
-  } else {
-    return half_of<S>(bits, 0);
-  }
-}
-
 template <typename C, typename S>
 FASTRNN_DEVICE C load_or_zero(const void* data, int64_t i) {
   return data ? C(widen(static_cast<const S*>(data)[i])) : C(0);

@@ -46,11 +46,6 @@ struct ForwardDirection {
   Sequence output;  // [T, B, H]
   Sequence copy;    // a second output; data null: not wanted
   void* hn;         // [B, H] contiguous
-  // Of a launch that first computes igates = input @ w_ih^T, for all its directions, and writes
-  // them where they are read; w_ih null: they stand there.
-  Sequence input{};            // [T, B, I]
-  const void* w_ih = nullptr;  // [H, I] contiguous
-  int64_t input_size = 0;
 };
 
 struct BackwardDirection {

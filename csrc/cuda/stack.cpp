@@ -1,5 +1,5 @@
 // A call from start to end: for each layer the input's product by cuBLAS, and the recurrence in one
-// launch or step by step; where they are small both in one. Backward also the gradients of weights.
+// launch or step by step; backward also the gradients of the weights.
 #include "cuda/stack.h"
 
 #include <ATen/ops/cat.h>
@@ -173,12 +173,9 @@ bool run_in_one_launch(Call& call, Recurrence<Direction>& r, const Launchers& la
   return true;
 }
 
-// Runs a layer from its input to h, where igates stand meanwhile; copy: where h goes as well, or
-// undefined.
-void forward_layer(Call& call, const Layer& layer, const Input& input, const Tensor& copy,
-                   const Tensor& hn) {
+// Runs a layer from igates, which stand in h, to h; copy: where h goes as well, or undefined.
+void forward_layer(Call& call, const Layer& layer, const Tensor& copy, const Tensor& hn) {
   auto r = recurrence_of<ForwardDirection>(call);
-  const bool inside = call.computes_igates(input.features);
   for (int d = 0; d < r.num_directions; ++d) {
     const int64_t index = layer.first + d;
     const Sequence h = call.dense(call.direction(layer.h, d));
@@ -191,19 +188,9 @@ void forward_layer(Call& call, const Layer& layer, const Input& input, const Ten
                       .igates = h,
                       .output = h,
                       .copy = copy.defined() ? call.dense(call.direction(copy, d)) : Sequence{},
-                      .hn = hn[index].mutable_data_ptr(),
-                      .input = inside ? input.sequence(call) : Sequence{},
-                      .w_ih = inside ? call.weight(index, 0).const_data_ptr() : nullptr,
-                      .input_size = input.features};
+                      .hn = hn[index].mutable_data_ptr()};
   }
-  const auto multiply_input = [&] {
-    const Tensor x = input.rows(call), w_ih = call.input_weights(layer.first / r.num_directions);
-    multiply(Matrix(layer.h), Matrix(x), Matrix(w_ih).transposed(), call.context.tf32);
-  };
-  if (!inside) multiply_input();
-  if (run_in_one_launch(call, r, forward_launcher)) return;
-  if (inside) multiply_input();  // that launch was refused
-  forward_by_steps(call, layer, r, hn);
+  if (!run_in_one_launch(call, r, forward_launcher)) forward_by_steps(call, layer, r, hn);
 }
 
 void backward_layer(Call& call, const Layer& layer, Sequence grad_output, const Tensor& grad_hn,
@@ -236,13 +223,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Context& context, FASTRNN_ARGUM
   const Tensor output = call.empty({s.rows, features});
   const Tensor hn = call.empty({L * D, s.batch, s.hidden_size});
   const Tensor saved = call.empty({save ? L : 0, s.rows, features});
-  Input x{{}, s.input_size};
+  Tensor x = s.rows > 0 ? call.flat_input() : Tensor();
   for (int64_t layer = 0; layer < L && s.rows > 0; ++layer) {
     const bool top = layer == L - 1;
-    if (layer > 0 && dropout_mask) x.below = x.below.mul(call.mask(layer - 1));
+    if (layer > 0 && dropout_mask) x = x.mul(call.mask(layer - 1));
     const Tensor h = save ? saved[layer] : top ? output : call.empty({s.rows, features});
-    forward_layer(call, {h, {}, layer * D}, x, save && top ? output : Tensor(), hn);
-    x = {h, features};
+    multiply(Matrix(h), Matrix(x), Matrix(call.input_weights(layer)).transposed(), context.tf32);
+    forward_layer(call, {h, {}, layer * D}, save && top ? output : Tensor(), hn);
+    x = h;
   }
   if (call.packed) return {output, hn, saved};
   const Tensor shaped = output.view({s.seq_len, s.batch, features});

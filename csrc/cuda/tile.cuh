@@ -57,9 +57,11 @@ struct TileGroup {
   FASTRNN_DEVICE static constexpr int offset(int e) { return e / 4 / kTiles * 16 + e % 4 / 2 * 8; }
   FASTRNN_DEVICE int unit(int e) const { return first_unit(0) + offset(e); }
 
-  FASTRNN_DEVICE void load(const S* w, int units, int depth, int64_t across, int64_t along) {
+  FASTRNN_DEVICE void load(const S* w, int64_t H, bool transposed) {
     constexpr int kPer = kDepth / 8;  // columns in a register
-    const int k = lane() % 4 * kPer;
+    // From a row, and from a column, to the next.
+    const int64_t across = transposed ? 1 : H, along = transposed ? H : 1;
+    const int units = static_cast<int>(H), k = lane() % 4 * kPer;
 #pragma unroll
     for (int stacked = 0; stacked < kStacked; ++stacked) {
       const int j = first_unit(stacked);
@@ -67,7 +69,7 @@ struct TileGroup {
       const auto part = [&](int f, int i) {
         const int row = i % 2 * 8, column = i / 2 * 4 * kPer;
         const S* at = from + row * across + column * along;
-        const int left = j + row < units ? depth - k - column - f * kDepth : 0;
+        const int left = j + row < units ? units - k - column - f * kDepth : 0;
         const uint32_t x = load_bits(at, left > 0);
         if constexpr (kPer == 1) return tf32_of(float_of(x));
         return x | load_bits(at + along, left > 1) << 16;
@@ -78,7 +80,7 @@ struct TileGroup {
       for (int f = 0; f < kKept; f += kBatch) {
 #pragma unroll
         for (int i = 0; i < 4 * kBatch; ++i) weights[stacked][f + i / 4][i % 4] = 0;
-        if (f * kDepth >= depth) continue;
+        if (f * kDepth >= units) continue;
 #pragma unroll
         for (int n = f; n < f + kBatch; ++n, next())
 #pragma unroll

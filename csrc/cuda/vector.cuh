@@ -65,15 +65,17 @@ struct VectorGroup {
   FASTRNN_DEVICE static constexpr int offset(int e) { return e; }
   FASTRNN_DEVICE int unit(int e) const { return thread_unit() + first % kUnits + e; }
 
-  FASTRNN_DEVICE void load(const float* w, int units, int depth, int64_t across, int64_t along) {
-    const int j = thread_unit(), k = 4 * (lane() / kApart);
+  FASTRNN_DEVICE void load(const float* w, int64_t H, bool transposed) {
+    // From a unit, and from a column, to the next.
+    const int64_t across = transposed ? 1 : H, along = transposed ? H : 1;
+    const int units = static_cast<int>(H), j = thread_unit(), k = 4 * (lane() / kApart);
     const float* from = w + j * across + k * along;  // runs along with the columns
     // A few at a time, as what is on its way takes registers.
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
 #pragma unroll
       for (int n = 0; n < kUnits; ++n) {
-        const int left = j + n < units ? depth - k - 4 * i * kLanes : 0;
+        const int left = j + n < units ? units - k - 4 * i * kLanes : 0;
         const float* at = from + n * across;
         const auto element = [&](int c) { return float_of(load_bits(at + c * along, left > c)); };
         weights[n][i] = make_float4(element(0), element(1), element(2), element(3));
