@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -159,7 +160,11 @@ def look(nvcc: str, nvdisasm: str, cubins: Sequence[Path], registers: Mapping[st
 
     largest_first = sorted(cubins, key=lambda path: -path.stat().st_size)
     with ThreadPoolExecutor() as pool:
-        return dict(sorted(line for part in pool.map(lines, largest_first) for line in part))
+        found = [line for part in pool.map(lines, largest_first) for line in part]
+    names = Counter(name for name, _ in found)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise LookupError(f"two kernels have one name: {', '.join(twice)}")
+    return dict(sorted(found))
 
 
 # --- What was kept, and what was measured

@@ -96,30 +96,6 @@ struct Place {
   }
 };
 
-// Of packed data, the rows of the kAhead steps that are on their way, by one load a step, which
-// nothing waits for before the next.
-template <typename Group, int kAhead>
-class Starts {
- public:
-  FASTRNN_DEVICE explicit Starts(const Owned<Group>& own) {
-    if (!own.rows.start) return;
-    start_ = own.start(0);
-    coming_ = own.start(1);
-  }
-  // From step i, that of the walk which u stands for, to the next.
-  FASTRNN_DEVICE uint32_t next(const Owned<Group>& own, int u, int i) {
-    rows_[u] = coming_ - start_;
-    start_ = coming_;
-    coming_ = own.start(i + 2);
-    return rows_[u];
-  }
-  FASTRNN_DEVICE uint32_t rows_of(int u) const { return rows_[u]; }
-
- private:
-  uint32_t start_ = 0, coming_ = 0;  // of the step that is asked for next, and of the one after it
-  uint32_t rows_[kAhead];
-};
-
 template <typename S>
 FASTRNN_DEVICE void put_zeros(const Rows& rows, const Sequence& x, int64_t b, int64_t unit,
                               int64_t from) {
@@ -146,7 +122,7 @@ class AnyForward {
         own_(r.rows, group, r.hidden_size, d.reverse),
         asked_(group, own_, d.igates.data, d.output),
         done_(group, own_, d.output.data, d.output),
-        starts_(own_) {
+        coming_(r.rows.start ? own_.start(1) : 0) {
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       const int unit = group.unit(e);
@@ -189,7 +165,7 @@ class AnyForward {
       for (int e = 0; e < kElements; ++e)
         if (here(e, i)) further(done_.at[Group::slot(e)], to_copy)[Group::offset(e)] = h[e];
     }
-    if (r_.rows.start) done_.set_rows_to_next(starts_.rows_of(u));
+    if (r_.rows.start) done_.set_rows_to_next(own_.start(i + 1) - own_.start(i));
     done_.next();
     ask(u, i + kAhead);
     own_.load_marks(i + 2, cut_);
@@ -210,7 +186,10 @@ class AnyForward {
 #pragma unroll
     for (int e = 0; e < kElements; ++e)
       if (here(e, i)) igates_[u][e] = asked_.at[Group::slot(e)][Group::offset(e)];
-    if (r_.rows.start) asked_.set_rows_to_next(starts_.next(own_, u, i));
+    if (r_.rows.start) {
+      asked_.set_rows_to_next(coming_ - own_.start(i));
+      coming_ = own_.start(i + 2);
+    }
     asked_.next();
   }
 
@@ -219,7 +198,7 @@ class AnyForward {
   const ForwardDirection& d_;
   Owned<Group> own_;
   Place<Group> asked_, done_;
-  Starts<Group, kAhead> starts_;
+  uint32_t coming_;  // of packed data, the start of the step after those that were asked for
   float bias_[kElements];
   S igates_[kAhead][kElements];
   unsigned char cut_[kSlots];  // whether h_prev of the next step is zero
@@ -244,7 +223,7 @@ class AnyBackward {
         asked_(group, own_, d.output.data, d.output),
         asked_grad_(group, own_, d.grad_output.data, d.grad_output),
         done_(group, own_, d.grad_pre.data, d.output),
-        starts_(own_) {
+        coming_(r.rows.start ? own_.start(1) : 0) {
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       const int64_t at = row(e) * r.hidden_size + group.unit(e);
@@ -288,7 +267,7 @@ class AnyBackward {
 #pragma unroll
     for (int e = 0; e < kElements; ++e)
       if (here(e, i)) done_.at[Group::slot(e)][Group::offset(e)] = value[e];
-    if (r_.rows.start) done_.set_rows_to_next(starts_.rows_of(u));
+    if (r_.rows.start) done_.set_rows_to_next(own_.start(i + 1) - own_.start(i));
     done_.next();
     ask(u, i + kAhead);
     own_.load_marks(i + 1, cut_);
@@ -314,7 +293,8 @@ class AnyBackward {
         if (here(e, i)) grad_output_[u][e] = asked_grad_.at[Group::slot(e)][Group::offset(e)];
     }
     if (r_.rows.start) {
-      const uint32_t rows = starts_.next(own_, u, i);
+      const uint32_t rows = coming_ - own_.start(i);
+      coming_ = own_.start(i + 2);
       asked_.set_rows_to_next(rows);
       asked_grad_.set_rows_to_next(rows);
     }
@@ -327,7 +307,7 @@ class AnyBackward {
   const BackwardDirection& d_;
   Owned<Group> own_;
   Place<Group> asked_, asked_grad_, done_;
-  Starts<Group, kAhead> starts_;
+  uint32_t coming_;  // of packed data, the start of the step after those that were asked for
   float grad_hx_[kElements];  // grad_hn until the row's first step
   S output_[kAhead][kElements], grad_output_[kAhead][kElements];
   unsigned char cut_[kSlots];  // whether a sequence begins between this step and the one before

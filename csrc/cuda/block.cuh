@@ -44,7 +44,7 @@ void forward_block_kernel(const __grid_constant__ ForwardRecurrence r) {
   group.load(static_cast<const S*>(d.w_hh), H, false);
   Walk walk(group, r, d);
   const int steps = walk.steps();
-  const bool relu = r.nonlinearity == Nonlinearity::kRelu;
+  const bool relu = unknown(r.nonlinearity == Nonlinearity::kRelu) != 0;
 
   S h[kElements];
 #pragma unroll

@@ -104,11 +104,15 @@ struct ClusterGroup : Slice {
   }
 
   FASTRNN_DEVICE void send(unsigned char* state, int copy) const {
-    const int lane = threadIdx.x % 32, piece = lane % kPieces;
+    // Eight pieces are in different banks: of padded rows one below the other, else side by side.
+    constexpr bool kDown = Slice::kOwn.on_tensor_cores();
+    const int lane = threadIdx.x % 32, piece = lane % kPieces,
+              row = kDown ? piece % kRows : piece / kPerRow,
+              column = kDown ? piece / kRows : piece % kPerRow;
     warp_sync();  // the warp's puts are there
     if (lost) return;
     const unsigned char* from = state + this->warp_unit() * int(sizeof(typename Slice::Storage)) +
-                                piece / kPerRow * kRowBytes + piece % kPerRow * 16;
+                                row * kRowBytes + column * 16;
     const uint4 x = load_shared(reinterpret_cast<const uint4*>(from));
     const auto at = static_cast<int>(from - shared_memory<unsigned char>());
 #pragma unroll

@@ -89,19 +89,20 @@ class Elements {
   uint32_t mine_ = 0;
 };
 
-// A sequence tensor in 16 bits of which a warp moves its units' rows, a lane 16 bytes of them.
+// A sequence tensor in 16 bits of which a warp moves its units' rows, a lane 16 bytes of them. Those
+// of neighbouring lanes are in neighbouring rows, and so in different banks.
 template <typename Group>
 class Pieces {
   using S = typename Group::Storage;
   static constexpr int kElements = Group::kElements;
-  static constexpr int kPerRow = Group::kWarpUnits / 8, kPieces = Group::kRows * kPerRow,
+  static constexpr int kPieces = Group::kRows * Group::kWarpUnits / 8,
                        kPitch = Group::kWarpUnits * 2 + 16, kWarpBytes = Group::kRows * kPitch;
   static constexpr int kParts = Group::kTiles * Group::kStacked;
   static_assert(kPieces <= 32 && kParts <= 2 && kElements == 4 * kParts);
 
  public:
   FASTRNN_DEVICE Pieces(const Group& group, const WholeRows<Group>& rows, const Sequence& x) {
-    const int row = lane() / kPerRow, unit = group.warp_unit() + lane() % kPerRow * 8;
+    const int row = lane() % Group::kRows, unit = group.warp_unit() + lane() / Group::kRows * 8;
     at_ = rows.template at<S>(x, row, unit);
     mine_ = unknown(x.data && lane() < kPieces && rows.has(row, unit)) != 0;
     step_ = rows.bytes_to_next(x, sizeof(S));
@@ -113,7 +114,8 @@ class Pieces {
       reinterpret_cast<uint4*>(warps(slot))[i] = make_uint4(0, 0, 0, 0);
   }
   FASTRNN_DEVICE void copy(unsigned char* slot) const {
-    if (mine_) copy_async<16>(warps(slot) + lane() / kPerRow * kPitch + lane() % kPerRow * 16, at_);
+    if (!mine_) return;
+    copy_async<16>(warps(slot) + lane() % Group::kRows * kPitch + lane() / Group::kRows * 16, at_);
   }
   FASTRNN_DEVICE static void take(const Group&, unsigned char* slot, float (&x)[kElements]) {
     // Matrix m of a part: its eight rows, and eight units of them.
@@ -256,7 +258,7 @@ class WholeBackward {
         output_(group, rows_, d.output),
         grad_output_(group, rows_, d.grad_output),
         grad_pre_(group, rows_, d.grad_pre),
-        relu_(r.nonlinearity == Nonlinearity::kRelu),
+        relu_(unknown(r.nonlinearity == Nonlinearity::kRelu) != 0),
         steps_(rows_.steps + (d.grad_hx ? 1 : 0)) {
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {

@@ -103,14 +103,12 @@ def of_tile(c: dict[str, int], tensors: int, narrow: bool) -> Counts:
         expected |= {
             # Matrices of 8 rows of the ring, 48 or 80 bytes apart.
             "take matrices": (tensors, 2 * tiles * stacked),
-            # A quarter of a warp has 128 bytes of 4 or 2 of the ring's rows: the last goes on
-            # where the first is.
-            "copy copy": (tensors, 2 * pieces // 8),
-            # The same of the state's rows: each shares its banks with the next.
-            "store load": (1, 2 * pieces // 8),
+            # A quarter of a warp has 16 bytes of each of eight rows, of the ring or of the state.
+            "copy copy": (tensors, pieces // 8),
+            "store load": (1, pieces // 8),
         }
     if c["blocks"] > 1:  # 32 lanes, also where there are pieces for 16
-        expected["send load"] = (1, 8)
+        expected["send load"] = (1, 4)
     return {name: count for name, count in expected.items() if count[0]}
 
 
