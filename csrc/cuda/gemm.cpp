@@ -5,7 +5,6 @@
 #include "cuda/gemm.h"
 
 #include <ATen/Context.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -52,7 +51,8 @@ Operand operand_of(const Matrix& x) {
 }
 
 // torch's handle, and memory of torch's for it to work in. Since torch 2.15 the handle comes with
-// cuBLAS's own, which torch's allocator does not count, and which a captured graph allocates.
+// cuBLAS's own, unless the user asks torch to keep one: torch's allocator does not count that, and a
+// captured graph allocates it.
 class Handle {
  public:
   explicit Handle(at::Device device) {
@@ -61,16 +61,15 @@ class Handle {
     handle_ =
         torch.blas_handle_with_setup ? torch.blas_handle_with_setup(true) : torch.blas_handle();
     if (!torch.workspace_bytes) return;
-    const auto bytes = static_cast<int64_t>(torch.workspace_bytes());
-    workspace_ = at::empty({bytes}, at::TensorOptions(device).dtype(at::kByte));
+    const size_t bytes = torch.workspace_bytes();
+    workspace_ = c10::GetAllocator(device.type())->allocate(bytes);
     int status = torch.get_stream(handle_, &stream_);
-    if (status == 0)
-      status = torch.set_workspace(handle_, workspace_.mutable_data_ptr(), workspace_.nbytes());
+    if (status == 0) status = torch.set_workspace(handle_, workspace_.get(), bytes);
     TORCH_CHECK(status == 0, "rnn: cuBLAS takes no workspace, status ", status);
   }
-  // Whoever sets the stream takes the workspace away.
+  // Whoever sets the stream takes the workspace away; who fails keeps it for good.
   ~Handle() {
-    if (workspace_.defined()) torch_cuda().set_stream(handle_, stream_);
+    if (workspace_ && torch_cuda().set_stream(handle_, stream_) != 0) workspace_.release_context();
   }
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
@@ -80,7 +79,7 @@ class Handle {
  private:
   void* handle_ = nullptr;
   void* stream_ = nullptr;
-  at::Tensor workspace_;
+  at::DataPtr workspace_;
 };
 
 // `parts` products over neighbouring shares of the depth; of one part the whole product.
