@@ -63,10 +63,11 @@ struct Call : Arguments {
     return has_biases ? weight(index, 2 + k).const_data_ptr() : nullptr;
   }
   // Whether one launch takes the gradients of a layer's weights.
-  bool are_few(int64_t input_size) const {
+  bool grads_in_one_launch(int64_t input_size) const {
     return context.few_launches &&
-           cuda::are_few(shape.seq_len * shape.batch, input_size, shape.hidden_size,
-                         static_cast<int>(shape.num_directions), context.device.multiprocessors);
+           cuda::grads_in_one_launch(shape.seq_len * shape.batch, input_size, shape.hidden_size,
+                                     static_cast<int>(shape.num_directions),
+                                     context.device.multiprocessors);
   }
   // Whether all rows walk all steps without a break.
   bool uniform() const { return !packed && !lengths && !reset; }

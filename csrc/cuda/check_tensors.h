@@ -20,9 +20,10 @@ struct Sizes {
   bool full;
 
   // Else two groups of rows, the second not full, with units missing: for whole rows as many as
-  // leave 16 bytes whole. The longest goes round the ring of whole_rows.cuh.
+  // leave 16 bytes whole. The longest goes round the ring of whole_rows.cuh. By steps there are more
+  // rows than lanes in a warp, and full more than weight_grads_kernel has in its memory at a time.
   Sizes(const Choice& c, const Trial& trial) {
-    const int64_t rows = c.units ? c.rows : 4, units = c.units ? c.units : 64;
+    const int64_t rows = c.units ? c.rows : 32, units = c.units ? c.units : 64;
     seq_len = trial.bare ? 2 : trial.full ? 11 : 5;
     batch = trial.bare ? 1 : trial.full ? 2 * rows + 1 : rows + 1;
     const int64_t whole = trial.lengths == Lengths::kWhole ? units - 8 : units - 3;

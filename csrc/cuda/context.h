@@ -13,11 +13,10 @@ class Guard;
 struct Context {
   cudaStream_t stream;
   Device device;
-  bool tf32;               // whether float32 products may use TF32
-  std::string forced;      // a kernel's name, as choose() takes it
-  Guard* guard = nullptr;  // null: every kernel serves
-  bool few_launches =
-      true;  // of small calls; else they go the ways of large ones, as tests want it
+  bool tf32;                 // whether float32 products may use TF32
+  std::string forced;        // a kernel's name, as choose() takes it
+  Guard* guard = nullptr;    // null: every kernel serves
+  bool few_launches = true;  // false: small calls run as large ones do, for tests
 };
 
 }  // namespace fastrnn::cuda

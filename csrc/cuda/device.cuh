@@ -223,8 +223,8 @@ FASTRNN_DEVICE void init_barrier(SharedBarrier* barrier, int count) {
                : "memory");
 #endif
 }
-// Makes the barriers that this thread has initialised known to the cluster, with the cluster_sync
-// that follows.
+// Makes the barriers that this thread has initialised known to the cluster, with the cluster_arrive
+// and cluster_wait that follow.
 FASTRNN_DEVICE void publish_barriers() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

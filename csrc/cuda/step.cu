@@ -165,11 +165,12 @@ void masked_copy_kernel(const __grid_constant__ MaskedCopy task, Lanes lanes) {
 FASTRNN_KERNEL(kThreads, 1)
 void check_lengths_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len, int64_t* checked,
                           int64_t* order) {
-  int64_t* own = shared_memory<int64_t>();  // [batch], of an order
+  // Of an order [batch]: what is larger the longer the row, and of equal ones for the first.
+  auto* keys = shared_memory<uint64_t>();
   for (int64_t b = thread_number(); b < batch; b += int64_t{gridDim.z} * gridDim.x * kThreads) {
     const int64_t length = *static_cast<const volatile int64_t*>(lengths + b);  // once
     checked[b] = length;
-    if (order) own[b] = length;
+    if (order) keys[b] = static_cast<uint64_t>(length + 1) * kMostRanked - b;
     if (length >= 0 && length <= seq_len) continue;
     printf("rnn: expected lengths between 0 and %lld, got %lld for row %lld\n",
            static_cast<long long>(seq_len), static_cast<long long>(length),
@@ -177,12 +178,11 @@ void check_lengths_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len
     fail();
   }
   if (!order) return;
-  block_sync();  // the lengths are there
+  block_sync();  // the keys are there
   for (int b = threadIdx.x; b < batch; b += kThreads) {
     int place = 0;
 #pragma unroll 8
-    for (int other = 0; other < batch; ++other)
-      place += own[other] > own[b] || (own[other] == own[b] && other < b);
+    for (int other = 0; other < batch; ++other) place += keys[other] > keys[b];
     order[place] = b;
   }
 }
@@ -268,7 +268,7 @@ cudaError_t launch_check_lengths(const int64_t* lengths, int64_t batch, int64_t 
 
 cudaError_t launch_packed_rows(const int64_t* host_lengths, int64_t batch, int64_t seq_len,
                                int64_t* rows, cudaStream_t stream) {
-  if (seq_len > INT32_MAX) return cudaErrorInvalidValue;
+  if (seq_len < 1 || seq_len > INT32_MAX) return cudaErrorInvalidValue;
   int64_t next = 0, active = batch;
   const auto number = [&](int64_t i) {
     if (i < batch) return host_lengths[i];

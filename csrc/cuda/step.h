@@ -64,8 +64,9 @@ cudaError_t launch_masked_copy(const MaskedCopy& task, cudaStream_t stream);
 // kernel says so and stops, which ends the process's use of the device, as an index out of range
 // does in torch. The other kernels read the copy, which nobody changes.
 // Where `order` is not null, it gets the rows by length, longest first, as a stable sort has them:
-// of at most kMostRanked rows, whose comparisons take 2 to 4 us; a sort by torch takes more.
-constexpr int64_t kMostRanked = 512;
+// of at most kMostRanked rows, each of which a thread compares with all others, in some 2 us by an
+// estimate. A sort by torch is several launches.
+constexpr int64_t kMostRanked = 256;
 cudaError_t launch_check_lengths(const int64_t* lengths, int64_t batch, int64_t seq_len,
                                  int64_t* checked, int64_t* order, cudaStream_t stream);
 

@@ -97,8 +97,8 @@ void by_products(const Call& call, const Layer& layer, const Input& input,
 
 void weight_grads(const Call& call, const Layer& layer, const Input& input,
                   std::vector<Tensor>& grads) {
-  call.are_few(input.features) ? in_one_launch(call, layer, input, grads)
-                               : by_products(call, layer, input, grads);
+  call.grads_in_one_launch(input.features) ? in_one_launch(call, layer, input, grads)
+                                           : by_products(call, layer, input, grads);
 }
 
 }  // namespace fastrnn::cuda

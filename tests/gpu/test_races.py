@@ -78,8 +78,6 @@ RACE = "data race"
         # A call is left out, in one function.
         ("vector", 60, "block_sync in receive", RACE),
         ("tile", 62, "block_sync in receive", RACE),
-        ("vector", 64, "block_sync in compute_igates", RACE),
-        ("tile", 61, "block_sync in compute_igates", RACE),
         ("lengths", 0, "block_sync in check_lengths_kernel", RACE),
         ("grads", 0, "block_sync in weight_grads_kernel", RACE),
         ("tile", 248, "warp_sync in clear", RACE),
