@@ -46,6 +46,7 @@ def cuda_kernels_for(
     batch: int,
     hidden_size: int,
     bidirectional: bool,
+    has_hx: bool,
     trains: bool,
     drops: bool,
 ) -> str: ...

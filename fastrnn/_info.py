@@ -25,8 +25,8 @@ def info(
 
     Args:
         module: An :class:`fastrnn.RNN` or :class:`fastrnn.RNNCell`.
-        input: An input for it, of a call in eager mode without ``hx``, ``lengths`` or ``reset``.
-            What the call would refuse is not checked.
+        input: An input for it, of a call in eager mode without ``lengths`` or ``reset``, of an RNN
+            without ``hx``. What the call would refuse is not checked.
 
     Returns:
         Names and values: versions, the library of the operators for C++ programs, the instruction
@@ -91,9 +91,10 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
         kernels = _C.cpu_kernels()
     elif device == "cuda":
         bidirectional = bool(getattr(module, "bidirectional", False))
+        is_cell = isinstance(module, RNNCell)
         like = like.new_empty(0, dtype=dtype)
         kernels = _C.cuda_kernels_for(
-            like, steps, batch, hidden_size, bidirectional, bool(trains), bool(drops)
+            like, steps, batch, hidden_size, bidirectional, is_cell, bool(trains), bool(drops)
         )
         if kernels.startswith("torch"):
             return kernels

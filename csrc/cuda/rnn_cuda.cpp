@@ -144,7 +144,7 @@ std::string set_kernel(const std::string& name) {
 }
 
 std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int64_t hidden_size,
-                        bool bidirectional, bool trains, bool drops) {
+                        bool bidirectional, bool has_hx, bool trains, bool drops) {
   const OnDevice on_device(like);
   const Context context = on_device.context();
   const bool torch_can_serve = !trains && !drops;
@@ -155,7 +155,7 @@ std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch, int6
                   .batch = batch,
                   .hidden_size = hidden_size,
                   .num_directions = bidirectional ? 2 : 1,
-                  .has_hx = false,
+                  .has_hx = has_hx,
                   .torch_can_serve = torch_can_serve};
   const Choice chosen = choose(problem, context.device, context.forced),
                taken = allowed_choice(problem, context, torch_can_serve);

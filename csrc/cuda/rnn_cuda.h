@@ -14,11 +14,11 @@ FASTRNN_API const std::string& why_no_kernels(int index);
 // free choice. Gives the name before, at first what FASTRNN_CUDA_KERNEL was when the library
 // loaded.
 FASTRNN_API std::string set_kernel(const std::string& name);
-// The kernels that a call with an input like this one and without hx takes, forward and backward,
-// or "torch" and why.
+// The kernels that a call with an input like this one takes, forward and backward, or "torch" and
+// why.
 FASTRNN_API std::string kernels_for(const Tensor& like, int64_t seq_len, int64_t batch,
-                                    int64_t hidden_size, bool bidirectional, bool trains,
-                                    bool drops);
+                                    int64_t hidden_size, bool bidirectional, bool has_hx,
+                                    bool trains, bool drops);
 
 // The check of a kernel (check.h).
 struct Checked {
