@@ -20,8 +20,8 @@ struct Sizes {
   bool full;
 
   // Else two groups of rows, the second not full, with units missing: for whole rows as many as
-  // leave 16 bytes whole. The longest goes round the ring of whole_rows.cuh. By steps there are more
-  // rows than lanes in a warp, and full more than weight_grads_kernel has in its memory at a time.
+  // leave 16 bytes whole. The longest goes round the ring of whole_rows.cuh. By steps a batch has
+  // more rows than a warp lanes, and full more than weight_grads_kernel takes at a time.
   Sizes(const Choice& c, const Trial& trial) {
     const int64_t rows = c.units ? c.rows : 32, units = c.units ? c.units : 64;
     seq_len = trial.bare ? 2 : trial.full ? 11 : 5;

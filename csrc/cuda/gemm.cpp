@@ -51,8 +51,8 @@ Operand operand_of(const Matrix& x) {
 }
 
 // torch's handle, and memory of torch's for it to work in. Since torch 2.15 the handle comes with
-// cuBLAS's own, unless the user asks torch to keep one: torch's allocator does not count that, and a
-// captured graph allocates it.
+// cuBLAS's own, unless the user asks torch to keep one: torch's allocator does not count that, and
+// a captured graph allocates it.
 class Handle {
  public:
   explicit Handle(at::Device device) {

@@ -34,9 +34,9 @@ constexpr int kGradsTile = 8;
 constexpr int64_t tiles_of(int64_t size) { return (size + kGradsTile - 1) / kGradsTile; }
 
 // Whether one launch is expected to be faster than the products: four launches or five for each
-// direction, of at least 2 us each in a captured graph, which are 15,000 clocks. These are not
-// measured: a block takes kStart for itself, issues about 3200 instructions of warps for kRows rows,
-// four a clock, and waits kWait until they have come, by the simulator of make cuda-check.
+// direction, of at least 2 us each in a captured graph, which are 15,000 clocks. Not measured: a
+// block takes kStart for itself, issues about 3200 instructions of warps for kRows rows, four a
+// clock, and waits kWait until they have come, by the simulator of make cuda-check.
 inline bool grads_in_one_launch(int64_t rows, int64_t input_size, int64_t hidden_size,
                                 int num_directions, int multiprocessors) {
   constexpr int64_t kStart = 700, kRows = 512, kBusy = 800, kWait = 7000, kMost = 15000;

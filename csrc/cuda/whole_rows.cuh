@@ -89,8 +89,8 @@ class Elements {
   uint32_t mine_ = 0;
 };
 
-// A sequence tensor in 16 bits of which a warp moves its units' rows, a lane 16 bytes of them. Those
-// of neighbouring lanes are in neighbouring rows, and so in different banks.
+// A sequence tensor in 16 bits of which a warp moves its units' rows, a lane 16 bytes of them.
+// Those of neighbouring lanes are in neighbouring rows, and so in different banks.
 template <typename Group>
 class Pieces {
   using S = typename Group::Storage;
