@@ -79,13 +79,20 @@ RACE = "data race"
         ("vector", 60, "block_sync in receive", RACE),
         ("tile", 62, "block_sync in receive", RACE),
         ("lengths", 0, "block_sync in check_lengths_kernel", RACE),
-        ("grads", 0, "block_sync in weight_grads_kernel", RACE),
+        # An address is read before it is there.
+        ("grads", 0, "block_sync in weight_grads_kernel", "SEGV"),
         ("tile", 248, "warp_sync in clear", RACE),
-        ("tile", 248, "warp_sync in wait", RACE),
         ("cluster", 304, "warp_sync in send", RACE),
         ("cluster", 304, "try_wait in wait", RACE),
         ("cluster", 304, "cluster_wait in load", "store_async before its barrier is there"),
         ("cluster", 304, "cluster_arrive in ClusterGroup", "every thread waits"),
+        not_seen(
+            "tile",
+            248,
+            "warp_sync in wait",
+            "each lane copies the very 16 bytes whose address it gives to ldmatrix, which here it "
+            "reads itself; on a GPU they are read for all lanes",
+        ),
         not_seen(
             "cluster",
             304,
