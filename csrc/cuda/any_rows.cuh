@@ -23,7 +23,7 @@ struct Owned {
   FASTRNN_DEVICE Owned(const Rows& rows, const Group& group, int64_t hidden_size, bool down)
       : rows(rows), down(down), hidden_size(static_cast<int>(hidden_size)) {
     const int64_t start = int64_t{blockIdx.x / Group::kBlocks} * Group::kRows;
-    const bool sorted = rows.order || rows.start;
+    const bool sorted = rows.order || rows.start;  // then the first is the longest
     for (int r = 0; r < (sorted ? 1 : Group::kRows); ++r) {
       if (start + r >= rows.batch) break;
       const int length = static_cast<int>(row_length(rows, row_at(rows, start + r)));

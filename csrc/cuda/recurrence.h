@@ -12,8 +12,8 @@ namespace fastrnn::cuda {
 // sequence tensor lies at
 //   data + start(t) + t * step_stride + b * row_stride
 //   start(t) = start ? start[t] * row_stride : 0
-// (packed data have start and step_stride = 0). Rows may be dealt to blocks in any order; `order`
-// lists them by length, longest first.
+// (packed data have start and step_stride = 0, and stand longest first). Rows may be dealt to
+// blocks in any order; `order` lists them by length, longest first.
 struct Rows {
   int64_t seq_len;
   int64_t batch;
