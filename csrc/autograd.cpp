@@ -2,11 +2,10 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/tanh_backward.h>
-#include <ATen/ops/threshold_backward.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/generated/Functions.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -141,7 +140,8 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
           "rnn: gradients of gradients need the Python package fastrnn, which is not loaded");
       TORCH_CHECK_NOT_IMPLEMENTED(
           is_of(node, ctx),
-          "rnn: compiled autograd has no gradients of gradients: leave it for them");
+          "rnn: compiled autograd takes no create_graph=True here: leave it for gradients of "
+          "gradients");
       // The call settled where gradients go: an argument may have been detached since, or not kept.
       const auto connect = [&](Tensor& x, size_t i) {
         x = x.tensor_data();
@@ -181,6 +181,7 @@ struct RnnNode : torch::autograd::CppNode<RnnFunction> {
     } running{std::exchange(running_node, this)};
     return CppNode::apply(std::move(grads));
   }
+  std::string name() const override { return "RnnBackward"; }
 };
 
 bool RnnFunction::is_of(const torch::autograd::Node* node, const AutogradContext* ctx) {
@@ -197,22 +198,15 @@ auto new_node(const c10::intrusive_ptr<torch::autograd::Node>&) {
   return c10::make_intrusive<Node>();
 }
 
-struct KnownActivation : torch::autograd::Node {
-  torch::autograd::SavedVariable value;
-  bool is_tanh = false;
-
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard lock(mutex_);
-    if (!grads[0].defined()) return {Tensor()};
-    const Tensor h = value.unpack(getptr());
-    return {is_tanh ? at::tanh_backward(grads[0], h) : at::threshold_backward(grads[0], h, 0)};
-  }
-  void release_variables() override {
-    const std::lock_guard lock(mutex_);
-    value.reset_data();
-  }
-  std::string name() const override { return "KnownActivation"; }
-};
+// With the nodes of torch.tanh and torch.relu, whose backward passes read the result alone.
+template <typename Node>
+Tensor with_node(Tensor h, const Tensor& pre) {
+  const auto node = new_node<Node>(torch::autograd::Edge().function);
+  node->set_next_edges(torch::autograd::collect_next_edges(pre));
+  torch::autograd::set_history(h, node);
+  node->result_ = torch::autograd::SavedVariable(h, /*is_output=*/true);
+  return h;
+}
 
 // As RnnFunction::apply, which costs a small step more: it also notes the sizes of all arguments
 // and results, to make zeros for missing gradients (forward asks for none), and looks for arguments
@@ -279,12 +273,8 @@ std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS,
 Tensor known_activation(const Tensor& pre, const Tensor& value, bool is_tanh) {
   Tensor h = value.detach().clone();
   if (!at::GradMode::is_enabled() || !pre.requires_grad()) return h;
-  const auto node = new_node<KnownActivation>(torch::autograd::Edge().function);
-  node->is_tanh = is_tanh;
-  node->set_next_edges(torch::autograd::collect_next_edges(pre));
-  torch::autograd::set_history(h, node);
-  node->value = torch::autograd::SavedVariable(h, /*is_output=*/true);
-  return h;
+  return is_tanh ? with_node<torch::autograd::generated::TanhBackward0>(std::move(h), pre)
+                 : with_node<torch::autograd::generated::ReluBackward0>(std::move(h), pre);
 }
 
 void set_reference_backward(ReferenceBackward f) { reference_backward() = std::move(f); }

@@ -61,7 +61,7 @@ def rnn_layer(
         reset = None if reset is None else reset & valid
         if states is not None:
             states = torch.where(valid.unsqueeze(-1), states, torch.zeros_like(states))
-    igates = F.linear(input, w_ih, b_ih)
+    igates = F.linear(input, w_ih, b_ih).unbind(0)  # its gradient is one stack, not T zero tensors
     seq_len = input.size(0)
     if reset_state is None:
         reset_state = torch.zeros_like(hx)

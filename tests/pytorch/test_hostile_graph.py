@@ -67,9 +67,27 @@ def test_second_derivatives_under_compiled_autograd() -> None:
     output, _ = RNN(I, H)(x)
     with (
         compiled_autograd._enable(lambda graph: graph),
-        pytest.raises(NotImplementedError, match="compiled autograd has no gradients of gradients"),
+        pytest.raises(NotImplementedError, match="compiled autograd takes no create_graph=True"),
     ):
         torch.autograd.grad(output.sum(), x, create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_recorded_penalty_under_compiled_autograd() -> None:
+    module, x = RNN(I, H, 2), torch.randn(T, B, I, requires_grad=True)
+
+    def gradients() -> tuple[Tensor, ...]:
+        (grad,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+        grad.square().sum().backward()
+        found = tuple(w.grad for w in module.parameters())
+        module.zero_grad()
+        return found
+
+    expected = gradients()
+    (grad,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        grad.square().sum().backward()
+    torch.testing.assert_close(tuple(w.grad for w in module.parameters()), expected)
 
 
 # Tensors that are given other memory, between a call and its backward pass.
