@@ -257,6 +257,28 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   return to_python(batched ? std::move(h) : h.squeeze(0));
 }
 
+// Whether the weights of a module are what its list of them holds: of each name, in a dict of
+// parameters, the same object. Not by pybind11, which takes longer to pass the arguments.
+PyObject* are_weights(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 3 || !PyDict_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2])) {
+    PyErr_SetString(PyExc_TypeError, "are_weights: expected a dict, a list and a list");
+    return nullptr;
+  }
+  PyObject *const parameters = args[0], *const names = args[1], *const weights = args[2];
+  bool same = PyList_GET_SIZE(names) == PyList_GET_SIZE(weights);
+  for (Py_ssize_t i = 0; same && i < PyList_GET_SIZE(names); ++i) {
+    PyObject* found = PyDict_GetItemWithError(parameters, PyList_GET_ITEM(names, i));
+    if (!found && PyErr_Occurred()) return nullptr;
+    same = found && found == PyList_GET_ITEM(weights, i);
+  }
+  return PyBool_FromLong(same);
+}
+
+PyMethodDef raw_methods[] = {
+    {"are_weights", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(are_weights)),
+     METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+
 // For calls that torch's own operators serve; those raise the errors about what is no tensor.
 void check_storages_from_python(const py::list& weights, const py::kwargs& others) {
   for (const auto& [name, x] : others) {
@@ -326,6 +348,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn", rnn_eager);
   m.def("rnn_step", rnn_step_eager);
   m.def("rnn_cell", rnn_cell_eager);
+  if (PyModule_AddFunctions(m.ptr(), raw_methods) < 0) throw py::error_already_set();
   m.def("check_storages", check_storages_from_python);
   m.def("known_activation", known_activation);
   m.def("set_reference_backward", set_reference_backward_from_python);

@@ -18,6 +18,11 @@ def rnn(*args: Any) -> None:
 rnn_step = rnn_cell = rnn
 
 
+def are_weights(*args: Any) -> bool:
+    """Leave it to Python."""
+    return False
+
+
 def check_storages(weights: list[Tensor], **others: object) -> None:
     """Check nothing: torch's own operator reads the storages."""
 

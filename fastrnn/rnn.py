@@ -157,11 +157,10 @@ class RNN(RNNBase):
         reset_state: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the RNN; see the class for the arguments."""
-        parameters: Any = self._parameters
-        if [*parameters] == self._flat_weights_names:
-            weights = [*parameters.values()]
-        else:
-            weights = self._weights_by_name()
+        compiling = is_dynamo_compiling()
+        weights: list[Any] = self._flat_weights
+        if compiling or not _C.are_weights(self._parameters, self._flat_weights_names, weights):
+            weights = self._weights_now()
         nonlinearity, dropout = self._settings()
         batch_first, training = self.batch_first, self.training
         if (batch_first is not True and batch_first is not False) or (
@@ -170,7 +169,7 @@ class RNN(RNNBase):
             _checks.check_types(batch_first=batch_first, training=training)
         if self._checks_overridden and not is_leaf(self, RNN.forward, input):
             self._run_checks(input, hx)
-        if dropout == 0.0 and reset_state is None and not is_dynamo_compiling():
+        if dropout == 0.0 and reset_state is None and not compiling:
             result: tuple[Tensor, Tensor] | None = _C.rnn(
                 input,
                 hx,
@@ -243,15 +242,14 @@ class RNN(RNNBase):
                 "RNN.step: expected a unidirectional module, got bidirectional=True. Its second "
                 "direction begins at the end of the input: call the module on the whole sequence"
             )
-        parameters: Any = self._parameters
-        if [*parameters] == self._flat_weights_names:
-            weights = [*parameters.values()]
-        else:
+        compiling = is_dynamo_compiling()
+        weights: list[Any] = self._flat_weights
+        if compiling or not _C.are_weights(self._parameters, self._flat_weights_names, weights):
             self._compute_weights()
-            weights = self._weights_by_name()
+            weights = self._weights_now()
         nonlinearity, dropout = self._settings()
         unmarked = reset is None and reset_state is None
-        if unmarked and dropout == 0.0 and not is_dynamo_compiling():
+        if unmarked and dropout == 0.0 and not compiling:
             result: tuple[Tensor, Tensor] | None = _C.rnn_step(
                 input, hx, weights, self.bias, self.num_layers, nonlinearity
             )
@@ -297,16 +295,22 @@ class RNN(RNNBase):
             if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
                 hook(self, None)
 
-    def _weights_by_name(self) -> list[Any]:
-        """The weights, if there are other parameters too, or computed ones as attributes."""
-        parameters: Any = self._parameters
-        try:
-            return [*map(parameters.__getitem__, self._flat_weights_names)]
-        except KeyError:
-            return [
-                getattr(self, name, stale)
-                for name, stale in zip(self._flat_weights_names, self._flat_weights, strict=True)
-            ]
+    def _weights_now(self) -> list[Any]:
+        """The weights of a call as nn.RNN finds them.
+
+        They are ``_flat_weights``, which a subclass may have swapped, unless an attribute has
+        changed since that list was made.
+        """
+        names, parameters = self._flat_weights_names, self._parameters
+        if all(name in parameters for name in names):
+            if not self._weights_have_changed():  # type: ignore[no-untyped-call]
+                return self._flat_weights
+            return [parameters[name] for name in names]
+        # Computed weights are attributes; one that is deleted still has its place in the list.
+        return [
+            getattr(self, name, stale)
+            for name, stale in zip(names, self._flat_weights, strict=True)
+        ]
 
     def _dropout_now(self) -> float:
         """The probability that applies, which may have been overwritten: as nn.RNN checks it."""
