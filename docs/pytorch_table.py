@@ -69,7 +69,6 @@ def onnx(rnn: Callable[..., Any]) -> None:
         (x(7, 6, I),),
         dynamo=True,
         dynamic_shapes=({0: auto, 1: auto},),
-        custom_translation_table=fastrnn.onnx_translation(),
         verbose=False,
     )
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())

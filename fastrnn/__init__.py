@@ -7,8 +7,8 @@ if _library.load():
     from fastrnn import _fake  # noqa: F401  (it registers what torch.compile asks)
 from fastrnn import functional
 from fastrnn._info import info
-from fastrnn._onnx import onnx_translation
-from fastrnn._replace import replace, restore
+from fastrnn._onnx import decompositions
+from fastrnn._replace import as_torch, replace, restore
 from fastrnn._version import __version__
 from fastrnn.cell import RNNCell
 from fastrnn.rnn import RNN
@@ -17,9 +17,10 @@ __all__ = [
     "RNN",
     "RNNCell",
     "__version__",
+    "as_torch",
+    "decompositions",
     "functional",
     "info",
-    "onnx_translation",
     "replace",
     "restore",
 ]

@@ -1,4 +1,4 @@
-"""The operator's translation to ONNX."""
+"""The RNN as ONNX's operator, and as ATen's."""
 
 from __future__ import annotations
 
@@ -6,106 +6,120 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fastrnn import _path
+from fastrnn import reference
+from fastrnn._checks import Options
 
 
-def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Give ``torch.onnx.export`` a translation of our operator to ONNX's operator RNN.
+def decompositions(*, onnx: bool = False) -> dict[Any, Callable[..., Any]]:
+    """Give ``ExportedProgram.run_decompositions`` a decomposition of our operator.
 
-    Layers, directions, tanh and relu, the initial state, ``batch_first`` and ``lengths`` carry over
-    (``lengths`` become ``sequence_lens``). ONNX's operator has no ``reset``, and ONNX no packed
-    sequences: exporting them raises a ``ValueError`` that says what to do instead.
+    For an exported program whose next reader does not know ``fastrnn::rnn``. (``torch.onnx.export``
+    of a module needs nothing.)
+
+    Args:
+        onnx: Whether the reader is ``torch.onnx.export``: then the result is ONNX's operator RNN,
+            one for each layer. Else it is core ATen, unrolled over time, so that the length cannot
+            be dynamic.
 
     Returns:
-        A value for the argument ``custom_translation_table``.
+        A table to be added to ``torch.export.default_decompositions()``.
 
     Raises:
-        ImportError: onnxscript is missing, which ``torch.onnx.export`` needs too.
-
-    Source: https://onnx.ai/onnx/operators/onnx__RNN.html
+        ValueError: While it runs, if ``onnx``: the program has packed sequences or ``reset``, for
+            which ONNX has no word.
 
     Example:
         >>> import torch, fastrnn
-        >>> program = torch.onnx.export(  # doctest: +SKIP
-        ...     fastrnn.RNN(3, 4).eval(),
-        ...     (torch.randn(5, 2, 3),),
-        ...     dynamo=True,
-        ...     custom_translation_table=fastrnn.onnx_translation(),
-        ... )
+        >>> rnn = fastrnn.RNN(3, 4).eval()
+        >>> program = torch.export.export(rnn, (torch.randn(5, 2, 3),))
+        >>> table = torch.export.default_decompositions()
+        >>> table.update(fastrnn.decompositions())
+        >>> "fastrnn" in str(program.run_decompositions(table).graph)
+        False
     """
-    import onnxscript  # here, because only an export needs it
-
-    op: Any = onnxscript.opset18  # the version of torch's own translations
-
-    def rnn(
-        input: Any,
-        hx: Any,
-        weights: Sequence[Any],
-        batch_sizes: Any,
-        lengths: Any,
-        reset: Any,
-        dropout_mask: Any,
-        has_biases: bool,
-        num_layers: int,
-        nonlinearity: str,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Any, Any]:
-        _check_standard(batch_sizes, reset)
-        directions, per_direction = 2 if bidirectional else 1, 4 if has_biases else 2
-
-        def stacked(layer: int, *parts: int) -> Any:
-            """A kind of weight, or two concatenated, of each direction: (D, ...)."""
-            first = layer * directions * per_direction
-            starts = range(first, first + directions * per_direction, per_direction)
-            rows = [_concat(op, [weights[start + part] for part in parts]) for start in starts]
-            return _concat(op, [op.Unsqueeze(row, [0]) for row in rows])
-
-        x = op.Transpose(input, perm=[1, 0, 2]) if batch_first else input
-        sequence_lens = None if lengths is None else op.Cast(lengths, to=onnxscript.INT32.dtype)
-        states = []
-        for layer in range(num_layers):
-            state = hx
-            if hx is not None and num_layers > 1:
-                state = op.Slice(hx, [layer * directions], [(layer + 1) * directions], [0])
-            y, y_h = op.RNN(
-                x,
-                stacked(layer, 0),
-                stacked(layer, 1),
-                stacked(layer, 2, 3) if has_biases else None,
-                sequence_lens,
-                state,
-                hidden_size=weights[1].shape[0],
-                activations=[nonlinearity.capitalize()] * directions,
-                direction="bidirectional" if bidirectional else "forward",
-            )
-            if lengths is not None and hx is not None:  # ONNX does not say what no step leaves
-                y_h = op.Where(op.Unsqueeze(op.Equal(lengths, 0), [0, 2]), state, y_h)
-            if bidirectional:  # (T, D, B, H) to (T, B, D*H)
-                x = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])
-            else:
-                x = op.Squeeze(y, [1])
-            if dropout_mask is not None and layer < num_layers - 1:
-                x = op.Mul(x, op.Gather(dropout_mask, layer, axis=0))
-            states.append(y_h)
-        return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, _concat(op, states)
-
-    return {torch.ops.fastrnn.rnn.default: rnn} if _path.HAS_OPERATORS else {}
+    if not hasattr(torch.ops.fastrnn, "rnn"):  # torch is newer than the wheel: there is no operator
+        return {}
+    return {torch.ops.fastrnn.rnn.default: _checked_rnn if onnx else reference.rnn}
 
 
-def _check_standard(batch_sizes: Any, reset: Any) -> None:
-    if batch_sizes is not None:
-        raise ValueError(
-            "fastrnn: ONNX has no packed sequences. Export the model with padded input and "
-            "lengths=, and let pad_packed_sequence make them from packed ones"
-        )
-    if reset is not None:
+def _checked_rnn(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *args: Any
+) -> tuple[Tensor, Tensor]:
+    check(Options(*args))
+    return rnn(input, hx, weights, *args)
+
+
+def check(options: Options, reset_state: Tensor | None = None) -> None:
+    """Check that ONNX has words for a call."""
+    older = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if options.reset is not None or reset_state is not None:
         raise ValueError(
             "fastrnn: ONNX's operator RNN has no reset. Export the model without it, and split "
             "sequences where they begin anew"
         )
+    if options.batch_sizes is not None and not older:
+        raise ValueError(
+            "fastrnn: ONNX has no packed sequences. Export the model with padded input and "
+            "lengths=, and let pad_packed_sequence make them from packed ones"
+        )
+    if options.lengths is not None and older:
+        raise ValueError(
+            "fastrnn: torch.onnx.export(dynamo=False) has no word for lengths. Export with "
+            "dynamo=True"
+        )
 
 
-def _concat(op: Any, tensors: Sequence[Any]) -> Any:
-    return tensors[0] if len(tensors) == 1 else op.Concat(*tensors, axis=0)
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    dropout_mask: Tensor | None,
+    has_biases: bool,
+    num_layers: int,
+    nonlinearity: str,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor]:
+    """Make nodes of ONNX's operator RNN, one for each layer, for ``torch.onnx.export``.
+
+    The arguments are those of the operator ``fastrnn::rnn`` and have passed :func:`check`.
+
+    Source: https://onnx.ai/onnx/operators/onnx__RNN.html
+    """
+    directions, per_direction = 2 if bidirectional else 1, 4 if has_biases else 2
+    x = input.transpose(0, 1) if batch_first else input
+    (seq_len, batch), hidden_size = x.shape[:2], weights[1].size(0)
+    sequence_lens = None if lengths is None else lengths.to(torch.int32)
+    states = []
+    for layer in range(num_layers):
+        first = layer * directions
+        parts = [
+            weights[i * per_direction : (i + 1) * per_direction]
+            for i in range(first, first + directions)
+        ]
+        w_ih, w_hh = (torch.stack([part[k] for part in parts]) for k in (0, 1))
+        biases = torch.stack([torch.cat([*part[2:]]) for part in parts]) if has_biases else None
+        state = None if hx is None else hx[first : first + directions]
+        y, y_h = torch.onnx.ops.symbolic_multi_out(
+            "RNN",
+            (x, w_ih, w_hh, biases, sequence_lens, state),
+            {
+                "hidden_size": hidden_size,
+                "activations": [nonlinearity.capitalize()] * directions,
+                "direction": "bidirectional" if bidirectional else "forward",
+            },
+            dtypes=(x.dtype, x.dtype),
+            shapes=((seq_len, directions, batch, hidden_size), (directions, batch, hidden_size)),
+        )
+        if lengths is not None and state is not None:  # ONNX does not say what no step leaves
+            y_h = torch.where((lengths == 0).view(1, -1, 1), state, y_h)
+        x = y.transpose(1, 2).flatten(2) if bidirectional else y.squeeze(1)  # (T, B, D*H)
+        if dropout_mask is not None and layer < num_layers - 1:
+            x = x * dropout_mask[layer]
+        states.append(y_h)
+    return x.transpose(0, 1) if batch_first else x, torch.cat(states)

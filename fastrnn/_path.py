@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastrnn import _C, _checks, reference
+from fastrnn import _C, _checks, _onnx, reference
 from fastrnn._checks import Options
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -35,13 +35,19 @@ def run(
     """Call our operator, or torch's where ours cannot serve, or the reference where neither can."""
     tensors = (input, hx, *weights)
     no_kernel = why_no_kernel(tensors)
+    if is_for_onnx():
+        _onnx.check(options, reset_state)
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return run_torch(input, hx, weights, options, dropout)
     marked = options.lengths is not None or options.reset is not None
     if no_kernel is not None and not marked and why_only_reference(tensors) is None:
-        return _run_torch(input, hx, weights, options, dropout)
+        return run_torch(input, hx, weights, options, dropout)
     if dropout > 0.0 and options.num_layers > 1:
         options = options._replace(dropout_mask=_dropout_mask(input, weights, options, dropout))
     if no_kernel is None and reset_state is None:
         return torch.ops.fastrnn.rnn(input, hx, weights, *options)  # type: ignore[no-any-return]
+    if is_for_onnx():
+        return _onnx.rnn(input, hx, weights, *options)
     if options.lengths is not None:
         _checks.check_lengths(options.lengths, input.size(1 if options.batch_first else 0))
     device, given = input.device.type, (input, hx, options.dropout_mask, reset_state, *weights)
@@ -57,7 +63,7 @@ def run(
         return reference.rnn(input, hx, weights, *options, reset_state=reset_state)
 
 
-def _run_torch(
+def run_torch(
     input: Tensor, hx: Tensor | None, weights: list[Tensor], options: Options, dropout: float
 ) -> tuple[Any, Any]:
     """Call the operator behind ``torch.nn.RNN``, on CUDA cuDNN, as csrc/by_torch.cpp does."""
@@ -141,6 +147,12 @@ def _why_no_cuda_kernels(device: int) -> str:
 def autocast_is_on(device: str) -> bool:
     """Whether autocast is on for a type of device."""
     return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_for_onnx() -> bool:
+    """Whether ``torch.onnx.export`` makes the call; ``torch.compile`` itself answers False."""
+    return torch.onnx.is_in_onnx_export()
+
 
 
 _C.set_reference_backward(reference.rnn_backward)

@@ -11,6 +11,7 @@ from torch.compiler import is_dynamo_compiling
 
 from fastrnn import _C, _checks, _path
 from fastrnn._checks import Options
+from fastrnn._types import Marks
 from fastrnn.functional import rnn_in_python
 
 
@@ -55,7 +56,7 @@ def rnn_cell(
     hx: Tensor | None,
     cell_weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     nonlinearity: str,
-    reset: Tensor | None,
+    reset: Marks | None,
     reset_state: Tensor | None,
 ) -> Tensor:
     """Run one step of one layer: input (B, I) and hx (B, H) to h (B, H), or all without B.
@@ -99,7 +100,10 @@ def rnn_cell(
         return h if batched else h.squeeze(0)
     state = None if hx is None else hx.unsqueeze(0)
     options = Options(has_biases=len(weights) == 4, nonlinearity=nonlinearity)
-    output, _ = _path.run(input.unsqueeze(0), state, weights, options)
+    output: Tensor = _path.run(input.unsqueeze(0), state, weights, options)[0]
+    if _path.is_for_onnx():  # which lacks the operator below
+        h = output.squeeze(0)
+        return h if batched else h.squeeze(0)
     # A trace would record the size.
     batch = -1 if torch.jit.is_tracing() else input.size(0)  # type: ignore[attr-defined, no-untyped-call]
     # No view, so that detach_() works as on nn.RNNCell's result; nothing else sees the memory.

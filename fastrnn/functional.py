@@ -273,9 +273,4 @@ def _checked_rnn(
     # A trace would record the sizes that the checks compare; the operator checks when it runs.
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         _checks.check_args(input, hx, weights, options, reset_state)
-    elif torch.onnx.is_in_onnx_export():
-        raise RuntimeError(
-            "fastrnn: torch.onnx.export(dynamo=False) does not know fastrnn's operator. Export "
-            "with dynamo=True, custom_translation_table=fastrnn.onnx_translation()"
-        )
     return _path.run(input, hx, weights, options, dropout, reset_state)

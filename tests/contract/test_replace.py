@@ -167,11 +167,57 @@ class OwnForwardOfOurs(fastrnn.RNN):
     pass
 
 
-def test_subclasses_are_left_alone() -> None:
-    model = nn.ModuleList([OwnForward(I, H), OwnForwardOfOurs(I, H)])
-    for change in (fastrnn.replace, fastrnn.restore):
-        change(model)
-        assert [type(m) for m in model] == [OwnForward, OwnForwardOfOurs]
+def test_subclasses_are_left_alone_with_a_warning() -> None:
+    model = nn.ModuleDict({"theirs": OwnForward(I, H), "ours": OwnForwardOfOurs(I, H)})
+    with pytest.warns(UserWarning, match=r"left alone .*: theirs \(OwnForward\)\. Derive"):
+        fastrnn.replace(model)
+    fastrnn.restore(model)
+    assert [type(m) for m in model.values()] == [OwnForward, OwnForwardOfOurs]
+
+
+def test_nothing_to_replace_warns() -> None:
+    with pytest.warns(UserWarning, match=r"found no torch\.nn\.RNN or RNNCell in Linear"):
+        fastrnn.replace(nn.Linear(2, 2))
+    fastrnn.replace(fastrnn.RNN(I, H))  # has been done
+
+
+def test_as_torch() -> None:
+    model = fastrnn.replace(Tagger())
+    modules, x = list(model.modules()), torch.randn(5, 2, I)
+    expected = model.eval()(x)
+    with fastrnn.as_torch(model) as same:
+        assert same is model
+        assert kinds(model) == kinds(Tagger())
+        assert_same(model(x), expected)
+    assert kinds(model) == KINDS
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert_same(model(x), expected)
+
+
+def test_as_torch_leaves_torchs_own_and_ends_after_an_error() -> None:
+    model = nn.ModuleList([nn.RNN(I, H), fastrnn.RNN(I, H), fastrnn.RNNCell(I, H)])
+    orthogonal(model[1])
+
+    def inside() -> None:
+        with fastrnn.as_torch(model):
+            assert isinstance(model[1], nn.RNN)
+            assert type(model[2]) is nn.RNNCell
+            raise KeyError("a tool's error")
+
+    with pytest.raises(KeyError, match="a tool's error"):
+        inside()
+    assert type(model[0]) is nn.RNN
+    assert isinstance(model[1], fastrnn.RNN)
+    assert type(model[2]) is fastrnn.RNNCell
+
+
+def test_as_torch_of_one_module_and_of_none() -> None:
+    rnn = fastrnn.RNN(I, H)
+    with fastrnn.as_torch(rnn), fastrnn.as_torch(rnn):
+        assert type(rnn) is nn.RNN
+    assert type(rnn) is fastrnn.RNN
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got RNN"):
+        fastrnn.as_torch(fastrnn.RNN).__enter__()
 
 
 def test_state_dict_pickle_and_clone_of_a_replaced_model() -> None:

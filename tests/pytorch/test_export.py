@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings(
     # torch's own, from the import of inductor and from its pickles of trees
     "ignore:.torch.jit.script:DeprecationWarning",
-    "ignore:.isinstance.treespec, LeafSpec.:FutureWarning",
 )
 
 
@@ -124,6 +123,21 @@ def test_packed_data_of_other_lengths() -> None:
     exported = torch.export.export(model, arguments, dynamic_shapes=sizes).module()
     other = torch.randn(6, 3), torch.tensor([3, 2, 1]), torch.randn(4, 3, 6)
     torch.testing.assert_close(exported(*other), model(*other))
+
+
+def test_decomposed_to_core_aten() -> None:
+    model, args = Tagger(), arguments(4, 6)
+    program = torch.export.export(model, args)
+    assert "fastrnn.rnn" in str(program.run_decompositions().graph)
+    table = torch.export.default_decompositions()
+    table.update(fastrnn.decompositions())
+    decomposed = program.run_decompositions(table)
+    assert "fastrnn" not in str(decomposed.graph)
+    operators = {n.target for n in decomposed.graph.nodes if n.op == "call_function"}
+    beyond = {op for op in operators if hasattr(op, "tags") and torch.Tag.core not in op.tags}
+    assert beyond <= {torch.ops.aten._assert_tensor_metadata.default}  # export's own
+    other = arguments(4, 6)
+    torch.testing.assert_close(decomposed.module()(*other), model(*other))
 
 
 def test_an_exported_model_trains() -> None:

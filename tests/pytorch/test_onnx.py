@@ -1,4 +1,4 @@
-"""torch.onnx.export with our translation, run in ONNX Runtime."""
+"""torch.onnx.export as people write it, run in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -37,26 +37,26 @@ class Model(nn.Module):
 
 
 def export(model: nn.Module, args: tuple[Any, ...], **options: Any) -> Any:
-    program = torch.onnx.export(
-        model.eval(),
-        args,
-        dynamo=True,
-        verbose=False,
-        custom_translation_table=fastrnn.onnx_translation(),
-        **options,
-    )
+    program = torch.onnx.export(model.eval(), args, dynamo=True, verbose=False, **options)
+    return session_of(program)
+
+
+def session_of(program: Any) -> Any:
     return onnxruntime.InferenceSession(
         program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
 
 
-def assert_runs_alike(session: Any, model: nn.Module, *args: Tensor | None) -> None:
+def feed_of(session: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     given = [x for x in args if x is not None]
     names = [x.name for x in session.get_inputs()]
-    feed = {name: x.numpy() for name, x in zip(names, given, strict=True)}
+    return {name: x.numpy() for name, x in zip(names, given, strict=True)}
+
+
+def assert_runs_alike(session: Any, model: nn.Module, *args: Tensor | None) -> None:
     with torch.no_grad():
         expected = model(*args)
-    results = [torch.from_numpy(x) for x in session.run(None, feed)]
+    results = [torch.from_numpy(x) for x in session.run(None, feed_of(session, args))]
     for x, y in zip(results, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
@@ -91,7 +91,6 @@ def test_the_graph_holds_one_rnn_for_each_layer() -> None:
         (torch.randn(5, 2, 3),),
         dynamo=True,
         verbose=False,
-        custom_translation_table=fastrnn.onnx_translation(),
     )
     operators = [node.op_type for node in program.model_proto.graph.node]
     assert operators.count("RNN") == 2
@@ -168,14 +167,69 @@ def test_what_onnx_lacks_says_what_to_do(name: str) -> None:
     assert words in "\n".join(causes)
 
 
-def test_nothing_global_changes() -> None:
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
+def test_an_exported_program() -> None:
+    model, input = Tagger().eval(), torch.randint(0, 11, (4, 7))
+    program = torch.export.export(model, (input,), dynamic_shapes=({0: AUTO, 1: AUTO},))
+    table = torch.export.default_decompositions()
+    table.update(fastrnn.decompositions(onnx=True))
+    session = session_of(
+        torch.onnx.export(program.run_decompositions(table), dynamo=True, verbose=False)
+    )
+    assert_runs_alike(session, model, torch.randint(0, 11, (2, 3)))
 
-    fastrnn.onnx_translation()
-    assert not ONNXRegistry.from_torchlib().is_registered(torch.ops.fastrnn.rnn.default)
+
+def test_an_exported_program_says_what_onnx_lacks() -> None:
+    model, args, words = REFUSED["reset"]
+    program = torch.export.export(model(), args)
+    with pytest.raises(ValueError, match=words):
+        program.run_decompositions(fastrnn.decompositions(onnx=True))
 
 
-def test_older_exporter_says_what_to_do(tmp_path: Path) -> None:
-    model = torch.nn.Sequential(fastrnn.RNN(3, 4))
-    with pytest.raises(RuntimeError, match=r"custom_translation_table=fastrnn\.onnx_translation"):
-        torch.onnx.export(model, (torch.randn(5, 2, 3),), tmp_path / "m.onnx", dynamo=False)
+class Plain(nn.Module):
+    """Layers, a state, a cell: what the older exporter takes of nn.RNN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = fastrnn.RNN(3, 8, 2, "relu", batch_first=True, bidirectional=True, dropout=0.5)
+
+    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rnn(input, hx)
+
+
+class OneStep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = fastrnn.RNNCell(3, 8)
+
+    def forward(self, input: Tensor, hx: Tensor) -> Tensor:
+        return self.cell(input, hx)
+
+
+OLDER = {
+    "layers and a state": (Plain(), (torch.randn(4, 5, 3), torch.randn(4, 4, 8))),
+    "no state": (nn.Sequential(fastrnn.RNN(3, 8)), (torch.randn(5, 4, 3),)),
+    "a cell": (OneStep(), (torch.randn(4, 3), torch.randn(4, 8))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*legacy TorchScript-based ONNX export")
+@pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size other than 1")
+@pytest.mark.parametrize("name", OLDER)
+def test_the_older_exporter(name: str, tmp_path: Path) -> None:
+    model, args = OLDER[name]
+    torch.onnx.export(model.eval(), args, tmp_path / "m.onnx", dynamo=False)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    results = [torch.from_numpy(x) for x in session.run(None, feed_of(session, args))]
+    expected = model(*args)
+    for x, y in zip(results, expected if isinstance(expected, tuple) else [expected], strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+    nodes = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    assert nodes.count("RNN") == (2 if name == "layers and a state" else 1)
+
+
+def test_the_older_exporter_has_no_word_for_lengths(tmp_path: Path) -> None:
+    model, args = Model(Case(5, 4, 3, 8, lengths=True)), (torch.randn(5, 4, 3), None)
+    with pytest.raises(ValueError, match=r"no word for lengths\. Export with dynamo=True"):
+        torch.onnx.export(
+            model, (*args, torch.tensor([5, 4, 3, 2])), tmp_path / "m.onnx", dynamo=False
+        )
