@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from fastrnn import _checks
 from fastrnn._checks import Options
@@ -50,7 +50,7 @@ def _check_devices(options: Options, input: Tensor, *others: Tensor | None) -> N
             )
 
 
-@torch.library.register_fake("fastrnn::rnn_forward")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("fastrnn::rnn_forward", allow_override=True)  # type: ignore[untyped-decorator]
 def _rnn_forward_fake(
     input: Tensor, hx: Tensor | None, weights: list[Tensor], *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,13 +62,13 @@ def _rnn_forward_fake(
     return output.transpose(0, 1) if options.batch_first else output, input.new_empty(state), saved
 
 
-@torch.library.register_fake("fastrnn::rnn")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("fastrnn::rnn", allow_override=True)  # type: ignore[untyped-decorator]
 def _rnn_fake(*args: Any) -> tuple[Tensor, Tensor]:
     output, hn, _ = _rnn_forward_fake(*args, False)
     return output, hn
 
 
-@torch.library.register_fake("fastrnn::rnn_backward")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("fastrnn::rnn_backward", allow_override=True)  # type: ignore[untyped-decorator]
 def _rnn_backward_fake(
     grad_output: Tensor | None,
     grad_hn: Tensor | None,
@@ -88,23 +88,45 @@ def _rnn_backward_fake(
     )
 
 
-@register_flop_formula([torch.ops.fastrnn.rnn, torch.ops.fastrnn.rnn_forward])
-def _rnn_forward_flops(
+def _forward_flops(
     input: Sequence[int], hx: Any, weights: Sequence[Sequence[int]], *args: Any, **kwargs: Any
 ) -> int:
     """Two operations for each element of a weight and each row of the input."""
     return sum(2 * math.prod([*input[:-1], *w]) for w in weights if len(w) == 2)
 
 
-@register_flop_formula([torch.ops.fastrnn.rnn_backward])
-def _rnn_backward_flops(
-    grad_output: Any,
-    grad_hn: Any,
-    saved: Any,
-    input: Sequence[int],
-    hx: Any,
-    weights: Sequence[Sequence[int]],
+def _backward_flops(
+    grad_output: Tensor | None,
+    grad_hn: Tensor | None,
+    saved: Tensor,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
     *args: Any,
-    **kwargs: Any,
+    out_val: Any = None,
 ) -> int:
-    return 2 * _rnn_forward_flops(input, hx, weights)
+    """The forward pass's again for the weights, and for the states and the inputs that need it."""
+    options, (want_input, want_hx, want_weights) = Options(*args[:-3]), args[-3:]
+    matrices = [w for w in weights if w.dim() == 2]  # w_ih, w_hh, w_ih, ...
+    rows = math.prod(input.shape[:-1])
+    batch = int(_sizes(input, hx, weights, options)[1][1])
+    lowest = 2 if options.bidirectional else 1
+    flops = 0
+    for i, (w_ih, w_hh) in enumerate(zip(matrices[::2], matrices[1::2], strict=True)):
+        if want_weights:
+            flops += 2 * rows * (w_ih.numel() + w_hh.numel())
+        flops += 2 * (rows if want_hx else rows - batch) * w_hh.numel()
+        if i >= lowest or want_input:
+            flops += 2 * rows * w_ih.numel()
+    return flops
+
+
+def _register_flops(name: str, formula: Callable[..., int], get_raw: bool = False) -> None:
+    operator = getattr(torch.ops.fastrnn, name)
+    flop_registry.pop(operator, None)  # of this module, before it was loaded again
+    register_flop_formula([operator], get_raw=get_raw)(formula)
+
+
+_register_flops("rnn", _forward_flops)
+_register_flops("rnn_forward", _forward_flops)
+_register_flops("rnn_backward", _backward_flops, get_raw=True)

@@ -10,6 +10,7 @@ from both import B, H, I, T, assert_agree, assert_same
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,25 +108,54 @@ def test_make_fx() -> None:
     assert graph(x(9, 4, I)).shape == (9, 4, H)
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}], ids=str)
-def test_flops_are_counted_as_for_nn_rnn(options: dict[str, bool]) -> None:
-    def run(cls: type) -> object:
-        module = cls(I, H, 2, **options)
-        with FlopCounterMode(display=False) as forward:
-            module(x())
-        with FlopCounterMode(display=False) as inference, torch.no_grad():
-            module(x())
-        with FlopCounterMode(display=False) as both:
-            module(x(requires_grad=True), x(2 * (2 if options else 1), B, H, requires_grad=True))[
-                0
-            ].sum().backward()
-        return [mode.get_total_flops() for mode in (forward, inference, both)]
+# nn.RNN's reverse direction takes products of rows of packed sequences that have not begun.
+@pytest.mark.parametrize(
+    ("options", "packed"),
+    [({}, False), ({}, True), ({"bidirectional": True, "bias": False}, False)],
+    ids=["forward", "packed", "bidirectional"],
+)
+@pytest.mark.parametrize("wanted", ["", "weights", "weights input", "input hx", "weights input hx"])
+def test_flops_are_counted_as_for_nn_rnn(
+    wanted: str, options: dict[str, bool], packed: bool
+) -> None:
+    def run(cls: type) -> int:
+        module = cls(I, H, 2, **options).requires_grad_("weights" in wanted)
+        data = x(requires_grad="input" in wanted)
+        input = pack_padded_sequence(data, torch.tensor([T, T - 2])) if packed else data
+        hx = x(2 * (2 if options else 1), B, H, requires_grad=True) if "hx" in wanted else None
+        with FlopCounterMode(display=False) as mode:
+            output, _ = module(input, hx)
+            if wanted:
+                (output.data if packed else output).sum().backward()
+        return mode.get_total_flops()
 
-    forward, *_ = assert_agree(run)
-    assert forward > 0
+    assert assert_agree(run) > 0
 
 
-def test_expanded_weights_say_that_they_cannot() -> None:
+def test_flops_of_a_frozen_weight() -> None:
+    """The kernels make the gradients of all weights or of none, of a frozen w_ih one column."""
+    module = RNN(I, H)
+    module.weight_ih_l0.requires_grad_(False)
+    output, _ = module(x())
+    with FlopCounterMode(display=False) as mode:
+        output.sum().backward()
+    weights, states = 2 * T * B * H * (1 + H), 2 * (T - 1) * B * H * H
+    assert mode.get_total_flops() == weights + states
+
+
+def test_expanded_weights() -> None:
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    def run(cls: type) -> Any:
+        module = cls(I, H, 2, batch_first=True, bidirectional=True)
+        output, hn = call_for_per_sample_grads(module)(x(B, T, I))
+        (output.square().sum() + hn.sum()).backward()
+        return output, hn, {name: w.grad_sample for name, w in module.named_parameters()}
+
+    assert_agree(run)
+
+
+def test_expanded_weights_of_packed_sequences() -> None:
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
     module = RNN(I, H, batch_first=True)
