@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 from fastrnn import _C, _checks, _onnx, reference
 from fastrnn._checks import Options
@@ -18,6 +19,7 @@ AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others s
 AUTOCAST_DEVICES = tuple(
     device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
 )
+_TORCH_FUNCTION = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
 HAS_OPERATORS = hasattr(torch.ops.fastrnn, "rnn")  # else torch is newer than the wheel
 WITH_CUDA = HAS_OPERATORS and torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA")
 # On meta the operators have shapes only.
@@ -33,21 +35,21 @@ def run(
     reset_state: Tensor | None = None,
 ) -> tuple[Any, Any]:
     """Call our operator, or torch's where ours cannot serve, or the reference where neither can."""
-    tensors = (input, hx, *weights)
-    no_kernel = why_no_kernel(tensors)
     if is_for_onnx():
         _onnx.check(options, reset_state)
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return run_torch(input, hx, weights, options, dropout)
+    tensors = (input, hx, *weights)
+    no_kernel = why_no_kernel(tensors)
     marked = options.lengths is not None or options.reset is not None
     if no_kernel is not None and not marked and why_only_reference(tensors) is None:
         return run_torch(input, hx, weights, options, dropout)
     if dropout > 0.0 and options.num_layers > 1:
         options = options._replace(dropout_mask=_dropout_mask(input, weights, options, dropout))
-    if no_kernel is None and reset_state is None:
-        return torch.ops.fastrnn.rnn(input, hx, weights, *options)  # type: ignore[no-any-return]
     if is_for_onnx():
         return _onnx.rnn(input, hx, weights, *options)
+    if no_kernel is None and reset_state is None:
+        return torch.ops.fastrnn.rnn(input, hx, weights, *options)  # type: ignore[no-any-return]
     if options.lengths is not None:
         _checks.check_lengths(options.lengths, input.size(1 if options.batch_first else 0))
     device, given = input.device.type, (input, hx, options.dropout_mask, reset_state, *weights)
@@ -73,7 +75,7 @@ def run_torch(
         batch = input.size(0 if options.batch_first else 1)
         if batch_sizes is not None:
             batch = int(batch_sizes[0])
-        hx = input.new_zeros(states, batch, weights[1].size(-1))
+        hx = input.new_zeros(states, batch, weights[1].shape[-1])
     hx = hx.contiguous()  # else cuDNN refuses it
     operator = torch.rnn_relu if options.nonlinearity == "relu" else torch.rnn_tanh
     # In eval mode cuDNN would refuse a backward pass; without dropout the modes are alike.
@@ -91,6 +93,14 @@ def _dropout_mask(input: Tensor, weights: list[Tensor], options: Options, p: flo
     ones = input.new_ones(*rows.shape[:-1], features)
     return torch.stack(
         [torch.nn.functional.dropout(ones, p) for _ in range(options.num_layers - 1)]
+    )
+
+
+def is_for_torch(weights: Iterable[Any]) -> bool:
+    """Whether a weight has a ``__torch_function__`` of its own, which knows torch's operators."""
+    return has_torch_function(tuple(weights)) and any(
+        getattr(type(w).__torch_function__, "__func__", None) not in (None, _TORCH_FUNCTION)
+        for w in weights
     )
 
 
@@ -139,6 +149,12 @@ def why_no_kernel(tensors: Iterable[Tensor | None]) -> str | None:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_for_onnx() -> bool:
+    """Whether ``torch.onnx.export`` makes the call; ``torch.compile`` itself answers False."""
+    return torch.onnx.is_in_onnx_export()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _why_no_cuda_kernels(device: int) -> str:
     # Without a GPU, a CUDA tensor is a compiler's, and has a shape only.
     return _C.cuda_why_no_kernels(device) if torch.cuda.is_available() else ""
@@ -147,12 +163,6 @@ def _why_no_cuda_kernels(device: int) -> str:
 def autocast_is_on(device: str) -> bool:
     """Whether autocast is on for a type of device."""
     return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def is_for_onnx() -> bool:
-    """Whether ``torch.onnx.export`` makes the call; ``torch.compile`` itself answers False."""
-    return torch.onnx.is_in_onnx_export()
-
 
 
 _C.set_reference_backward(reference.rnn_backward)

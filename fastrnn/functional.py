@@ -164,7 +164,7 @@ def rnn_in_python(
         tensors = (input, hx, *weights)
         if has_torch_function(tensors):
             return handle_torch_function(
-                rnn,
+                rnn,  # type: ignore[arg-type]
                 tensors,
                 input,
                 hx,
@@ -273,4 +273,6 @@ def _checked_rnn(
     # A trace would record the sizes that the checks compare; the operator checks when it runs.
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         _checks.check_args(input, hx, weights, options, reset_state)
+    if options.lengths is None and options.reset is None and _path.is_for_torch(weights):
+        return _path.run_torch(input, hx, weights, options, dropout)
     return _path.run(input, hx, weights, options, dropout, reset_state)

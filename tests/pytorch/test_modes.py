@@ -158,8 +158,12 @@ def test_expanded_weights() -> None:
 def test_expanded_weights_of_packed_sequences() -> None:
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
-    module = RNN(I, H, batch_first=True)
-    with pytest.raises(
-        RuntimeError, match="Expanded Weights encountered but cannot handle function"
-    ):
-        call_for_per_sample_grads(module)(x())
+    def run(cls: type) -> Any:
+        module = cls(I, H, batch_first=True)
+        lengths = torch.tensor([T, T - 2])
+        input = pack_padded_sequence(x(B, T, I), lengths, batch_first=True)
+        output, _ = call_for_per_sample_grads(module, batch_size=B)(input)
+        output.data.square().sum().backward()
+        return output, {name: w.grad_sample for name, w in module.named_parameters()}
+
+    assert_agree(run)
