@@ -63,6 +63,7 @@ lint: $(INSTALLED_DEV) ## check style and types
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
 	$(BIN)mypy
+	$(BIN)pyright --pythonpath $(PY) tests/project/typed.py
 	$(BIN)clang-format --dry-run -Werror $(CPP) examples/cpp/*.cpp
 	! grep -nE '^.{101}' $(CPP) # comments, which clang-format leaves alone
 

@@ -176,7 +176,8 @@ def _compare(
 
     def kernels(x: Tensor, *arguments: Any, **options: Any) -> Any:
         sizes = options.pop("batch_sizes", None)
-        output, hn = rnn(x if sizes is None else PackedSequence(x, sizes), *arguments, **options)
+        whole: Any = x if sizes is None else PackedSequence(x, sizes)
+        output, hn = rnn(whole, *arguments, **options)
         return (output if sizes is None else output.data), hn
 
     truth = results(reference.rnn, torch.float64)

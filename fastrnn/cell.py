@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn.modules.rnn import RNNCellBase
 from fastrnn import _C, _checks
 from fastrnn._step import rnn_cell
 from fastrnn._trace import call_leaf, is_leaf, refuse_script
+from fastrnn._types import Marks, RNNCellCall
 
 
 class RNNCell(RNNCellBase):
@@ -50,15 +51,16 @@ class RNNCell(RNNCellBase):
 
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012
     nonlinearity: str
+    __call__: RNNCellCall  # of forward
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         bias: bool = True,
-        nonlinearity: str = "tanh",
-        device: Any = None,
-        dtype: Any = None,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
@@ -68,7 +70,7 @@ class RNNCell(RNNCellBase):
         input: Tensor,
         hx: Tensor | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Marks | None = None,
         reset_state: Tensor | None = None,
     ) -> Tensor:
         """Run one step; see the class for the arguments."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,26 +13,29 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from fastrnn import _C, _checks, _path
 from fastrnn._checks import Options
+from fastrnn._types import Lengths, Marks
 
 __all__ = ["rnn"]
 
+_Input = TypeVar("_Input", Tensor, PackedSequence)
+
 
 def rnn(
-    input: Tensor | PackedSequence,
+    input: _Input,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
     bias: bool = True,
     num_layers: int = 1,
-    nonlinearity: str = "tanh",
+    nonlinearity: Literal["tanh", "relu"] = "tanh",
     bidirectional: bool = False,
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-    lengths: Tensor | None = None,
-    reset: Tensor | PackedSequence | None = None,
+    lengths: Lengths | None = None,
+    reset: Marks | PackedSequence | None = None,
     reset_state: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[_Input, Tensor]:
     r"""Run a stack of Elman RNN layers over a sequence, all layers and time steps in one call.
 
     .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \quad f = \tanh, \text{relu}
@@ -107,7 +110,7 @@ def rnn(
     if not training:
         dropout = 0.0
     if dropout == 0.0 and reset_state is None and not is_dynamo_compiling():
-        result: tuple[Tensor, Tensor] | None = _C.rnn(
+        result: Any = _C.rnn(
             input,
             hx,
             weights,
@@ -120,7 +123,7 @@ def rnn(
             reset,
         )
         if result is not None:
-            return result
+            return result  # type: ignore[no-any-return]
     options = Options(
         lengths=lengths,
         reset=reset,
@@ -162,7 +165,7 @@ def rnn_in_python(
     packed = isinstance(input, PackedSequence)
     if not packed:
         tensors = (input, hx, *weights)
-        if has_torch_function(tensors):
+        if has_torch_function(tensors) and not _path.is_for_torch(weights):
             return handle_torch_function(
                 rnn,  # type: ignore[arg-type]
                 tensors,
@@ -270,9 +273,9 @@ def _checked_rnn(
     dropout: float,
     reset_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    if options.lengths is None and options.reset is None and _path.is_for_torch(weights):
+        return _path.run_torch(input, hx, weights, options, dropout)
     # A trace would record the sizes that the checks compare; the operator checks when it runs.
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         _checks.check_args(input, hx, weights, options, reset_state)
-    if options.lengths is None and options.reset is None and _path.is_for_torch(weights):
-        return _path.run_torch(input, hx, weights, options, dropout)
     return _path.run(input, hx, weights, options, dropout, reset_state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any, overload
+from typing import Any, Literal, Never
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fastrnn import _C, _checks
 from fastrnn._checks import Options
 from fastrnn._step import rnn_step
 from fastrnn._trace import call_leaf, is_leaf, refuse_script
+from fastrnn._types import Lengths, Marks, RNNCall
 from fastrnn.functional import rnn_in_python
 
 _CHECKS = ("check_input", "check_hidden_size", "check_forward_args", "get_expected_hidden_size")
@@ -83,6 +84,7 @@ class RNN(RNNBase):
     """
 
     nonlinearity: str
+    __call__: RNNCall  # of forward
     _checks_overridden = False
 
     def __init__(
@@ -90,14 +92,14 @@ class RNN(RNNBase):
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
-        nonlinearity: str = "tanh",
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-        **kwargs: Any,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Never,
     ) -> None:
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
@@ -126,34 +128,13 @@ class RNN(RNNBase):
             getattr(cls, name) is not getattr(RNNBase, name) for name in _CHECKS
         )
 
-    @overload
-    def forward(
-        self,
-        input: Tensor,
-        hx: Tensor | None = None,
-        *,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-        reset_state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def forward(
-        self,
-        input: PackedSequence,
-        hx: Tensor | None = None,
-        *,
-        reset: Tensor | PackedSequence | None = None,
-        reset_state: Tensor | None = None,
-    ) -> tuple[PackedSequence, Tensor]: ...
-
     def forward(
         self,
         input: Any,
         hx: Tensor | None = None,
         *,
-        lengths: Tensor | None = None,
-        reset: Any = None,
+        lengths: Lengths | None = None,
+        reset: Marks | PackedSequence | None = None,
         reset_state: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the RNN; see the class for the arguments."""
@@ -203,7 +184,7 @@ class RNN(RNNBase):
         input: Tensor,
         hx: Tensor | None = None,
         *,
-        reset: Tensor | None = None,
+        reset: Marks | None = None,
         reset_state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         r"""Run one time step of all layers, for input that comes step by step.
