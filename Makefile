@@ -25,17 +25,18 @@ export PATH := $(abspath $(BIN)):$(PATH)
 endif
 
 WHEELS := .venv-wheels
+TOOLS := requirements-clients.txt
 
 # Named after its Python: the extension fits the torch that it was built with, and there is one.
 BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-clients test-aarch64 test-install wheels sdist wheels-test fuzz fuzz-coverage malformed planted soak sanitize build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-clients test-clients-all test-aarch64 test-install wheels sdist wheels-test fuzz fuzz-coverage malformed planted soak sanitize build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } \
-	  /^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo && sed -nE 's/^#   /  /p' $(firstword $(MAKEFILE_LIST))
 
 ##@ Build, run and test
@@ -49,9 +50,12 @@ test: build ## run the tests and the doctests; the slow ones, examples at full s
 build: $(BUILT) $(EDITABLE) ## build the extension in place
 
 # The same torch as in $(VENV), so that what was built for it serves.
-test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tests of Lightning, skorch, Captum and torchao
+test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tools of docs/pytorch.md's table, all but the large ones
 	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) \
 	  $(if $(VENV),$(CLIENTS)/bin/python,$(PY)) -m pytest tests/pytorch/test_clients.py -rs $(ARGS)
+
+test-clients-all: ## run the large ones too: darts, sktime, ExecuTorch
+	$(MAKE) test-clients CLIENTS=$(CLIENTS)-all TOOLS=requirements-clients-all.txt
 
 test-aarch64: build ## run the tests of the CPU's kernels for aarch64, in an emulator
 	FASTRNN_TEST_ON=aarch64 $(PY) -m pytest $(addprefix tests/kernels/test_raw.py::,\
@@ -171,10 +175,11 @@ $(WHEELS)/.installed: requirements-wheels.txt
 	$(WHEELS)/bin/python -m pip install -r requirements-wheels.txt
 	@touch $@
 
-$(CLIENTS)/.installed: tests/pytorch/requirements-clients.txt requirements.txt
+# No torchvision: tools ask for it, none needs it, and one for CUDA does not load beside a CPU's torch.
+$(CLIENTS)/.installed: $(wildcard tests/pytorch/requirements-clients*.txt) requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install -r tests/pytorch/requirements-clients.txt
-	$(CLIENTS)/bin/python -W ignore -c 'import captum, lightning, skorch, torchao'
+	$(CLIENTS)/bin/python -m pip install -r tests/pytorch/$(TOOLS)
+	$(CLIENTS)/bin/python -m pip uninstall -y torchvision
 	@touch $@
 
 # Built again after an update of torch, too.
