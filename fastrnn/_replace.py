@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils import parametrize
 
@@ -139,8 +141,12 @@ def _change_classes(
             namespace = dict(type(module).__dict__)
             target = type(f"Parametrized{target.__name__}", (target,), namespace)
         module.__class__ = target
-        if isinstance(module, RNNBase):  # computed weights of a call of nn.RNN stop deepcopy
+        if isinstance(module, RNNBase):
             flat: list[Any] = module._flat_weights
-            module._flat_weights = [w if w is None or w.is_leaf else w.detach() for w in flat]
+            for i, (name, w) in enumerate(zip(module._flat_weights_names, flat, strict=True)):
+                if type(w) not in (Tensor, Parameter):  # expanded weights that a call left
+                    flat[i] = module._parameters.get(name, w)
+                elif not w.is_leaf:  # a computed weight, which stops deepcopy
+                    flat[i] = w.detach()
         changed.append(module)
     return changed

@@ -9,6 +9,7 @@ import torch
 from both import H, I, assert_same
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
 import fastrnn
 
@@ -262,4 +263,16 @@ def test_deepcopy_of_a_parametrised_module_called_before() -> None:
     expected = rnn(x)[0]
     fastrnn.replace(rnn)
     torch.testing.assert_close(copy.deepcopy(rnn)(x)[0], expected)
+    torch.testing.assert_close(rnn(x)[0], expected)
+
+
+def test_expanded_weights_left_by_a_call() -> None:
+    rnn, x = nn.RNN(I, H, batch_first=True), torch.randn(2, 5, I)
+    expected = rnn(x)[0]
+    call_for_per_sample_grads(rnn, batch_size=2)(x)  # leaves them in rnn._flat_weights
+    fastrnn.replace(rnn)
+    torch.testing.assert_close(rnn(x)[0], expected)
+    with fastrnn.as_torch(rnn):
+        call_for_per_sample_grads(rnn, batch_size=2)(x)
+    assert type(rnn) is fastrnn.RNN
     torch.testing.assert_close(rnn(x)[0], expected)
