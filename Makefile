@@ -50,11 +50,11 @@ test: build ## run the tests and the doctests; the slow ones, examples at full s
 build: $(BUILT) $(EDITABLE) ## build the extension in place
 
 # The same torch as in $(VENV), so that what was built for it serves.
-test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the tools of docs/pytorch.md's table, all but the large ones
+test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the small tools of docs/pytorch.md's table
 	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) \
 	  $(if $(VENV),$(CLIENTS)/bin/python,$(PY)) -m pytest tests/pytorch/test_clients.py -rs $(ARGS)
 
-test-clients-all: ## run the large ones too: darts, sktime, ExecuTorch
+test-clients-all: ## run all of them
 	$(MAKE) test-clients CLIENTS=$(CLIENTS)-all TOOLS=requirements-clients-all.txt
 
 test-aarch64: build ## run the tests of the CPU's kernels for aarch64, in an emulator
