@@ -258,18 +258,19 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
 }
 
 // Whether the weights of a module are what its list of them holds: of each name, in a dict of
-// parameters, the same object. Not by pybind11, which takes longer to pass the arguments.
+// parameters, the same object. Not by pybind11, which takes longer to pass the arguments. A key's
+// own comparison may change the lists.
 PyObject* are_weights(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 3 || !PyDict_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2])) {
-    PyErr_SetString(PyExc_TypeError, "are_weights: expected a dict, a list and a list");
-    return nullptr;
-  }
+  if (count != 3 || !PyDict_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2]))
+    Py_RETURN_FALSE;
   PyObject *const parameters = args[0], *const names = args[1], *const weights = args[2];
   bool same = PyList_GET_SIZE(names) == PyList_GET_SIZE(weights);
   for (Py_ssize_t i = 0; same && i < PyList_GET_SIZE(names); ++i) {
-    PyObject* found = PyDict_GetItemWithError(parameters, PyList_GET_ITEM(names, i));
+    const auto name = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(names, i));
+    const PyObject* expected = i < PyList_GET_SIZE(weights) ? PyList_GET_ITEM(weights, i) : nullptr;
+    const PyObject* found = PyDict_GetItemWithError(parameters, name.ptr());
     if (!found && PyErr_Occurred()) return nullptr;
-    same = found && found == PyList_GET_ITEM(weights, i);
+    same = found && found == expected;
   }
   return PyBool_FromLong(same);
 }

@@ -109,7 +109,11 @@ def _backward_flops(
     options, (want_input, want_hx, want_weights) = Options(*args[:-3]), args[-3:]
     matrices = [w for w in weights if w.dim() == 2]  # w_ih, w_hh, w_ih, ...
     rows = math.prod(input.shape[:-1])
-    batch = int(_sizes(input, hx, weights, options)[1][1])
+    sizes = options.batch_sizes
+    if sizes is None:
+        batch = input.size(0 if options.batch_first else 1)
+    else:  # a compiler has no values
+        batch = 0 if isinstance(sizes, FakeTensor) else int(sizes[0])
     lowest = 2 if options.bidirectional else 1
     flops = 0
     for i, (w_ih, w_hh) in enumerate(zip(matrices[::2], matrices[1::2], strict=True)):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastrnn import reference
@@ -20,15 +21,15 @@ def decompositions(*, onnx: bool = False) -> dict[Any, Callable[..., Any]]:
 
     Args:
         onnx: Whether the reader is ``torch.onnx.export``: then the result is ONNX's operator RNN,
-            one for each layer. Else it is core ATen, unrolled over time, so that the length cannot
-            be dynamic.
+            one for each layer, which ONNX's runtimes compute and PyTorch does not. Else it is core
+            ATen, unrolled over time, so that the length cannot be dynamic.
 
     Returns:
         A table to be added to ``torch.export.default_decompositions()``.
 
     Raises:
-        ValueError: While it runs, if ``onnx``: the program has packed sequences or ``reset``, for
-            which ONNX has no word.
+        ValueError: While it runs: the program has packed sequences or a dynamic length, or, if
+            ``onnx``, packed sequences or ``reset``, which ONNX cannot express.
 
     Example:
         >>> import torch, fastrnn
@@ -41,18 +42,32 @@ def decompositions(*, onnx: bool = False) -> dict[Any, Callable[..., Any]]:
     """
     if not hasattr(torch.ops.fastrnn, "rnn"):  # torch is newer than the wheel: there is no operator
         return {}
-    return {torch.ops.fastrnn.rnn.default: _checked_rnn if onnx else reference.rnn}
+    return {torch.ops.fastrnn.rnn.default: _to_onnx if onnx else _to_aten}
 
 
-def _checked_rnn(
+def _to_onnx(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *args: Any
 ) -> tuple[Tensor, Tensor]:
     check(Options(*args))
     return rnn(input, hx, weights, *args)
 
 
+def _to_aten(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *args: Any
+) -> tuple[Tensor, Tensor]:
+    options = Options(*args)
+    if options.batch_sizes is not None:
+        raise ValueError("fastrnn.decompositions: expected padded input, got packed sequences")
+    if type(input.size(1 if options.batch_first else 0)) is not int:
+        raise ValueError(
+            "fastrnn.decompositions unrolls the RNN over time: expected a program of one length, "
+            "got a dynamic one. Export it with a static length"
+        )
+    return reference.rnn(input, hx, weights, *args)
+
+
 def check(options: Options, reset_state: Tensor | None = None) -> None:
-    """Check that ONNX has words for a call."""
+    """Check that ONNX can express a call."""
     older = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if options.reset is not None or reset_state is not None:
         raise ValueError(
@@ -62,12 +77,11 @@ def check(options: Options, reset_state: Tensor | None = None) -> None:
     if options.batch_sizes is not None and not older:
         raise ValueError(
             "fastrnn: ONNX has no packed sequences. Export the model with padded input and "
-            "lengths=, and let pad_packed_sequence make them from packed ones"
+            "lengths=; pad_packed_sequence gives both"
         )
     if options.lengths is not None and older:
         raise ValueError(
-            "fastrnn: torch.onnx.export(dynamo=False) has no word for lengths. Export with "
-            "dynamo=True"
+            "fastrnn: torch.onnx.export(dynamo=False) cannot express lengths. Use dynamo=True"
         )
 
 
@@ -84,10 +98,13 @@ def rnn(
     nonlinearity: str,
     bidirectional: bool,
     batch_first: bool,
+    *,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Make nodes of ONNX's operator RNN, one for each layer, for ``torch.onnx.export``.
 
-    The arguments are those of the operator ``fastrnn::rnn`` and have passed :func:`check`.
+    The arguments are those of the operator ``fastrnn::rnn`` and have passed :func:`check`;
+    ``dropout`` is what the exporter makes of it.
 
     Source: https://onnx.ai/onnx/operators/onnx__RNN.html
     """
@@ -119,7 +136,7 @@ def rnn(
         if lengths is not None and state is not None:  # ONNX does not say what no step leaves
             y_h = torch.where((lengths == 0).view(1, -1, 1), state, y_h)
         x = y.transpose(1, 2).flatten(2) if bidirectional else y.squeeze(1)  # (T, B, D*H)
-        if dropout_mask is not None and layer < num_layers - 1:
-            x = x * dropout_mask[layer]
+        if layer < num_layers - 1:
+            x = F.dropout(x, dropout) if dropout_mask is None else x * dropout_mask[layer]
         states.append(y_h)
     return x.transpose(0, 1) if batch_first else x, torch.cat(states)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.overrides import has_torch_function
 
 from fastrnn import _C, _checks, _onnx, reference
 from fastrnn._checks import Options
@@ -19,7 +21,6 @@ AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others s
 AUTOCAST_DEVICES = tuple(
     device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
 )
-_TORCH_FUNCTION = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
 HAS_OPERATORS = hasattr(torch.ops.fastrnn, "rnn")  # else torch is newer than the wheel
 WITH_CUDA = HAS_OPERATORS and torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA")
 # On meta the operators have shapes only.
@@ -35,7 +36,8 @@ def run(
     reset_state: Tensor | None = None,
 ) -> tuple[Any, Any]:
     """Call our operator, or torch's where ours cannot serve, or the reference where neither can."""
-    if is_for_onnx():
+    for_onnx = is_for_onnx()
+    if for_onnx:
         _onnx.check(options, reset_state)
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return run_torch(input, hx, weights, options, dropout)
@@ -44,24 +46,23 @@ def run(
     marked = options.lengths is not None or options.reset is not None
     if no_kernel is not None and not marked and why_only_reference(tensors) is None:
         return run_torch(input, hx, weights, options, dropout)
-    if dropout > 0.0 and options.num_layers > 1:
+    if dropout > 0.0 and options.num_layers > 1 and not for_onnx:
         options = options._replace(dropout_mask=_dropout_mask(input, weights, options, dropout))
-    if is_for_onnx():
-        return _onnx.rnn(input, hx, weights, *options)
-    if no_kernel is None and reset_state is None:
+    if no_kernel is None and reset_state is None and not for_onnx:
         return torch.ops.fastrnn.rnn(input, hx, weights, *options)  # type: ignore[no-any-return]
     if options.lengths is not None:
         _checks.check_lengths(options.lengths, input.size(1 if options.batch_first else 0))
     device, given = input.device.type, (input, hx, options.dropout_mask, reset_state, *weights)
-    if not autocast_is_on(device) or any(
-        x is not None and x.dtype not in AUTOCAST_DTYPES for x in given
-    ):
-        return reference.rnn(input, hx, weights, *options, reset_state=reset_state)
-    # As the operator does it: cast all once, and no operator inside casts again.
-    dtype = torch.get_autocast_dtype(device)
-    input, hx, mask, reset_state, *weights = (None if x is None else x.to(dtype) for x in given)  # type: ignore[assignment]
-    options = options._replace(dropout_mask=mask)
-    with torch.autocast(device, enabled=False):
+    as_they_are: Any = contextlib.nullcontext()
+    if autocast_is_on(device) and all(x is None or x.dtype in AUTOCAST_DTYPES for x in given):
+        # As the operator does it: cast all once, and no operator inside casts again.
+        dtype = torch.get_autocast_dtype(device)
+        input, hx, mask, reset_state, *weights = (None if x is None else x.to(dtype) for x in given)  # type: ignore[assignment]
+        options = options._replace(dropout_mask=mask)
+        as_they_are = torch.autocast(device, enabled=False)
+    with as_they_are:
+        if for_onnx:
+            return _onnx.rnn(input, hx, weights, *options, dropout=dropout)
         return reference.rnn(input, hx, weights, *options, reset_state=reset_state)
 
 
@@ -70,18 +71,20 @@ def run_torch(
 ) -> tuple[Any, Any]:
     """Call the operator behind ``torch.nn.RNN``, on CUDA cuDNN, as csrc/by_torch.cpp does."""
     batch_sizes = options.batch_sizes
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if hx is None:
         states = options.num_layers * (2 if options.bidirectional else 1)
-        batch = input.size(0 if options.batch_first else 1)
+        batch: Any = input.size(0 if options.batch_first else 1)
         if batch_sizes is not None:
-            batch = int(batch_sizes[0])
+            batch = batch_sizes[0] if tracing else int(batch_sizes[0])
         hx = input.new_zeros(states, batch, weights[1].shape[-1])
     hx = hx.contiguous()  # else cuDNN refuses it
     operator = torch.rnn_relu if options.nonlinearity == "relu" else torch.rnn_tanh
     # In eval mode cuDNN would refuse a backward pass; without dropout the modes are alike.
     config = (options.has_biases, options.num_layers, dropout, True, options.bidirectional)
     if batch_sizes is not None:
-        data = input[: int(batch_sizes.sum())]  # all else would be taken for the last step's
+        # All else would be taken for the last step's. A trace would record the number.
+        data = input if tracing else input[: int(batch_sizes.sum())]
         return operator(data, batch_sizes, hx, weights, *config)
     return operator(input, hx, weights, *config, options.batch_first)
 
@@ -93,14 +96,6 @@ def _dropout_mask(input: Tensor, weights: list[Tensor], options: Options, p: flo
     ones = input.new_ones(*rows.shape[:-1], features)
     return torch.stack(
         [torch.nn.functional.dropout(ones, p) for _ in range(options.num_layers - 1)]
-    )
-
-
-def is_for_torch(weights: Iterable[Any]) -> bool:
-    """Whether a weight has a ``__torch_function__`` of its own, which knows torch's operators."""
-    return has_torch_function(tuple(weights)) and any(
-        getattr(type(w).__torch_function__, "__func__", None) not in (None, _TORCH_FUNCTION)
-        for w in weights
     )
 
 
@@ -150,8 +145,13 @@ def why_no_kernel(tensors: Iterable[Tensor | None]) -> str | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_for_onnx() -> bool:
-    """Whether ``torch.onnx.export`` makes the call; ``torch.compile`` itself answers False."""
-    return torch.onnx.is_in_onnx_export()
+    """Whether ``torch.onnx.export`` makes this call; its own flag is for all threads."""
+    if not torch.onnx.is_in_onnx_export():
+        return False
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith("torch.onnx."):
+        frame = frame.f_back
+    return frame is not None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

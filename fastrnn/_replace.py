@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -17,8 +18,8 @@ from fastrnn.cell import RNNCell
 from fastrnn.rnn import RNN
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
-_PAIRS: tuple[tuple[type, type], ...] = ((torch.nn.RNN, RNN), (torch.nn.RNNCell, RNNCell))
-_TO_TORCH = {ours: theirs for theirs, ours in _PAIRS}
+_TO_OURS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.RNNCell: RNNCell}
+_TO_TORCH = {ours: theirs for theirs, ours in _TO_OURS.items()}
 
 
 def replace(model: _Model) -> _Model:
@@ -46,19 +47,10 @@ def replace(model: _Model) -> _Model:
         True
     """
     _check_module(model)
-    changed = _change_classes(model.modules(), dict(_PAIRS))
-    left = [
-        f"{name or 'the model itself'} ({type(module).__name__})"
-        for name, module in model.named_modules()
-        if isinstance(module, tuple(theirs for theirs, _ in _PAIRS))
-    ]
-    if left:
-        warnings.warn(
-            f"fastrnn.replace left alone what derives from torch's modules: {', '.join(left)}. "
-            "Derive the class from fastrnn's",
-            stacklevel=2,
-        )
-    elif not changed and not any(isinstance(m, RNN | RNNCell) for m in model.modules()):
+    changed = _change_classes(model.modules(), _TO_OURS)
+    if _warn_of_derived(model, _TO_OURS):
+        return model
+    if not changed and not any(isinstance(m, RNN | RNNCell) for m in model.modules()):
         warnings.warn(
             f"fastrnn.replace found no torch.nn.RNN or RNNCell in {type(model).__name__}",
             stacklevel=2,
@@ -78,6 +70,9 @@ def restore(model: _Model) -> _Model:
     Raises:
         TypeError: ``model`` is no module.
 
+    Warns:
+        UserWarning: A subclass was left alone.
+
     Example:
         >>> import torch, fastrnn
         >>> model = fastrnn.restore(torch.nn.Sequential(fastrnn.RNN(3, 4)))
@@ -86,14 +81,16 @@ def restore(model: _Model) -> _Model:
     """
     _check_module(model)
     _change_classes(model.modules(), _TO_TORCH)
+    _warn_of_derived(model, _TO_TORCH)
     return model
 
 
-@contextlib.contextmanager
-def as_torch(model: _Model) -> Iterator[_Model]:
+def as_torch(model: _Model) -> AbstractContextManager[_Model]:
     """Make a model's modules torch's own as :func:`restore` does, and ours again at the end.
 
-    For tools that go by a module's class: exporters, converters, counters of FLOPs.
+    For tools that go by a module's class: exporters, converters, counters of FLOPs. A model that
+    gives an RNN ``lengths`` or ``reset``, or calls ``step``, cannot run there. A copy made there
+    stays torch's.
 
     Args:
         model: Any module; itself may be an RNN.
@@ -103,6 +100,9 @@ def as_torch(model: _Model) -> Iterator[_Model]:
 
     Raises:
         TypeError: ``model`` is no module.
+
+    Warns:
+        UserWarning: A subclass was left alone.
 
     Example:
         >>> import torch, fastrnn
@@ -114,17 +114,45 @@ def as_torch(model: _Model) -> Iterator[_Model]:
         True
     """
     _check_module(model)
+    _warn_of_derived(model, _TO_TORCH)
+    return _as_torch(model)
+
+
+@contextlib.contextmanager
+def _as_torch(model: _Model) -> Iterator[_Model]:
     changed = _change_classes(model.modules(), _TO_TORCH)
     try:
         yield model
     finally:
-        _change_classes(changed, dict(_PAIRS))
+        _change_classes(changed, _TO_OURS)
 
 
 def _check_module(model: Any) -> None:
-    if not isinstance(model, torch.nn.Module):
-        what = model.__name__ if isinstance(model, type) else type(model).__name__
-        raise TypeError(f"expected a torch.nn.Module, got {what}")
+    if isinstance(model, torch.nn.Module):
+        return
+    if isinstance(model, type):
+        raise TypeError(f"expected a torch.nn.Module, got the class {model.__name__}, no instance")
+    raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def _warn_of_derived(model: torch.nn.Module, classes: dict[type, type]) -> bool:
+    """Warn of modules whose classes derive from those that are changed, and are left alone."""
+    kinds: dict[str, type] = {
+        name: parametrize.type_before_parametrizations(m) for name, m in model.named_modules()
+    }
+    left = [
+        f"{name or 'the model itself'} ({kind.__name__})"
+        for name, kind in kinds.items()
+        if kind not in classes and issubclass(kind, tuple(classes))
+    ]
+    if left:
+        what = "torch.nn's" if classes is _TO_OURS else "fastrnn's"
+        warnings.warn(
+            f"fastrnn left alone what derives from {what} RNN or RNNCell: {', '.join(left)}. "
+            "Change the base of a class of your own; a wrapper such as fully_shard comes after",
+            stacklevel=3,
+        )
+    return bool(left)
 
 
 def _change_classes(
@@ -140,13 +168,18 @@ def _change_classes(
         if original is not type(module):  # parametrize made a subclass, which holds properties
             namespace = dict(type(module).__dict__)
             target = type(f"Parametrized{target.__name__}", (target,), namespace)
-        module.__class__ = target
         if isinstance(module, RNNBase):
-            flat: list[Any] = module._flat_weights
-            for i, (name, w) in enumerate(zip(module._flat_weights_names, flat, strict=True)):
-                if type(w) not in (Tensor, Parameter):  # expanded weights that a call left
-                    flat[i] = module._parameters.get(name, w)
-                elif not w.is_leaf:  # a computed weight, which stops deepcopy
-                    flat[i] = w.detach()
+            module._flat_weights = [
+                _left(module, name, w)
+                for name, w in zip(module._flat_weights_names, module._flat_weights, strict=False)
+            ]
+        module.__class__ = target
         changed.append(module)
     return changed
+
+
+def _left(module: RNNBase, name: str, w: Any) -> Any:
+    """A weight of the list as it can be kept; a call may have left what stops deepcopy."""
+    if type(w) not in (Tensor, Parameter):  # expanded
+        return module._parameters.get(name, w)
+    return w if w.is_leaf else w.detach()  # computed

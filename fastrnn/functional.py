@@ -17,7 +17,7 @@ from fastrnn._types import Lengths, Marks
 
 __all__ = ["rnn"]
 
-_Input = TypeVar("_Input", Tensor, PackedSequence)
+_Input = TypeVar("_Input", bound=Tensor | PackedSequence)
 
 
 def rnn(
@@ -165,7 +165,7 @@ def rnn_in_python(
     packed = isinstance(input, PackedSequence)
     if not packed:
         tensors = (input, hx, *weights)
-        if has_torch_function(tensors) and not _path.is_for_torch(weights):
+        if has_torch_function(tensors) and not any(map(_is_expanded, weights)):
             return handle_torch_function(
                 rnn,  # type: ignore[arg-type]
                 tensors,
@@ -265,6 +265,11 @@ def _rnn_packed(
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hn
 
 
+def _is_expanded(w: Any) -> bool:
+    """Whether it is of ``torch.nn.utils._expanded_weights``, which know torch's operators alone."""
+    return type(w).__name__ == "ExpandedWeight"
+
+
 def _checked_rnn(
     input: Tensor,
     hx: Tensor | None,
@@ -273,7 +278,11 @@ def _checked_rnn(
     dropout: float,
     reset_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    if options.lengths is None and options.reset is None and _path.is_for_torch(weights):
+    if has_torch_function(weights) and any(map(_is_expanded, weights)):
+        if options.lengths is not None or options.reset is not None:
+            raise ValueError("rnn: lengths and reset do not go with expanded weights, got both")
+        plain = [w.orig_weight if _is_expanded(w) else w for w in weights]  # type: ignore[attr-defined]
+        _checks.check_args(input, hx, plain, options, reset_state)
         return _path.run_torch(input, hx, weights, options, dropout)
     # A trace would record the sizes that the checks compare; the operator checks when it runs.
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]

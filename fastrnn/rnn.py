@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numbers
+import weakref
 from typing import Any, Literal, Never
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.rnn import PackedSequence
@@ -280,18 +282,23 @@ class RNN(RNNBase):
         """The weights of a call as nn.RNN finds them.
 
         They are ``_flat_weights``, which a subclass may have swapped, unless an attribute has
-        changed since that list was made.
+        changed since that list was made. Computed weights are attributes.
         """
-        names, parameters = self._flat_weights_names, self._parameters
-        if all(name in parameters for name in names):
-            if not self._weights_have_changed():  # type: ignore[no-untyped-call]
-                return self._flat_weights
-            return [parameters[name] for name in names]
-        # Computed weights are attributes; one that is deleted still has its place in the list.
-        return [
-            getattr(self, name, stale)
-            for name, stale in zip(names, self._flat_weights, strict=True)
+        parameters = self._parameters
+        found: list[Any] = [
+            parameters[name] if name in parameters else getattr(self, name, None)
+            for name in self._flat_weights_names
         ]
+        if all(
+            w is None or ref is None or ref() is w
+            for w, ref in zip(found, self._flat_weight_refs, strict=False)
+        ):
+            return list(self._flat_weights)
+        # A list of computed weights would stop deepcopy. nn.RNN also flattens the new ones here.
+        if all(type(w) in (Tensor, Parameter) and w.is_leaf for w in found):
+            self._flat_weights = found
+            self._flat_weight_refs = [weakref.ref(w) for w in found]
+        return found
 
     def _dropout_now(self) -> float:
         """The probability that applies, which may have been overwritten: as nn.RNN checks it."""

@@ -107,7 +107,45 @@ def with_another_parameter(module: nn.Module, input: Tensor) -> Tensor:
     return module(input)[0]
 
 
+def swapped_after_an_assignment(module: nn.Module, input: Tensor) -> Tensor:
+    """nn.RNN's first call after it takes the new weight, the next ones what is swapped."""
+    module.weight_hh_l0 = nn.Parameter(torch.ones(H, H))
+    return calls_with_zeros(module, input)
+
+
+def swapped_after_a_load(module: nn.Module, input: Tensor) -> Tensor:
+    state = {name: 2 * w.detach() for name, w in module.state_dict().items()}
+    module.load_state_dict(state, assign=True)
+    return calls_with_zeros(module, input)
+
+
+def swapped_beside_a_plain_attribute(module: nn.Module, input: Tensor) -> Tensor:
+    w = module.weight_hh_l0.detach()
+    del module.weight_hh_l0
+    module.weight_hh_l0 = w
+    return calls_with_zeros(module, input)
+
+
+def swapped_for_a_tuple(module: nn.Module, input: Tensor) -> Tensor:
+    module._flat_weights = tuple(torch.zeros_like(w) for w in module._flat_weights)
+    return module(input)[0]
+
+
+def calls_with_zeros(module: nn.Module, input: Tensor) -> Tensor:
+    outputs = []
+    for _ in range(3):
+        kept = module._flat_weights
+        module._flat_weights = [torch.zeros_like(w) for w in kept]
+        outputs.append(module(input)[0])
+        module._flat_weights = kept
+    return torch.stack(outputs)
+
+
 CHANGES = [
+    swapped_after_an_assignment,
+    swapped_after_a_load,
+    swapped_beside_a_plain_attribute,
+    swapped_for_a_tuple,
     functional,
     assigned,
     put_into_the_dict,
@@ -152,6 +190,20 @@ def test_are_weights() -> None:
     assert not _C.are_weights({"w": w, "b": b}, ["w", "b"], [w, w])
     assert not _C.are_weights({"w": w}, ["w", "b"], [w, b])
     assert not _C.are_weights({"w": w, "b": b}, ["w", "b"], [w])
-    for wrong in ((), ({},), ([], [], []), ({}, (), []), ({}, [], None), ({}, [[]], [w])):
-        with pytest.raises(TypeError):
-            _C.are_weights(*wrong)
+    for wrong in ((), ({},), ([], [], []), ({}, (), []), ({}, [], None)):
+        assert not _C.are_weights(*wrong)
+    with pytest.raises(TypeError, match="unhashable"):
+        _C.are_weights({}, [[]], [w])
+
+
+def test_a_key_that_empties_the_lists_when_it_is_compared() -> None:
+    class Key(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            names.clear()
+            weights.clear()
+            return False
+
+    names, weights = [Key("w"), Key("b")], [torch.ones(2), torch.ones(2)]
+    assert not _C.are_weights({"w": weights[0], "b": weights[1]}, names, weights)

@@ -170,9 +170,13 @@ class OwnForwardOfOurs(fastrnn.RNN):
 
 def test_subclasses_are_left_alone_with_a_warning() -> None:
     model = nn.ModuleDict({"theirs": OwnForward(I, H), "ours": OwnForwardOfOurs(I, H)})
-    with pytest.warns(UserWarning, match=r"left alone .*: theirs \(OwnForward\)\. Derive"):
+    with pytest.warns(UserWarning, match=r"derives from torch\.nn's .*: theirs \(OwnForward\)\."):
         fastrnn.replace(model)
-    fastrnn.restore(model)
+    ours = r"derives from fastrnn's .*: ours \(OwnForwardOfOurs\)\."
+    with pytest.warns(UserWarning, match=ours):
+        fastrnn.restore(model)
+    with pytest.warns(UserWarning, match=ours), fastrnn.as_torch(model):
+        pass
     assert [type(m) for m in model.values()] == [OwnForward, OwnForwardOfOurs]
 
 
@@ -217,8 +221,11 @@ def test_as_torch_of_one_module_and_of_none() -> None:
     with fastrnn.as_torch(rnn), fastrnn.as_torch(rnn):
         assert type(rnn) is nn.RNN
     assert type(rnn) is fastrnn.RNN
-    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got RNN"):
-        fastrnn.as_torch(fastrnn.RNN).__enter__()
+    for f in (fastrnn.as_torch, fastrnn.replace, fastrnn.restore):
+        with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got the class RNN"):
+            f(fastrnn.RNN)
+        with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got list"):
+            f([rnn])
 
 
 def test_state_dict_pickle_and_clone_of_a_replaced_model() -> None:
@@ -250,7 +257,9 @@ def test_restored_model_can_be_scripted() -> None:
     assert_same(torch.jit.script(fastrnn.restore(model))(x), expected)
 
 
-@pytest.mark.parametrize(("given", "name"), [(None, "NoneType"), (3, "int"), (nn.RNN, "RNN")])
+@pytest.mark.parametrize(
+    ("given", "name"), [(None, "NoneType"), (3, "int"), (nn.RNN, "the class RNN")]
+)
 def test_what_is_no_module_is_refused(given: object, name: str) -> None:
     with pytest.raises(TypeError, match=f"expected a torch.nn.Module, got {name}"):
         fastrnn.replace(given)

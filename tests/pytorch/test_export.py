@@ -140,6 +140,15 @@ def test_decomposed_to_core_aten() -> None:
     torch.testing.assert_close(decomposed.module()(*other), model(*other))
 
 
+def test_core_aten_has_one_length() -> None:
+    rnn, auto = RNN(3, 4).eval(), torch.export.Dim.AUTO
+    program = torch.export.export(
+        rnn, (torch.randn(5, 2, 3),), dynamic_shapes=({0: auto, 1: auto},)
+    )
+    with pytest.raises(ValueError, match="expected a program of one length, got a dynamic one"):
+        program.run_decompositions(fastrnn.decompositions())
+
+
 def test_an_exported_model_trains() -> None:
     model, args = Tagger(), arguments(5, 7)
     exported = torch.export.export(model, args, dynamic_shapes=SIZES).module()

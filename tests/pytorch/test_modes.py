@@ -167,3 +167,24 @@ def test_expanded_weights_of_packed_sequences() -> None:
         return output, {name: w.grad_sample for name, w in module.named_parameters()}
 
     assert_agree(run)
+
+
+def test_expanded_weights_have_the_checks_of_a_call() -> None:
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    def run(cls: type) -> Any:
+        module = cls(I, H, batch_first=True)
+        return call_for_per_sample_grads(module, batch_size=B)(x(B, T, I), x(3, B, H))
+
+    words = r"Expected hidden size \(1, 2, 4\), got \[3, 2, 4\]"
+    for cls in (torch.nn.RNN, RNN):
+        with pytest.raises(RuntimeError, match=words):
+            run(cls)
+
+
+def test_expanded_weights_take_no_lengths() -> None:
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    call = call_for_per_sample_grads(RNN(I, H, batch_first=True), batch_size=B)
+    with pytest.raises(ValueError, match="lengths and reset do not go with expanded weights"):
+        call(x(B, T, I), lengths=[T, T - 1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from cases import CASES, Case
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
 
@@ -103,6 +105,14 @@ def test_rows_without_a_step() -> None:
     model, (input, hx, _) = Model(case), arguments(case, 5, 3)
     args = (input, hx, torch.tensor([5, 0, 2]))
     assert_runs_alike(export(model, args), model, *args)
+
+
+def test_dropout_of_a_model_in_training_mode() -> None:
+    """The exporter gives the model's inference, as of nn.RNN: no mask is drawn into the file."""
+    model, x = nn.Sequential(fastrnn.RNN(3, 8, 2, dropout=0.5)), torch.randn(5, 2, 3)
+    with pytest.warns(UserWarning, match="in training mode"):
+        program = torch.onnx.export(model.train(), (x,), dynamo=True, verbose=False)
+    assert_runs_alike(session_of(program), model.eval(), x)
 
 
 class Tagger(nn.Module):
@@ -227,9 +237,88 @@ def test_the_older_exporter(name: str, tmp_path: Path) -> None:
     assert nodes.count("RNN") == (2 if name == "layers and a state" else 1)
 
 
-def test_the_older_exporter_has_no_word_for_lengths(tmp_path: Path) -> None:
+def test_the_older_exporter_cannot_express_lengths(tmp_path: Path) -> None:
     model, args = Model(Case(5, 4, 3, 8, lengths=True)), (torch.randn(5, 4, 3), None)
-    with pytest.raises(ValueError, match=r"no word for lengths\. Export with dynamo=True"):
+    with pytest.raises(ValueError, match=r"cannot express lengths\. Use dynamo=True"):
         torch.onnx.export(
             model, (*args, torch.tensor([5, 4, 3, 2])), tmp_path / "m.onnx", dynamo=False
         )
+
+
+class PackedWithin(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = fastrnn.RNN(3, 8, 2, batch_first=True, bidirectional=True)
+
+    def forward(self, input: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        packed = pack_padded_sequence(input, lengths, batch_first=True)
+        output, hn = self.rnn(packed)
+        return pad_packed_sequence(output, batch_first=True)[0], hn
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_packed_sequences_in_the_older_exporter(tmp_path: Path) -> None:
+    model, path = PackedWithin().eval(), tmp_path / "m.onnx"
+    args = (torch.randn(3, 5, 3), torch.tensor([5, 4, 2]))
+    torch.onnx.export(
+        model, args, path, dynamo=False, input_names=["x", "n"], dynamic_axes={"x": {1: "length"}}
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert_runs_alike(session, model, *args)
+    assert_runs_alike(session, model, torch.randn(3, 7, 3), torch.tensor([7, 6, 1]))
+
+
+def test_autocast() -> None:
+    """The graph is of the dtype that the operator would cast to."""
+    model, x = nn.Sequential(fastrnn.RNN(3, 8, 2)).eval(), torch.randn(5, 2, 3)
+
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.float16):
+                return self.model(x)[0].float()
+
+    session = session_of(torch.onnx.export(Cast().eval(), (x,), dynamo=True, verbose=False))
+    result = torch.from_numpy(session.run(None, feed_of(session, (x,)))[0])
+    torch.testing.assert_close(result, model(x)[0], rtol=0, atol=5e-3)
+
+
+class Slow(nn.Module):
+    """A model whose export waits until another thread has made its calls."""
+
+    def __init__(self, started: threading.Event, done: threading.Event) -> None:
+        super().__init__()
+        self.linear, self.started, self.done = nn.Linear(3, 3), started, done
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.started.set()
+        assert self.done.wait(60)
+        return self.linear(x)
+
+
+def test_other_threads_go_on_while_one_exports() -> None:
+    """The exporter's flag is for the whole process; its operators compute zeros."""
+    rnn, x = fastrnn.RNN(3, 8, 2), torch.randn(5, 2, 3)
+    started, done = threading.Event(), threading.Event()
+    compiled = torch.compile(rnn, backend="eager")
+    expected = rnn(x)[0]
+    found: list[Tensor] = []
+
+    def calls() -> None:
+        assert started.wait(60)
+        try:
+            found.append(rnn(x, lengths=[5, 5])[0])  # a list takes Python's way
+            found.append(compiled(x)[0])
+        finally:
+            done.set()
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        other = pool.submit(calls)
+        torch.onnx.export(Slow(started, done).eval(), (x,), dynamo=True, verbose=False)
+        other.result()
+    for output in (*found, compiled(x)[0]):
+        torch.testing.assert_close(output, expected)
+    assert len(found) == 2
