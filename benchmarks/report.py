@@ -207,7 +207,7 @@ def microbenchmarks(name: str, document: Record) -> str:
     """The section of a file of pytest-benchmark: kernels by instruction set, and overhead."""
     facts = {k: v for k, v in document["machine_info"].items() if k != "threads"}
     parts = [f"## {name}\n", "\n".join(f"- {k.replace('_', ' ')}: {v}" for k, v in facts.items())]
-    kernels, overhead = [], []
+    kernels, overhead, derivatives = [], [], []
     for b in document["benchmarks"]:
         info, time = b["extra_info"], b["stats"]["median"] * 1e6
         if b["name"].startswith("test_kernels"):
@@ -229,12 +229,17 @@ def microbenchmarks(name: str, document: Record) -> str:
         elif b["name"].startswith("test_step"):
             p = b["params"]
             overhead.append([f"one step, {p['sizes']}, inference", p["form"], number(time)])
+        elif b["name"].startswith("test_derivatives"):
+            p = b["params"]
+            derivatives.append([f"{p['derivative']}, {p['sizes']}", p["cls"], number(time)])
     if kernels:
         header = ["kernels, one thread", "instructions", "µs", "GFLOP/s", "of multiply-adds"]
         header += ["of matrix product", "weights GB/s", "memory GB/s"]
         parts.append("\n" + table(header, kernels))
     if overhead:
         parts.append("\n" + table(["call overhead", "form", "µs"], overhead))
+    if derivatives:
+        parts.append("\n" + table(["derivatives", "class", "µs"], derivatives))
     return "\n".join(parts)
 
 
