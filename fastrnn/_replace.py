@@ -48,9 +48,8 @@ def replace(model: _Model) -> _Model:
     """
     _check_module(model)
     changed = _change_classes(model.modules(), _TO_OURS)
-    if _warn_of_derived(model, _TO_OURS):
-        return model
-    if not changed and not any(isinstance(m, RNN | RNNCell) for m in model.modules()):
+    left = _warn_of_derived(model, _TO_OURS)
+    if not (changed or left or any(isinstance(m, RNN | RNNCell) for m in model.modules())):
         warnings.warn(
             f"fastrnn.replace found no torch.nn.RNN or RNNCell in {type(model).__name__}",
             stacklevel=2,
