@@ -280,7 +280,7 @@ def _checked_rnn(
 ) -> tuple[Tensor, Tensor]:
     if has_torch_function(weights) and any(map(_is_expanded, weights)):
         if options.lengths is not None or options.reset is not None:
-            raise ValueError("rnn: lengths and reset do not go with expanded weights, got both")
+            raise ValueError("rnn: lengths and reset do not go with expanded weights")
         plain = [w.orig_weight if _is_expanded(w) else w for w in weights]  # type: ignore[attr-defined]
         _checks.check_args(input, hx, plain, options, reset_state)
         return _path.run_torch(input, hx, weights, options, dropout)
