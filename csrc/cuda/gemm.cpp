@@ -50,76 +50,6 @@ Operand operand_of(const Matrix& x) {
   return {kTransposed, x.column_stride};
 }
 
-// torch's handle, and memory of torch's for it to work in. Since torch 2.15 the handle comes with
-// cuBLAS's own, unless the user asks torch to keep one: torch's allocator does not count that, and
-// a captured graph allocates it.
-class Handle {
- public:
-  explicit Handle(at::Device device) {
-    const at::NoTF32Guard plain;  // the handle's mode; each product names its own precision
-    const TorchCuda& torch = torch_cuda();
-    handle_ =
-        torch.blas_handle_with_setup ? torch.blas_handle_with_setup(true) : torch.blas_handle();
-    if (!torch.workspace_bytes) return;
-    const size_t bytes = torch.workspace_bytes();
-    workspace_ = c10::GetAllocator(device.type())->allocate(bytes);
-    int status = torch.get_stream(handle_, &stream_);
-    if (status == 0) status = torch.set_workspace(handle_, workspace_.get(), bytes);
-    TORCH_CHECK(status == 0, "rnn: cuBLAS takes no workspace, status ", status);
-  }
-  // Whoever sets the stream takes the workspace away; who fails keeps it for good.
-  ~Handle() {
-    if (workspace_ && torch_cuda().set_stream(handle_, stream_) != 0) workspace_.release_context();
-  }
-  Handle(const Handle&) = delete;
-  Handle& operator=(const Handle&) = delete;
-
-  operator void*() const { return handle_; }
-
- private:
-  void* handle_ = nullptr;
-  void* stream_ = nullptr;
-  at::DataPtr workspace_;
-};
-
-// `parts` products over neighbouring shares of the depth; of one part the whole product.
-void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add, int parts,
-              int64_t from_part_to_part) {
-  if (out.rows == 0 || out.columns == 0) return;
-  const double doubles[2] = {0, 1};
-  const float floats[2] = {0, 1};
-  int compute = tf32 && a.type == at::kFloat ? kComputeTf32 : kComputeFloat32;
-  const void *zero = &floats[0], *one = &floats[1];
-  if (a.type == at::kDouble) {
-    compute = kComputeFloat64;
-    zero = &doubles[0];
-    one = &doubles[1];
-  }
-  const Operand x = operand_of(a), y = operand_of(b), z = operand_of(out);
-  TORCH_CHECK(z.op == kAsItIs, "rnn: expected a row-major result");
-  const int type = cublas_type(a.type);
-  const int64_t depth = a.columns / parts;
-  const Handle handle(out.device);
-  // In its default mode, in which the handle comes, cuBLAS may add the parts of a split sum in the
-  // type of a result of 16 bits.
-  const bool narrow = at::isReducedFloatingType(out.type);
-  int status = narrow ? torch_cuda().set_math_mode(handle, kNoReducedPrecisionReduction) : 0;
-  if (status == 0 && parts == 1) {
-    status = torch_cuda().gemm(handle, y.op, x.op, out.columns, out.rows, depth, one, b.data, type,
-                               y.leading, a.data, type, x.leading, add ? one : zero, out.data,
-                               cublas_type(out.type), z.leading, compute, kDefaultAlgorithm);
-  } else if (status == 0) {
-    status = torch_cuda().gemm_batch(handle, y.op, x.op, out.columns, out.rows, depth, one, b.data,
-                                     type, y.leading, depth * b.row_stride, a.data, type, x.leading,
-                                     depth * a.column_stride, add ? one : zero, out.data,
-                                     cublas_type(out.type), z.leading, from_part_to_part, parts,
-                                     compute, kDefaultAlgorithm);
-  }
-  if (narrow) torch_cuda().set_math_mode(handle, kDefaultMath);
-  TORCH_CHECK(status == 0, "rnn: cuBLAS failed with status ", status, " for ", a.rows, " x ",
-              a.columns, " by ", b.columns, " in ", a.type);
-}
-
 }  // namespace
 
 bool allows_tf32() {
@@ -130,8 +60,62 @@ bool allows_tf32() {
   return !forbidden && at::globalContext().allowTF32CuDNN(at::Float32Op::RNN);
 }
 
-void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool tf32, bool add) {
-  multiply(out, a, b, tf32, add, 1, 0);
+// Since torch 2.15 the handle comes with cuBLAS's own workspace, unless the user asks torch to keep
+// one: torch's allocator does not count that, and a captured graph allocates it. So it gets one of
+// torch's here.
+Products::Products(at::Device device, bool tf32) : tf32_(tf32) {
+  const at::NoTF32Guard plain;  // the handle's mode; each product names its own precision
+  const TorchCuda& torch = torch_cuda();
+  handle_ = torch.blas_handle_with_setup ? torch.blas_handle_with_setup(true) : torch.blas_handle();
+  if (!torch.workspace_bytes) return;
+  const size_t bytes = torch.workspace_bytes();
+  workspace_ = c10::GetAllocator(device.type())->allocate(bytes);
+  int status = torch.get_stream(handle_, &stream_);
+  if (status == 0) status = torch.set_workspace(handle_, workspace_.get(), bytes);
+  TORCH_CHECK(status == 0, "rnn: cuBLAS takes no workspace, status ", status);
+}
+
+// Whoever sets the stream takes the workspace away; who fails keeps it for good.
+Products::~Products() {
+  if (workspace_ && torch_cuda().set_stream(handle_, stream_) != 0) workspace_.release_context();
+}
+
+// `parts` products over neighbouring shares of the depth; of one part the whole product.
+void Products::multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool add, int parts,
+                        int64_t from_part_to_part) const {
+  if (out.rows == 0 || out.columns == 0) return;
+  const double doubles[2] = {0, 1};
+  const float floats[2] = {0, 1};
+  int compute = tf32_ && a.type == at::kFloat ? kComputeTf32 : kComputeFloat32;
+  const void *zero = &floats[0], *one = &floats[1];
+  if (a.type == at::kDouble) {
+    compute = kComputeFloat64;
+    zero = &doubles[0];
+    one = &doubles[1];
+  }
+  const Operand x = operand_of(a), y = operand_of(b), z = operand_of(out);
+  TORCH_CHECK(z.op == kAsItIs, "rnn: expected a row-major result");
+  const int type = cublas_type(a.type);
+  const int64_t depth = a.columns / parts;
+  const TorchCuda& torch = torch_cuda();
+  // In its default mode, in which the handle comes, cuBLAS may add the parts of a split sum in the
+  // type of a result of 16 bits.
+  const bool narrow = at::isReducedFloatingType(out.type);
+  int status = narrow ? torch.set_math_mode(handle_, kNoReducedPrecisionReduction) : 0;
+  if (status == 0 && parts == 1) {
+    status = torch.gemm(handle_, y.op, x.op, out.columns, out.rows, depth, one, b.data, type,
+                        y.leading, a.data, type, x.leading, add ? one : zero, out.data,
+                        cublas_type(out.type), z.leading, compute, kDefaultAlgorithm);
+  } else if (status == 0) {
+    status =
+        torch.gemm_batch(handle_, y.op, x.op, out.columns, out.rows, depth, one, b.data, type,
+                         y.leading, depth * b.row_stride, a.data, type, x.leading,
+                         depth * a.column_stride, add ? one : zero, out.data, cublas_type(out.type),
+                         z.leading, from_part_to_part, parts, compute, kDefaultAlgorithm);
+  }
+  if (narrow) torch.set_math_mode(handle_, kDefaultMath);
+  TORCH_CHECK(status == 0, "rnn: cuBLAS failed with status ", status, " for ", a.rows, " x ",
+              a.columns, " by ", b.columns, " in ", a.type);
 }
 
 int parts_of(int64_t rows, int64_t columns, int64_t depth, int multiprocessors) {
@@ -142,11 +126,6 @@ int parts_of(int64_t rows, int64_t columns, int64_t depth, int multiprocessors) 
   for (int64_t parts = most; parts > 1; --parts)
     if (depth % (parts * kAligned) == 0) return static_cast<int>(parts);
   return 1;
-}
-
-void multiply_in_parts(const Matrix& out, int parts, int64_t from_part_to_part, const Matrix& a,
-                       const Matrix& b, bool tf32) {
-  multiply(out, a, b, tf32, false, parts, from_part_to_part);
 }
 
 }  // namespace fastrnn::cuda

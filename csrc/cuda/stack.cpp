@@ -61,13 +61,14 @@ void forward_by_steps(const Call& call, const Layer& layer, const ForwardRecurre
                       const Tensor& hn) {
   const Shape& s = call.shape;
   const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, D = s.num_directions;
-  const bool uniform = call.uniform(), tf32 = call.context.tf32;
+  const bool uniform = call.uniform();
   ForwardStep step{};
   step.recurrence = r;
   step.parts = parts_of(B, H, H, call.context.device.multiprocessors);
-  const Tensor products = call.empty({D, step.parts, B, H}, call.accumulation_type());
+  const Tensor sums = call.empty({D, step.parts, B, H}, call.accumulation_type());
+  const Products products(call.input->device(), call.context.tf32);
   const auto multiply_state = [&](Matrix& product, const Matrix& state, const Matrix& w) {
-    multiply_in_parts(product.some_rows(0, state.rows), step.parts, B * H, state, w, tf32);
+    products.multiply_in_parts(product.some_rows(0, state.rows), step.parts, B * H, state, w);
   };
   std::vector<Matrix> hx, state, h, product, w_hh;
   for (int64_t d = 0; d < D; ++d) {
@@ -75,7 +76,7 @@ void forward_by_steps(const Call& call, const Layer& layer, const ForwardRecurre
     w_hh.push_back(Matrix(call.weight(index, 1)).transposed());
     h.emplace_back(call.direction(layer.h, d));
     state.emplace_back(hn[index]);
-    product.emplace_back(products[d][0]);
+    product.emplace_back(sums[d][0]);
     if (call.hx->defined()) hx.emplace_back((*call.hx)[index]);
     if (!uniform) call.hx->defined() ? hn[index].copy_((*call.hx)[index]) : hn[index].zero_();
   }
@@ -107,11 +108,12 @@ void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecur
                        const Tensor& grad_hx) {
   const Shape& s = call.shape;
   const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, D = s.num_directions;
-  const bool want_hx = grad_hx.defined(), tf32 = call.context.tf32;
+  const bool want_hx = grad_hx.defined();
   BackwardStep step{};
   step.recurrence = r;
   step.parts = parts_of(B, H, H, call.context.device.multiprocessors);
-  const Tensor products = call.empty({D, step.parts, B, H}, call.accumulation_type());
+  const Tensor sums = call.empty({D, step.parts, B, H}, call.accumulation_type());
+  const Products products(call.input->device(), call.context.tf32);
   std::vector<Matrix> grad_pre, product, w_hh;
   Tensor wide_grad_hx;
   if (want_hx) {
@@ -121,7 +123,7 @@ void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecur
   for (int64_t d = 0; d < D; ++d) {
     w_hh.emplace_back(call.weight(layer.first + d, 1));
     grad_pre.emplace_back(call.direction(layer.grad_pre, d));
-    product.emplace_back(products[d][0]);
+    product.emplace_back(sums[d][0]);
     step.product[d] = product[d].data;
     step.grad_hx[d] = want_hx ? wide_grad_hx[d].mutable_data_ptr() : nullptr;
   }
@@ -134,8 +136,8 @@ void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecur
       const int64_t came = rows_there(call, after);
       step.num_rows = std::max({step.num_rows, rows_there(call, t), came});
       if (came > 0)
-        multiply_in_parts(product[d].some_rows(0, came), step.parts, B * H,
-                          rows_at(call, grad_pre[d], after, came), w_hh[d], tf32);
+        products.multiply_in_parts(product[d].some_rows(0, came), step.parts, B * H,
+                                   rows_at(call, grad_pre[d], after, came), w_hh[d]);
     }
     if (step.num_rows > 0)
       check_launch(launch_backward_step(step, call.context.stream), "backward_step_kernel", s);

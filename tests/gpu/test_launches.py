@@ -140,3 +140,15 @@ def test_large_calls_take_products(cuda: Any) -> None:
 def test_more_lengths_are_sorted_by_torch(cuda: Any) -> None:
     counted = Counted(cuda, Case(2, 257, 3, 8, lengths=True), "tile", torch.float16)
     assert counted.forward(save=False)[0] == Counts(3, 3, {"sort": 1})
+
+
+@pytest.mark.parametrize("seq_len", [1, 9])
+def test_a_walk_by_steps_asks_once_for_cublas(cuda: Any, seq_len: int) -> None:
+    """Once for the input's product and once for all steps, however many, in either direction."""
+    case = Case(seq_len, 8, 28, 64, hx=True, bidirectional=True)
+    counted = Counted(cuda, case, "step", torch.float32)
+    cuda.handles()
+    _, (_, _, saved) = counted.forward(save=True)
+    assert cuda.handles() == 2
+    cuda.backward("step", False, *counted.grads, saved, counted.arguments, False, True, False)
+    assert cuda.handles() == 1

@@ -30,6 +30,7 @@ int set_stream(void*, void*) {
   return kSuccess;
 }
 void* handle(bool) {
+  ++planted.handles;
   set_stream(nullptr, nullptr);
   return &workspace;
 }

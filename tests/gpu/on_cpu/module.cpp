@@ -195,6 +195,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     return order;
   });
   m.def("launches", [] { return std::exchange(planted.launches, 0); });
+  m.def("handles", [] { return std::exchange(planted.handles, 0); });
   py::class_<Guard>(m, "Guard")
       .def(py::init([] {
         return std::make_unique<Guard>("an H200", at::kCPU, h200(), checks_from_environment());

@@ -62,6 +62,7 @@ struct Planted {
   int captured = 0;                       // kernels that were launched while capturing
   int64_t copies = 0;                     // that threads have begun in the background
   int launches = 0;                       // of kernels and of cuBLAS's products
+  int handles = 0;                        // how often torch was asked for cuBLAS's handle
 };
 inline Planted planted;
 
