@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import runpy
@@ -12,7 +13,8 @@ from urllib.parse import unquote
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
+GUIDES = sorted(ROOT.glob("docs/howto/*.md"))
 snippets = runpy.run_path(str(ROOT / "docs/snippets.py"))
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -68,6 +70,42 @@ def test_readme_has_absolute_links() -> None:
     targets = [link["target"] for link in LINK.finditer(prose)]
     assert [t for t in targets if not t.startswith(("https://", "#"))] == []
     assert sum(t.startswith(FILES) for t in targets) > 5
+
+
+def test_index_has_every_guide() -> None:
+    listed = {target.partition("#")[0] for _, target in links(ROOT / "docs/howto/index.md")}
+    assert {guide.name for guide in GUIDES} - listed == {"index.md"}
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_guides_are_short(guide: Path) -> None:
+    assert len(guide.read_text(encoding="utf-8").split()) < 800  # two or three minutes, with code
+
+
+def reasons(function: ast.FunctionDef) -> list[str]:
+    """The texts that a function returns, as far as they do not depend on the call."""
+    found = []
+    for node in ast.walk(function):
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant | ast.JoinedStr):
+            parts = node.value.values if isinstance(node.value, ast.JoinedStr) else [node.value]
+            texts = [str(part.value) for part in parts if isinstance(part, ast.Constant)]
+            found += [text.removeprefix("torch (").strip(" ()") for text in texts]
+    return [text for text in found if len(text) > 3 and text != "None"]
+
+
+def test_every_reason_is_explained() -> None:
+    """Why a call takes no kernel, as `fastrnn.info` says it."""
+    functions = [
+        function
+        for name in ("_path.py", "_info.py")
+        for function in ast.walk(ast.parse((ROOT / "fastrnn" / name).read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef)
+        and function.name in ("why_only_reference", "why_no_kernel", "_kernel")
+    ]
+    page = (ROOT / "docs/howto/which_kernel.md").read_text(encoding="utf-8")
+    texts = [text for function in functions for text in reasons(function)]
+    assert len(texts) > 8
+    assert [text for text in texts if text not in page] == []
 
 
 @documents

@@ -43,7 +43,7 @@ def calflops(model: Classifier) -> Any:
     )
 
 
-@tool("fvcore", "FLOPs, without the RNN's, and parameters")
+@tool("fvcore", "parameters, and FLOPs of the other layers")
 def fvcore(model: Classifier) -> Any:
     from fvcore.nn import FlopCountAnalysis, parameter_count
 

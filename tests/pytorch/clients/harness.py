@@ -26,8 +26,8 @@ MARKS = "<!-- tools -->", "<!-- /tools -->"
 
 T, I, H = 8, 3, 32  # noqa: E741  (seq_len, input_size, hidden_size)
 
-AS_IT_IS, IN_AS_TORCH, NOT = "as it is", "in `as_torch`", "not"
-NEITHER = "not, nor `nn.RNN`"
+AS_IT_IS, IN_AS_TORCH, NOT = "as is", "inside `as_torch`", "no"
+NEITHER = "no; neither does `nn.RNN`"
 
 
 class Classifier(nn.Module):
@@ -132,7 +132,7 @@ def versions() -> dict[str, str]:
 
 
 def table() -> str:
-    rows = ["| tool | version | compared with `nn.RNN`'s | how |", "| --- | --- | --- | --- |"]
+    rows = ["| tool | version | what was compared | works |", "| --- | --- | --- | --- |"]
     package = ""
     for tool in TOOLS:
         head = f"{tool.package} | {versions()[tool.package]}" if tool.package != package else "|"

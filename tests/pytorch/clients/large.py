@@ -18,7 +18,7 @@ def with_the_class(model: Classifier, other: nn.Module) -> nn.Module:
     return fastrnn.replace(other) if type(model.rnn) is fastrnn.RNN else other
 
 
-@tool("darts", "forecast of a `BlockRNNModel`, trained on after `fastrnn.replace`")
+@tool("darts", "forecast of a `BlockRNNModel`, trained further after `fastrnn.replace`")
 def darts(model: Classifier) -> Any:
     from darts import TimeSeries
     from darts.models import BlockRNNModel

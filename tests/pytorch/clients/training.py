@@ -137,21 +137,21 @@ def gradients_of_samples(model: Classifier, wrapped: nn.Module) -> Any:
     return {name: w.grad_sample for name, w in model.named_parameters()}
 
 
-@tool("opacus", "gradients of each sample, by hooks", NEITHER)
+@tool("opacus", "per-sample gradients, by hooks", NEITHER)
 def opacus_hooks(model: Classifier) -> Any:
     from opacus.grad_sample import GradSampleModule
 
     return gradients_of_samples(model, GradSampleModule(model))
 
 
-@tool("opacus", 'gradients of each sample, `grad_sample_mode="ew"`')
+@tool("opacus", 'per-sample gradients, `grad_sample_mode="ew"`')
 def opacus_expanded_weights(model: Classifier) -> Any:
     from opacus.grad_sample import GradSampleModuleExpandedWeights
 
     return gradients_of_samples(model, GradSampleModuleExpandedWeights(model))
 
 
-@tool("backpack-for-pytorch", "gradients of each sample", IN_AS_TORCH)
+@tool("backpack-for-pytorch", "per-sample gradients", IN_AS_TORCH)
 def backpack(model: Classifier) -> Any:
     from backpack import backpack, extend
     from backpack.extensions import BatchGrad
@@ -163,7 +163,7 @@ def backpack(model: Classifier) -> Any:
     return {name: w.grad_batch for name, w in model.named_parameters()}
 
 
-@tool("safetensors", "scores of the model loaded")
+@tool("safetensors", "scores of the loaded model")
 def safetensors(model: Classifier) -> Any:
     from safetensors.torch import load_model, save_model
 
@@ -174,7 +174,7 @@ def safetensors(model: Classifier) -> Any:
     return loaded(sequences(5)[0])
 
 
-@tool("joblib", "scores of the model loaded")
+@tool("joblib", "scores of the loaded model")
 def joblib(model: Classifier) -> Any:
     import joblib
 
