@@ -1,20 +1,26 @@
-"""Draw the figure of the unrolled network that docs/rnn.md shows: docs/images/unrolled.svg."""
+"""Draw the diagrams of docs/rnn.md: unrolled.svg and sequence_forms.svg, in docs/images.
+
+python docs/figures.py
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 FORWARD, BACKWARD, INK = "#1f6f8b", "#e07a2f", "#333333"
+LIGHT, DECODER = "#dcebf0", "#f7e3d0"  # of the boxes of states
+BEND = "arc3,rad=-0.15"
 STEPS = 4
 X, H, Y = 0.0, 1.3, 2.6  # heights of the rows of inputs, states and outputs
 
 
-def box(axes: Axes, x: float, y: float, text: str, filled: bool = False) -> None:
-    style = {"boxstyle": "round,pad=0.35", "ec": INK, "fc": "#dcebf0" if filled else "white"}
+def box(axes: Axes, x: float, y: float, text: str, color: str = "white") -> None:
+    style = {"boxstyle": "round,pad=0.35", "ec": INK, "fc": color}
     axes.text(x, y, text, ha="center", va="center", fontsize=13, color=INK, bbox=style)
 
 
@@ -55,7 +61,7 @@ def unrolled() -> Figure:
     for t in range(STEPS):
         x = (t + 1) * gap
         box(axes, x, X, f"$x_{t}$")
-        box(axes, x, H, f"$h_{t}$", filled=True)
+        box(axes, x, H, f"$h_{t}$", LIGHT)
         box(axes, x, Y, f"output$_{t}$")
         grad = "grad_hx" if t == 0 else f"grad_pre$_{t}$ w_hh"
         both_ways(axes, (t * gap, H), (x, H), "w_hh", grad)
@@ -69,7 +75,79 @@ def unrolled() -> Figure:
     return figure
 
 
+def arrow(
+    axes: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    color: str = FORWARD,
+    **style: Any,
+) -> None:
+    """From just outside one box to just outside another."""
+    style |= {"arrowstyle": "-|>", "color": color, "lw": 1.6, "shrinkA": 15, "shrinkB": 15}
+    axes.annotate("", xy=end, xytext=start, arrowprops=style)
+
+
+def states(axes: Axes, start: int, stop: int, name: str = "h", color: str = LIGHT) -> None:
+    """The states of a network at steps start .. stop - 1, each after the one before it."""
+    for n, x in enumerate(range(start, stop)):
+        box(axes, x, H, f"${name}_{n}$", color)
+        if x > 0:
+            arrow(axes, (x - 1, H), (x, H))
+
+
+def inputs(axes: Axes, steps: range) -> None:
+    for t in steps:
+        box(axes, t, X, f"$x_{t}$")
+        arrow(axes, (t, X), (t, H))
+
+
+def outputs(axes: Axes, start: int, numbers: range, fed_back: bool = False) -> None:
+    """y, above the states from `start` on; `fed_back`: each is the next step's input."""
+    for n in numbers:
+        box(axes, start + n, Y, f"$y_{n}$")
+        arrow(axes, (start + n, H), (start + n, Y))
+        if fed_back and n > numbers[0]:
+            arrow(axes, (start + n - 1, Y), (start + n, H), INK, ls="--", connectionstyle=BEND)
+
+
+def sequence_forms() -> Figure:
+    """Many to one, one to many, and the two forms of many to many."""
+    figure = Figure(figsize=(9.5, 6.4), layout="constrained")
+    (many_to_one, synchronous), (one_to_many, asynchronous) = figure.subplots(2, 2)
+    for axes, title, steps in (
+        (many_to_one, "many to one", 4),
+        (synchronous, "many to many, synchronous", 4),
+        (one_to_many, "one to many", 4),
+        (asynchronous, "many to many, asynchronous", 6),
+    ):
+        middle = (steps - 1) / 2
+        axes.set_title(title, fontsize=13, color=INK)
+        axes.set(xlim=(middle - 2.9, middle + 2.9), ylim=(X - 0.45, Y + 0.45))
+        axes.axis("off")
+
+    inputs(many_to_one, range(4))
+    states(many_to_one, 0, 4)
+    outputs(many_to_one, 0, range(3, 4))
+
+    inputs(synchronous, range(4))
+    states(synchronous, 0, 4)
+    outputs(synchronous, 0, range(4))
+
+    inputs(one_to_many, range(1))
+    states(one_to_many, 0, 4)
+    outputs(one_to_many, 0, range(4), fed_back=True)
+
+    inputs(asynchronous, range(3))
+    states(asynchronous, 0, 3)
+    states(asynchronous, 3, 6, "s", DECODER)
+    outputs(asynchronous, 3, range(3), fed_back=True)
+    for x, y, name in ((1, H + 0.45, "encoder"), (4, H - 0.45, "decoder")):
+        asynchronous.text(x, y, name, ha="center", va="center", fontsize=11, color=INK)
+    return figure
+
+
 if __name__ == "__main__":
+    images = Path(__file__).parent / "images"
     with mpl.rc_context({"svg.hashsalt": "fastrnn", "svg.fonttype": "path"}):
-        path = Path(__file__).parent / "images/unrolled.svg"
-        unrolled().savefig(path, metadata={"Date": None})
+        for draw in (unrolled, sequence_forms):
+            draw().savefig(images / f"{draw.__name__}.svg", metadata={"Date": None})
