@@ -1,21 +1,23 @@
-"""The section of the report that results file of `benchmarks.gpu.visit` becomes."""
+"""The page of the report that a results file of `benchmarks.gpu.visit` becomes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
-
 from benchmarks import plots
-from benchmarks.compare import geometric_mean
+from benchmarks.classes import describe
 from benchmarks.gpu.shapes import MODES, MUST_MEAN, SETTINGS, Row, plan
-from benchmarks.markdown import judged, number, table
+from benchmarks.markdown import judged, listed, mean_and_least, number, table
+from benchmarks.provenance import facts
 from benchmarks.shapes import NEVER_BELOW
 
 Record = dict[str, Any]
+Rows = Sequence[tuple[Row, Record]]
+
 FORMS = {"eager": "eager", "graph": "in a CUDA graph"}
+SETTINGS_WORDS = "float32 (TF32 and exact), float16 and bfloat16"
 
 EXPLANATION = """\
 - Times are those of CUDA events: medians of interleaved rounds, each a repetition of the same step
@@ -51,69 +53,74 @@ def ratio_of(record: Record, form: str) -> float | None:
     return found
 
 
-def facts(document: Record) -> str:
-    machine = document["machine"]
-    cells = [(k.replace("_", " "), v) for k, v in machine.items() if k != "threads"]
-    cells.append(("command", f"`{document['command']}`"))
-    shown = [(k, number(v) if isinstance(v, float) else v) for k, v in cells]
-    return "\n".join(f"- {k}: {v}" for k, v in shown) + "\n"
+def kinds_of(rows: Rows) -> dict[str, str]:
+    """Each class, and how it is described."""
+    found: dict[str, list[tuple[int, int, int]]] = {}
+    for row, _ in rows:
+        s = row.shape
+        found.setdefault(s.kind, []).append((s.batch, s.seq_len, s.hidden_size))
+    return {kind: describe(kind, sizes) for kind, sizes in found.items()}
 
 
-def mean_and_least(ratios: Iterable[float | None]) -> str:
-    known = [x for x in ratios if x is not None]
-    return f"{number(geometric_mean(known))} ({number(min(known))})" if known else ""
-
-
-def summary(rows: Sequence[tuple[Row, Record]]) -> str:
-    """Geometric mean and least ratio of each class, and of all."""
-    columns = [(mode, form) for mode in MODES for form in FORMS]
-    kinds = dict.fromkeys(row.shape.kind for row, _ in rows)
-    groups: list[tuple[str, Callable[[Row], bool]]] = [
-        *((kind, lambda row, kind=kind: row.shape.kind == kind) for kind in kinds),
-        *((str(s), lambda row, s=s: row.setting == s) for s in SETTINGS),
-        ("all", lambda row: True),
-    ]
+def class_table(rows: Rows, forms: Sequence[str]) -> str:
+    """Geometric mean and least ratio of each class, of each setting, and of all."""
+    columns = [(mode, form) for mode in MODES for form in forms]
+    groups = [
+        *((words, [p for p in rows if p[0].shape.kind == kind])
+          for kind, words in kinds_of(rows).items()),
+        *((str(s), [p for p in rows if p[0].setting == s]) for s in SETTINGS),
+        ("all", rows),
+    ]  # fmt: skip
     lines = [
-        [name, *(mean_and_least(ratio_of(r, form) for row, r in rows
-                                if chosen(row) and row.mode == mode)
-                 for mode, form in columns)]
+        [name, *(mean_and_least(ratios_of(chosen, form, mode)) for mode, form in columns)]
         for name, chosen in groups
-    ]  # fmt: skip
-    header = ["class", *(f"{mode}, {FORMS[form]}" for mode, form in columns)]
-    ratios = [x for _, r in rows if (x := ratio_of(r, "eager")) is not None]
-    if not ratios:
+    ]
+    title = [f"{mode}, {FORMS[form]}" if len(forms) > 1 else mode for mode, form in columns]
+    return table(["class", *title], lines)
+
+
+def ratios_of(rows: Rows, form: str, mode: str) -> list[float | None]:
+    return [ratio_of(r, form) for row, r in rows if row.mode == mode]
+
+
+def slower(rows: Rows) -> str:
+    """Which rows are slower than nn.RNN, in each form."""
+    lines = []
+    for form, words in FORMS.items():
+        known = [(row, x) for row, r in rows if (x := ratio_of(r, form)) is not None]
+        below = [f"`{row}` ({number(x)})" for row, x in known if x < 1]
+        where = words[0].upper() + words[1:]
+        if below:
+            lines.append(f"- {where}, slower than `torch.nn.RNN`: {listed(below)}.")
+        elif known:
+            lines.append(f"- {where}, none of {len(known)} rows is slower than `torch.nn.RNN`.")
+    return "\n".join(lines) + "\n"
+
+
+def summary(rows: Rows) -> str:
+    eager = [(row, x) for row, r in rows if (x := ratio_of(r, "eager")) is not None]
+    if not eager:
         return "fastrnn has no kernels for this device: what there is to beat.\n"
-    below = sum(x < NEVER_BELOW.at_once for x in ratios)
-    missed = sum(x < row.goal.at_once for row, r in rows if (x := ratio_of(r, "eager")) is not None)
+    below = sum(x < NEVER_BELOW.at_once for _, x in eager)
+    missed = sum(x < row.goal.at_once for row, x in eager)
+    failed = sum("failed" in r for _, r in rows)
     return (
-        f"Ratio to nn.RNN, geometric mean (and least); the mean of all has to reach {MUST_MEAN}.\n"
-        f"Of {len(ratios)} eager rows {below} are below {NEVER_BELOW.at_once}, {missed} below "
-        f"their goals. Rows that failed: {sum('failed' in r for _, r in rows)}.\n\n"
-        + table(header, lines)
+        "Ratio to `torch.nn.RNN`: geometric mean, and the least in brackets. The mean of all has "
+        f"to reach {MUST_MEAN}. Of {len(eager)} eager rows {below} are below "
+        f"{NEVER_BELOW.at_once}, {missed} below their goals. Rows that failed: {failed}.\n\n"
+        + class_table(rows, list(FORMS))
     )
 
 
-def readme_table(documents: Sequence[Record]) -> str:
-    """Of each card: geometric mean and least of the eager ratios, by class and mode."""
-    measured = [(document, measured_rows(document)) for document in documents]
-    measured = [(d, rows) for d, rows in measured if any(ratio_of(r, "eager") for _, r in rows)]
-    if not measured:
-        return "On a GPU nothing has been measured yet."
-    columns = [(d, rows, mode) for d, rows in measured for mode in MODES]
-    header = ["class", *(f"{d['machine'].get('gpu', d['card'])}, {m}" for d, _, m in columns)]
-    kinds = dict.fromkeys(row.shape.kind for _, rows, _ in columns for row, _ in rows)
-    lines = [
-        [kind, *(mean_and_least(ratio_of(r, "eager") for row, r in rows
-                                if (row.shape.kind, row.mode) == (kind, mode))
-                 for _, rows, mode in columns)]
-        for kind in kinds
-    ]  # fmt: skip
-    title = (
-        "How many times as fast as `torch.nn.RNN` (cuDNN) on a GPU, eager, in float32 (TF32 and "
-        "exact),\nfloat16 and bfloat16: geometric mean of each class, and the least of it; "
-        f"{sum(len(rows) for _, rows in measured)} rows in all."
-    )
-    return f"{title}\n\n{table(header, lines).rstrip()}"
+def readme_line(document: Record) -> str:
+    """The geometric mean and the least of the eager ratios; nothing if there are none."""
+    rows = measured_rows(document)
+    words = [
+        f"{cell} in {mode}"
+        for mode in MODES
+        if (cell := mean_and_least(ratios_of(rows, "eager", mode)))
+    ]
+    return f"{listed(words)}, over {len(rows)} rows" if words else ""
 
 
 def quotient(record: Record | None) -> str:
@@ -127,7 +134,7 @@ def notes_of(row: Row, record: Record, sources: str) -> str:
     notes = []
     ratio = ratio_of(record, "eager")
     if ratio is not None:
-        notes.append(judged(ratio, row.goal))
+        notes += filter(None, [judged(ratio, row.goal)])
     if "failed" in record:
         notes.append(f"failed: {record['failed']}")
     if record.get("error", {}).get("wrong"):
@@ -158,67 +165,54 @@ def row_cells(row: Row, record: Record, ours: bool, sources: str) -> list[str]:
             quotient(record.get("peak_bytes")),
             error if isinstance(error, str) else number(error),
         ]
-        cells += [number(row.goal.at_once), number(row.goal.stretch)]
+        cells.append(number(row.goal.at_once))
         cells.append((record.get("kernel") or "").removeprefix("cuda "))
     return [*cells, notes_of(row, record, sources)]
 
 
-def row_tables(name: str, document: Record, rows: Sequence[tuple[Row, Record]]) -> Iterator[str]:
+def row_tables(document: Record, rows: Rows) -> Iterator[str]:
     ours = any(record.get("kernel") for _, record in rows)
     header = ["shape"]
     for form in FORMS:
         header += [f"nn.RNN µs, {form}"]
         header += [f"fastrnn µs, {form}", "ratio"] if ours else []
     header += [f"µs/step, {form}" for form in FORMS] + ["of the bound, graph"]
-    header += ["memory", "error", "goal", "aim", "kernel"] if ours else []
+    header += ["memory", "error", "goal", "kernel"] if ours else []
     for mode in MODES:
-        for kind in dict.fromkeys(row.shape.kind for row, _ in rows):
-            chosen = [p for p in rows if (p[0].mode, p[0].shape.kind) == (mode, kind)]
-            if chosen:
-                yield f"### {name}: {kind}, {mode}\n"
-                yield table(
-                    [*header, ""],
-                    [row_cells(*pair, ours, document["machine"]["hash"]) for pair in chosen],
-                )
+        chosen = [pair for pair in rows if pair[0].mode == mode]
+        if chosen:
+            yield f"## {mode.capitalize()}\n"
+            cells = [row_cells(*pair, ours, document["machine"]["hash"]) for pair in chosen]
+            yield table([*header, ""], cells)
 
 
-def plot_ratios(folder: Path, name: str, rows: Sequence[tuple[Row, Record]]) -> Path | None:
+def plot_ratios(folder: Path, name: str, rows: Rows) -> Path | None:
     """A point for each row: how many times faster than nn.RNN, by class and dtype."""
-    panels = [(m, f) for m in MODES for f in FORMS
-              if any(ratio_of(r, f) for row, r in rows if row.mode == m)]  # fmt: skip
+    kinds = list(kinds_of(rows))
+    panels = {
+        f"{mode}, {FORMS[form]}": {
+            str(setting): points
+            for setting in SETTINGS
+            if (points := [(kinds.index(row.shape.kind), x) for row, r in rows
+                           if (row.mode, row.setting) == (mode, setting)
+                           and (x := ratio_of(r, form)) is not None])
+        }
+        for mode in MODES
+        for form in FORMS
+    }  # fmt: skip
+    panels = {title: series for title, series in panels.items() if series}
     if not panels:
         return None
-    kinds = list(dict.fromkeys(row.shape.kind for row, _ in rows))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(2 + 2.8 * len(panels), 1.2 + 0.4 * len(kinds)), sharey=True,
-        squeeze=False,
-    )  # fmt: skip
-    for ax, (mode, form) in zip(axes[0], panels, strict=True):
-        for i, setting in enumerate(SETTINGS):
-            points = [(ratio, kinds.index(row.shape.kind) + 0.15 * (i - 1.5)) for row, r in rows
-                      if row.mode == mode and row.setting == setting
-                      and (ratio := ratio_of(r, form)) is not None]  # fmt: skip
-            x, y = zip(*points, strict=True) if points else ((), ())
-            ax.plot(x, y, ".", color=f"C{i}", label=str(setting), markersize=5)
-        ax.axvline(1, color="black", linewidth=0.8)
-        ax.set_xscale("log")
-        plots.plain_ticks(ax.xaxis)
-        ax.grid(axis="x", alpha=0.3)
-        ax.set_title(f"{mode}, {FORMS[form]}", fontsize=9)
-        ax.set_xlabel("nn.RNN / fastrnn")
-    axes[0, 0].set_yticks(range(len(kinds)), kinds)
-    axes[0, 0].set_ylim(len(kinds) - 0.4, -0.6)
-    axes[0, 0].legend(fontsize=7)
-    return plots.save(figure, folder, f"ratio-{name}")
+    return plots.strips(folder, f"ratio-{name}", panels, kinds, "times as fast as torch.nn.RNN")
 
 
 def section(name: str, document: Record, images: Path) -> str:
     rows = measured_rows(document)
-    sections = [f"## {name}\n", facts(document)]
+    sections = [facts(document)]
     if rows:
         sections += [EXPLANATION, summary(rows)]
     path = plot_ratios(images, name, rows)
     if path is not None:
-        sections.append(f"![ratio by class](images/{path.name})\n")
-    sections += row_tables(name, document, rows)
+        sections.append(f"![Ratio of each shape, by class](../images/{path.name})\n")
+    sections += row_tables(document, rows)
     return "\n".join(sections)

@@ -193,11 +193,13 @@ def test_results_are_merged_and_reported(faulty: tuple[Path, str], tmp_path: Pat
     assert [x["what"] for x in document["limits"]] == ["hop", "complete"]
     assert {t["name"] for t in document["times"]} == {"tile:64x8x1", "tile:8x8x1"}
     assert len(document["times"]) == 2
-    readme.write_text("before\n<!-- gpu-table -->\nold\n<!-- /gpu-table -->\nafter\n")
+    blocks = "".join(f"<!-- {x} -->\nold\n<!-- /{x} -->\n" for x in ("gpu-table", "speed"))
+    readme.write_text(f"before\n{blocks}after\n")
     all_reports.main(["--results", str(results), "--docs", str(docs), "--readme", str(readme)])
-    assert "fastrnn µs, eager" in (docs / "benchmarks.md").read_text()
+    assert "fastrnn µs, eager" in (docs / "benchmarks/gpu-cpu.md").read_text()
     text = readme.read_text()
-    assert "| tiny |" in text
+    assert "in training" in text
+    assert "| tiny" in (docs / "benchmarks.md").read_text()
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from planted_visit import ROOT
 
-from benchmarks import timing
+from benchmarks import readme, timing
 from benchmarks.contestants import make_contestant
 from benchmarks.gpu import compare, evidence, report, shapes, visit
 
@@ -79,11 +79,11 @@ def test_a_row_that_failed_does_not_replace_a_good_one() -> None:
     assert evidence.better({**good, "hash": "b"}, bad) is bad
 
 
-def test_the_readme_before_anything_is_measured() -> None:
+def test_the_readme_says_what_was_measured() -> None:
     text = (ROOT / "README.md").read_text()
     _, _, rest = text.partition("<!-- gpu-table -->\n")
-    documents = [json.loads(p.read_text()) for p in visit.RESULTS.glob("gpu-*.json")]
-    assert rest.partition("\n<!-- /gpu-table -->")[0] == report.readme_table(documents)
+    documents = {p.stem: json.loads(p.read_text()) for p in visit.RESULTS.glob("gpu-*.json")}
+    assert rest.partition("\n<!-- /gpu-table -->")[0] == readme.gpu(documents)
 
 
 def test_the_report_of_nn_rnn_alone(tmp_path: Path) -> None:
@@ -99,4 +99,4 @@ def test_the_report_of_nn_rnn_alone(tmp_path: Path) -> None:
     assert "fastrnn µs" not in text
     assert "failed: hung; of other sources, a" in text
     assert not (tmp_path / "ratio-gpu-h100.png").exists()
-    assert "nothing has been measured" in report.readme_table([document])
+    assert "nothing has been measured" in readme.gpu({"gpu-h100": document})
