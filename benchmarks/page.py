@@ -30,7 +30,7 @@ from benchmarks.results import (
     page_of,
     with_avx512,
 )
-from benchmarks.tables import peer_ratios, ratios_of, threads_of
+from benchmarks.tables import micro_titles, peer_ratios, ratios_of, threads_of
 
 Record = dict[str, Any]
 
@@ -275,10 +275,7 @@ def kernels(files: Files) -> Iterator[str]:
     documents = of_kind(files, "kernels")
     yield f"{sources(documents.values())}\n"
     name = next(iter(documents))
-    yield (
-        f"[The kernels' page](benchmarks/{name}.md) has each kernel by instruction set, single "
-        "steps, and derivatives.\n"
-    )
+    yield f"[More of these](benchmarks/{name}.md): {title_of(documents[name]).lower()}.\n"
 
 
 def machines(files: Files) -> Iterator[str]:
@@ -303,13 +300,14 @@ def title_of(document: Record) -> str:
             return f"Beside other libraries, {threads_of(document['rows'][0]['threads'])}"
         case "gpu":
             return f"Every shape on {machine.get('gpu', document['card'])}"
+        case "kernels":
+            return listed(micro_titles(document)).capitalize()
         case _:
             return TITLES[kind]
 
 
 TITLES = {
     "sweep": "Time per step against hidden size, length and batch",
-    "kernels": "Kernels by instruction set, calls, single steps, derivatives",
     "profile": "Where the time of a call goes",
 }
 

@@ -153,11 +153,20 @@ def per_step(r: Record, contestant: str) -> str:
 # Of pytest-benchmark: the test's name, title, header.
 KERNELS_HEADER = ["call", "instructions", "µs", "GFLOP/s", "of multiply-adds", "of matmul"]
 MICRO = {
-    "test_kernels": ("Kernels, one thread", [*KERNELS_HEADER, "weights GB/s", "memory GB/s"]),
+    "test_kernels": (
+        "Kernels by instruction set",
+        [*KERNELS_HEADER, "weights GB/s", "memory GB/s"],
+    ),
     "test_overhead": ("Calls", ["call", "form", "µs"]),
-    "test_step": ("One time step", ["step", "form", "µs"]),
+    "test_step": ("Single time steps", ["step", "form", "µs"]),
     "test_derivatives": ("Derivatives without a kernel", ["derivative", "class", "µs"]),
 }
+
+
+def micro_titles(document: Record) -> list[str]:
+    """What a file of pytest-benchmark has."""
+    names = {b["name"].partition("[")[0] for b in document["benchmarks"]}
+    return [title for test, (title, _) in MICRO.items() if test in names]
 
 
 def micro_cells(b: Record) -> list[str]:

@@ -20,17 +20,17 @@ FORMS = {"eager": "eager", "graph": "in a CUDA graph"}
 SETTINGS_WORDS = "float32 (TF32 and exact), float16 and bfloat16"
 
 EXPLANATION = """\
-- Times are those of CUDA events: medians of interleaved rounds, each a repetition of the same step
-  on the same tensors, so the L2 cache is warm. Both modules run eagerly, and captured in a CUDA
-  graph that is replayed. µs/step is the whole time by steps and layers.
-- "Of the bound" is the share of the least time that the recurrence can take, by the model in
-  `benchmarks/gpu/model.py`, which is an estimate. Input products, weight gradients and launches
-  come on top of it.
-- Goals are for the eager ratio. Memory is the peak that a step adds, ours by nn.RNN's. Error is
-  ours by nn.RNN's against float64, of the result in which that is largest.
-- torch copies nn.RNN's weights at each call in bfloat16, and warns: `flatten_parameters` leaves
-  that type out. The times are with it.
-- TF32: products of float32 may round their factors, as in nn.RNN unless it is told otherwise.
+- Times are those of CUDA events: medians of interleaved rounds. Each round repeats the same step on
+  the same tensors, so the L2 cache is warm. Both modules run eagerly, and captured in a CUDA graph
+  that is replayed. µs/step is the whole time divided by steps and layers.
+- "Of the bound" is the share of the least time that the recurrence can take, which the model in
+  `benchmarks/gpu/model.py` estimates. Input products, weight gradients and launches come on top.
+- Goals are for the eager ratio. Memory is the peak that a step adds, divided by that of nn.RNN.
+  Error is the error against float64 divided by that of nn.RNN, of the result in which it is
+  largest.
+- In bfloat16, torch copies nn.RNN's weights at each call, and warns: `flatten_parameters` leaves
+  that type out. Its times include the copy.
+- TF32: products of float32 may round their factors, as nn.RNN's do by default.
 """
 
 
