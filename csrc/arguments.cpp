@@ -70,7 +70,7 @@ std::optional<int64_t> bytes_spanned(const at::TensorImpl& x) {
 void check_memory(const char* name, const Tensor& x, int64_t index = -1) {
   check_storage(name, x, index);
   TORCH_CHECK(x.numel() == 0 || (x.has_storage() && x.storage().data()), "rnn: expected ", name,
-              " to have memory, got a tensor without, as compilers and wrappers make them");
+              " to have memory, got a tensor without any, such as a compiler's or a wrapper's");
 }
 
 // `like` of the same dtype and device, with these sizes.
@@ -129,10 +129,11 @@ void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
   TORCH_CHECK(batch_sizes.scalar_type() == at::kLong, "expected scalar type Long but found ",
               batch_sizes.scalar_type());
   TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_contiguous(),
-              "rnn: expected batch_sizes with one dimension, contiguous, got shape ",
+              "rnn: expected contiguous batch_sizes with one dimension, got shape ",
               batch_sizes.sizes());
   check_memory("batch_sizes", batch_sizes);
-  TORCH_CHECK_INDEX(batch_sizes.numel() > 0, "rnn: expected batch_sizes with a step, got none");
+  TORCH_CHECK_INDEX(batch_sizes.numel() > 0,
+                    "rnn: expected batch_sizes of at least one step, got none");
   const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
   int64_t rows = 0;
   for (int64_t t = 0; t < batch_sizes.numel(); ++t) {
@@ -208,7 +209,7 @@ Shape check(FASTRNN_ARGUMENTS) {
   if (batch_sizes) {
     check_batch_sizes(*batch_sizes, input);
     TORCH_CHECK(!batch_first && !lengths,
-                "rnn: batch_first and lengths go with padded input, got batch_sizes");
+                "rnn: batch_first and lengths are for padded input, got batch_sizes");
     const int64_t* sizes = batch_sizes->const_data_ptr<int64_t>();
     s.seq_len = batch_sizes->numel();
     s.batch = sizes[0];
@@ -281,7 +282,7 @@ Arguments::Arguments(FASTRNN_ARGUMENTS)
     TORCH_CHECK(active.front() == shape.batch && active.back() >= 0 &&
                     std::is_sorted(active.rbegin(), active.rend()) &&
                     start.back() + active.back() == shape.rows && shape.rows <= input.size(0),
-                "rnn: batch_sizes changed while they were read");
+                "rnn: batch_sizes changed while they were being read");
   }
   if (reset) {
     reset_data = reset->const_data_ptr<bool>();

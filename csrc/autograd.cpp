@@ -140,8 +140,8 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
           "rnn: gradients of gradients need the Python package fastrnn, which is not loaded");
       TORCH_CHECK_NOT_IMPLEMENTED(
           is_of(node, ctx),
-          "rnn: compiled autograd takes no create_graph=True here: leave it for gradients of "
-          "gradients");
+          "rnn: create_graph=True is not supported under compiled autograd; compute gradients of "
+          "gradients outside of it");
       // The call settled where gradients go: an argument may have been detached since, or not kept.
       const auto connect = [&](Tensor& x, size_t i) {
         x = x.tensor_data();
@@ -257,11 +257,11 @@ std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS,
                                         bool (*goes_to_torch)(FASTRNN_ARGUMENTS)) {
   using torch::autograd::isFwGradDefined;
   TORCH_CHECK(!dropout_mask || !dropout_mask->requires_grad(),
-              "rnn: expected a dropout_mask that requires no grad");
+              "rnn: expected a dropout_mask that does not require grad");
   TORCH_CHECK_NOT_IMPLEMENTED(
       !isFwGradDefined(input) && !isFwGradDefined(hx) &&
           !torch::autograd::isFwGradDefinedTensorList(weights),
-      "rnn: the operator has no forward-mode derivative: call fastrnn.functional.rnn, which has");
+      "rnn: the operator does not support forward-mode AD, but fastrnn.functional.rnn does");
   if (wants_grad(input, hx, weights)) {
     if (goes_to_torch && goes_to_torch(FASTRNN_PASS)) return rnn_by_torch(FASTRNN_PASS);
     return rnn_recorded(FASTRNN_PASS);

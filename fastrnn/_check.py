@@ -96,7 +96,7 @@ def _why_no_check() -> str:
     if not _path.WITH_CUDA:
         return "expected CUDA kernels, but this build has none (FASTRNN_CUDA=1 builds them)"
     why: str = _C.cuda_why_no_kernels(torch.cuda.current_device())
-    return f"expected CUDA kernels that serve, but {why}" if why else ""
+    return f"expected CUDA kernels that run here, but {why}" if why else ""
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -131,7 +131,7 @@ def _calls(device: str) -> Iterator[Found]:
                 error, bound, where = _compare(batch, hidden_size, dtype, rows, device)
                 worst, allowed = max(worst, error), max(allowed, bound)
                 if not error <= bound:
-                    faults.append(f"{rows}: {where} is off by {error:.2g}, allowed are {bound:.2g}")
+                    faults.append(f"{rows}: {where} is off by {error:.2g}, allowed: {bound:.2g}")
         except RuntimeError as e:  # the device may be stopped
             faults.append(str(e).splitlines()[0])
         name = f"{kernels}:B{batch}-H{hidden_size}"

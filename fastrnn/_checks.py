@@ -59,11 +59,11 @@ def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RN
         what = "a Tensor or a PackedSequence" if op == "RNN" else "a Tensor"
         got = _got(input, "input")
         if isinstance(input, tuple) and len(input) == 2:
-            got = "a tuple: where it is the (output, hn) of another RNN, give output alone"
+            got = "a tuple. If it is another RNN's (output, hn), pass output alone"
         raise AttributeError(f"{op}: expected input to be {what}, got {got}")
     if hx is not None and not isinstance(hx, Tensor):
         if isinstance(hx, tuple) and len(hx) == 2:
-            got = "a tuple: where an LSTM has (h, c), an RNN has one state. Give the first, hx[0]"
+            got = "a tuple. An LSTM's state is (h, c), an RNN's is h alone: pass hx[0]"
         else:
             got = _got(hx, "hx")
         raise AttributeError(f"{op}: expected hx to be a Tensor or None, got {got}")
@@ -76,7 +76,7 @@ def check_reset_state(reset_state: Any, reset: Any, *, op: str = "rnn") -> None:
     """Check that there is a ``reset`` where there is a ``reset_state``."""
     if reset_state is not None and reset is None:
         raise ValueError(
-            f"{op}: reset_state is the state where reset is true: expected reset too, got None"
+            f"{op}: reset_state is the state where reset is true. Expected reset as well, got None"
         )
 
 
@@ -86,12 +86,12 @@ def _got(x: Any, name: str) -> str:
     if isinstance(x, type):
         return f"the class {x.__name__}"
     if isinstance(x, PackedSequence):
-        return f"{kind}: pad_packed_sequence({name}) makes one"
+        return f"{kind}. Convert it with pad_packed_sequence({name})"
     if isinstance(x, list | tuple):
         if x and all(isinstance(part, Tensor) for part in x):
-            return f"{kind}: torch.stack({name}) makes one of tensors of one size"
-        return f"{kind}: torch.tensor({name}) makes one of numbers"
-    return f"{kind}: torch.as_tensor({name}) makes one" if hasattr(x, "__array__") else kind
+            return f"{kind}. If its tensors have the same shape, convert it: torch.stack({name})"
+        return f"{kind}. If it holds numbers, convert it: torch.tensor({name})"
+    return f"{kind}. Convert it: torch.as_tensor({name})" if hasattr(x, "__array__") else kind
 
 
 def reorder(x: Tensor, indices: Tensor) -> Tensor:
@@ -123,11 +123,12 @@ def check_layout(input: Tensor, weights: Sequence[Any]) -> None:
     _check_input_dtype(input, weights[0])
     if input.is_nested:
         raise RuntimeError(
-            "RNN: expected input to be a dense tensor, got a nested one: give sequences of "
-            "different lengths padded, with lengths=, or as a PackedSequence"
+            "RNN: expected input to be a dense tensor, got a nested one. Pass sequences of "
+            "different lengths as a padded tensor with lengths=, or as a PackedSequence"
         )
     raise RuntimeError(
-        f"RNN: expected input to be a dense tensor, got {input.layout}: input.to_dense() makes one"
+        f"RNN: expected input to be a dense tensor, got {input.layout}. "
+        "Convert it: input.to_dense()"
     )
 
 
@@ -147,14 +148,14 @@ def check_weights(weights: Sequence[Any], *, op: str = "rnn") -> None:
     """Check that the weights are tensors."""
     for w in weights:
         if not isinstance(w, Tensor):
-            raise TypeError(f"{op}: expected weights that are tensors, got {type(w).__name__}")
+            raise TypeError(f"{op}: expected weights to be tensors, got {type(w).__name__}")
 
 
 def _check_input_dtype(input: Tensor, w_ih: Tensor) -> None:
     if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
         advice = f", or convert model: model.to({input.dtype})"
         if not (input.is_floating_point() or input.is_complex()):
-            advice = ". If they number words or classes, nn.Embedding goes before the RNN"
+            advice = ". If it holds indices of words or classes, put an nn.Embedding before the RNN"
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). "
             f"Convert input: input.to({w_ih.dtype}){advice}"
@@ -192,7 +193,7 @@ def check_args(
         if torch._C._functorch.is_batchedtensor(batch_sizes):
             raise RuntimeError(
                 "rnn: vmap over the lengths of packed sequences is not supported: "
-                "give padded input with lengths= instead"
+                "pass padded input with lengths= instead"
             )
         given = hx is not None or reset_state is not None
         if given and not torch.compiler.is_compiling():  # a compiler has no values
@@ -233,7 +234,7 @@ def check_dtypes(
     for name, x in (("input", input), ("hx", hx), ("reset_state", reset_state)):
         if x is not None and x.dtype != dtype:
             raise RuntimeError(
-                f"{op}: expected {name} of dtype {dtype}, that of the weights, got {x.dtype}. "
+                f"{op}: expected {name} of dtype {dtype}, like the weights, got {x.dtype}. "
                 f"Convert it: {name}.to({dtype})"
             )
     for w in weights:
@@ -276,7 +277,7 @@ def _as_integer(n: Any, lengths: Sequence[Any]) -> int:
             return operator.index(n)
     except TypeError:
         pass
-    raise TypeError(f"rnn: expected lengths of integers, got {n!r} in a {type(lengths).__name__}")
+    raise TypeError(f"rnn: expected integer lengths, got {n!r} in a {type(lengths).__name__}")
 
 
 def as_reset(reset: Any, dim: int, input: Tensor) -> Any:
@@ -303,9 +304,11 @@ def packed_reset(reset: Any, packed: PackedSequence, batch_first: bool) -> Any:
     data, batch_sizes, sorted_indices, _ = packed
     if isinstance(reset, PackedSequence):
         if not torch.equal(reset.batch_sizes, batch_sizes):
-            raise ValueError("rnn: expected reset packed like the input, got other batch_sizes")
+            raise ValueError("rnn: expected reset packed like the input, got different batch_sizes")
         if not _same_order(reset.sorted_indices, sorted_indices):
-            raise ValueError("rnn: expected reset packed like the input, got other sorted_indices")
+            raise ValueError(
+                "rnn: expected reset packed like the input, got different sorted_indices"
+            )
         marks = as_reset(reset.data, 1, data)
         check_reset(marks, (reset.data.size(0),), data)
         return pad_packed_sequence(PackedSequence(marks, batch_sizes))[0]
@@ -336,8 +339,8 @@ def check_lengths_given(lengths: Any, batch: int, input: Tensor) -> None:
         got = type(lengths).__name__
         raise TypeError(f"rnn: expected lengths to be a tensor or list of integers, got {got}")
     if lengths.dtype != torch.int64:
-        convert = ": lengths.long() converts them" if lengths.is_floating_point() else ""
-        raise ValueError(f"rnn: expected lengths of integers, got {lengths.dtype}{convert}")
+        convert = ". Convert them: lengths.long()" if lengths.is_floating_point() else ""
+        raise ValueError(f"rnn: expected integer lengths, got {lengths.dtype}{convert}")
     if tuple(lengths.shape) != (batch,):
         raise ValueError(
             f"rnn: expected lengths of shape {(batch,)}, one for each row of the batch, "
@@ -358,7 +361,7 @@ def check_reset(reset: Any, shape: tuple[int, ...], input: Tensor, *, op: str = 
         )
     if tuple(reset.shape) != shape:
         raise ValueError(
-            f"{op}: expected reset of shape {shape}, that of the input without its features, "
+            f"{op}: expected reset of shape {shape}, the input's without its last dimension, "
             f"got {tuple(reset.shape)}"
         )
     if reset.device != input.device:

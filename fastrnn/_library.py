@@ -57,9 +57,9 @@ def load() -> bool:
     if not of_a_wheel and not fits(folder):
         known = ".".join(map(str, newest_torch(folder)))
         warnings.warn(
-            f"this wheel of fastrnn knows torch up to {known}, and this is torch "
-            f"{torch.__version__}: every call takes torch's own operator, as torch.nn.RNN does. "
-            "Update fastrnn, or build it: see its README",
+            f"this wheel of fastrnn supports torch up to {known}, and this is torch "
+            f"{torch.__version__}: every call uses torch's own operator, as torch.nn.RNN does. "
+            "Update fastrnn, or build it from source: see its README",
             stacklevel=3,
         )
         sys.modules["fastrnn._C"] = importlib.import_module("fastrnn._without_library")

@@ -60,8 +60,8 @@ def _to_aten(
         raise ValueError("fastrnn.decompositions: expected padded input, got packed sequences")
     if type(input.size(1 if options.batch_first else 0)) is not int:
         raise ValueError(
-            "fastrnn.decompositions unrolls the RNN over time: expected a program of one length, "
-            "got a dynamic one. Export it with a static length"
+            "fastrnn.decompositions unrolls the RNN over time: expected a program of static "
+            "length, got a dynamic one. Export it with a static length"
         )
     return reference.rnn(input, hx, weights, *args)
 
@@ -71,8 +71,8 @@ def check(options: Options, reset_state: Tensor | None = None) -> None:
     older = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if options.reset is not None or reset_state is not None:
         raise ValueError(
-            "fastrnn: ONNX's operator RNN has no reset. Export the model without it, and split "
-            "sequences where they begin anew"
+            "fastrnn: ONNX's RNN operator has no reset. Export the model without it, and split "
+            "the input where a new sequence begins"
         )
     if options.batch_sizes is not None and not older:
         raise ValueError(

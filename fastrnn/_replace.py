@@ -130,7 +130,9 @@ def _check_module(model: Any) -> None:
     if isinstance(model, torch.nn.Module):
         return
     if isinstance(model, type):
-        raise TypeError(f"expected a torch.nn.Module, got the class {model.__name__}, no instance")
+        raise TypeError(
+            f"expected a torch.nn.Module, got the class {model.__name__}, not an instance"
+        )
     raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
 
 
@@ -145,10 +147,11 @@ def _warn_of_derived(model: torch.nn.Module, classes: dict[type, type]) -> bool:
         if kind not in classes and issubclass(kind, tuple(classes))
     ]
     if left:
-        what = "torch.nn's" if classes is _TO_OURS else "fastrnn's"
+        old, new = ("torch.nn", "fastrnn") if classes is _TO_OURS else ("fastrnn", "torch.nn")
         warnings.warn(
-            f"fastrnn left alone what derives from {what} RNN or RNNCell: {', '.join(left)}. "
-            "Change the base of a class of your own; a wrapper such as fully_shard comes after",
+            f"fastrnn did not change these subclasses of {old}'s RNN or RNNCell: "
+            f"{', '.join(left)}. Derive classes of your own from {new}'s; apply wrappers such as "
+            "fully_shard afterwards",
             stacklevel=3,
         )
     return bool(left)

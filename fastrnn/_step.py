@@ -132,7 +132,9 @@ def _reset_rows(
     for state in (hx, reset_state):
         expected = (*size[:-1], *reset.shape, size[-1])
         if state is not None and tuple(state.shape) != expected:
-            raise RuntimeError(f"{name}: expected a state {expected}, got {tuple(state.shape)}")
+            raise RuntimeError(
+                f"{name}: expected a state of shape {expected}, got {tuple(state.shape)}"
+            )
     if reset_state is None:
         return None if hx is None else torch.where(reset.unsqueeze(-1), torch.zeros_like(hx), hx)
     return torch.where(

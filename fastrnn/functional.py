@@ -220,7 +220,7 @@ def _rnn_padded(
         options = options._replace(lengths=lengths, reset=reset)
         return _checked_rnn(input, hx, weights, options, dropout, reset_state)
     if options.lengths is not None:
-        raise ValueError("rnn: lengths go with batched input, got 2-D input")
+        raise ValueError("rnn: lengths are for batched input, got 2-D input")
     if reset is not None:
         _checks.check_reset(reset, (input.size(0),), input)
         reset = reset.unsqueeze(1)
@@ -245,7 +245,7 @@ def _rnn_packed(
 ) -> tuple[PackedSequence, Tensor]:
     data, batch_sizes, sorted_indices, unsorted_indices = packed
     if options.lengths is not None:
-        raise ValueError("rnn: lengths go with padded input, got a PackedSequence")
+        raise ValueError("rnn: lengths are for padded input, got a PackedSequence")
     reset = options.reset
     if reset is not None:
         reset = _checks.packed_reset(reset, packed, options.batch_first)
@@ -280,7 +280,7 @@ def _checked_rnn(
 ) -> tuple[Tensor, Tensor]:
     if has_torch_function(weights) and any(map(_is_expanded, weights)):
         if options.lengths is not None or options.reset is not None:
-            raise ValueError("rnn: lengths and reset do not go with expanded weights")
+            raise ValueError("rnn: lengths and reset are not supported with expanded weights")
         plain = [w.orig_weight if _is_expanded(w) else w for w in weights]  # type: ignore[attr-defined]
         _checks.check_args(input, hx, plain, options, reset_state)
         return _path.run_torch(input, hx, weights, options, dropout)

@@ -124,7 +124,7 @@ bool is_kernel(const std::string& name) {
   throw std::invalid_argument(
       "rnn: expected FASTRNN_CUDA_KERNEL to be torch, step, vector, tile or cluster, or a "
       "configuration that can serve this call (" +
-      (names.empty() ? "here none" : names) + "), got " + forced);
+      (names.empty() ? "none here" : names) + "), got " + forced);
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ std::string why_no_kernels(cudaError_t error, int capability) {
     case cudaErrorJitCompilerNotFound:
     case cudaErrorJitCompilationDisabled:
     case cudaErrorInvalidPtx:
-      return std::string("the driver does not run this build: ") + text_of(error);
+      return std::string("the driver cannot run this build: ") + text_of(error);
     default:
       TORCH_CHECK(false, "rnn: looking for kernels failed: ", text_of(error));
   }
@@ -67,7 +67,8 @@ void Known::read(int index) {
 Guard& guard_at(int index) {
   constexpr int kMost = 64;
   static auto& all = *new std::array<Known, kMost>;  // threads may outlive what is destroyed
-  TORCH_CHECK(index >= 0 && index < kMost, "rnn: expected a device below ", kMost, ", got ", index);
+  TORCH_CHECK(index >= 0 && index < kMost, "rnn: expected a device index below ", kMost, ", got ",
+              index);
   Known& known = all[index];
   std::call_once(known.once, [&] { known.read(index); });
   return *known.guard;

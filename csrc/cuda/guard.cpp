@@ -108,8 +108,8 @@ std::string Guard::why_not(const Variant& v, cudaStream_t stream) {
   if (serves(v, stream)) return "";
   if (!is_known(v) || !is_known(steps_in(v.dtype)))
     return described(v) +
-           " has not been checked yet, and no check can run while a stream captures: call it once "
-           "before, or set FASTRNN_CHECK=0";
+           " has not been checked yet, and no check can run during stream capture: call it once "
+           "before the capture, or set FASTRNN_CHECK=0";
   const std::string& own = entries_[index_of(v)].text();
   return own.empty() ? why_not() : own;
 }
@@ -118,8 +118,7 @@ void Guard::run_checks(const Variant& v, cudaStream_t stream) {
   if (is_known(v)) return;
   const OutsideCaptures outside;
   const cudaError_t before = synchronize(stream);
-  TORCH_CHECK(before == cudaSuccess,
-              "rnn: the device had failed before this call: ", text_of(before));
+  TORCH_CHECK(before == cudaSuccess, "rnn: the device failed before this call: ", text_of(before));
   const Tensor workspace =
       at::empty({check_bytes(v)}, at::TensorOptions(at::kByte).device(torchs_));
   const std::lock_guard lock(mutex_);
@@ -128,14 +127,14 @@ void Guard::run_checks(const Variant& v, cudaStream_t stream) {
     const Verdict verdict = check_variant(v, trial, workspace.mutable_data_ptr(), stream);
     if (verdict.is_right()) continue;
     TORCH_CHECK_WITH(OutOfMemoryError, verdict.error != cudaErrorMemoryAllocation,
-                     "rnn: no memory on the device to check ", described(v));
+                     "rnn: not enough memory on the device to check ", described(v));
     TORCH_CHECK(!verdict.timed_out, "rnn: the check of ", described(v), ": ", verdict.fault(),
-                ". The GPU is busy, or the kernel has no end; FASTRNN_CUDA_KERNEL=torch avoids it");
+                ". The GPU is busy, or the kernel hangs; FASTRNN_CUDA_KERNEL=torch avoids it");
     if (query(stream) != cudaSuccess) {
       stopped_.refuse("rnn: the check of " + described(v) +
                       " stopped the device: " + verdict.fault() +
-                      ". This process can use it no more. FASTRNN_CUDA_KERNEL=torch avoids the "
-                      "kernel. Please report it: https://github.com/fastrnn/fastrnn/issues");
+                      ". This process can no longer use it. FASTRNN_CUDA_KERNEL=torch avoids the "
+                      "kernel. Please report this: https://github.com/fastrnn/fastrnn/issues");
       throw DeviceStopped(stopped_.text());
     }
     return refuse_locked(v, verdict.fault());
@@ -156,8 +155,8 @@ void Guard::refuse_locked(const Variant& v, const std::string& why) {
   if (v.choice.kernel == Kernel::kStep) whole_.refuse(entry.text());
   TORCH_WARN(
       "fastrnn: ", entry.text(),
-      ". From now on such calls go to torch's operator, or to kernels that are right. Please "
-      "report it with what `python -m fastrnn check` prints: "
+      ". From now on such calls use torch's operator, or kernels that passed their checks. Please "
+      "report this, with the output of `python -m fastrnn check`: "
       "https://github.com/fastrnn/fastrnn/issues");
 }
 

@@ -43,14 +43,14 @@ class OnDevice {
     TORCH_CHECK(guard.why_not().empty(), "rnn: ", guard.why_not());
     void* stream = nullptr;
     TORCH_CHECK(torch_cuda().current_stream(index_, &stream) == 0,
-                "rnn: this torch does not tell its current CUDA stream");
+                "rnn: cannot get the current CUDA stream from this version of torch");
     return {static_cast<cudaStream_t>(stream), guard.device(), allows_tf32(), *forced_kernel,
             &guard};
   }
 
  private:
   static int index_of(const Tensor& input) {
-    TORCH_CHECK(input.is_cuda(), "rnn: expected input on a CUDA device, as the weights are, got ",
+    TORCH_CHECK(input.is_cuda(), "rnn: expected input on a CUDA device, like the weights, got ",
                 input.device());
     return input.get_device();
   }

@@ -177,7 +177,7 @@ CLEARER = {  # the call, torch's type and a part of our words, which say more th
     "dtype": (
         lambda cell: cell(I, H)(x(B, I, dtype=torch.float64)),
         RuntimeError,
-        r"RNNCell: expected input of dtype torch.float32, that of the weights, got torch.float64. "
+        r"RNNCell: expected input of dtype torch.float32, like the weights, got torch.float64. "
         r"Convert it: input.to\(torch.float32\)",
     ),
     "integers": (
@@ -203,22 +203,22 @@ CLEARER = {  # the call, torch's type and a part of our words, which say more th
     "array": (
         lambda cell: cell(I, H)(x(B, I).numpy()),
         AttributeError,
-        r"got ndarray: torch.as_tensor\(input\) makes one",
+        r"got ndarray. Convert it: torch.as_tensor\(input\)",
     ),
     "packed": (
         lambda cell: cell(I, H)(nn.utils.rnn.pack_sequence([x(2, I)])),
         AttributeError,
-        r"got PackedSequence: pad_packed_sequence\(input\) makes one",
+        r"got PackedSequence. Convert it with pad_packed_sequence\(input\)",
     ),
     "hx of an LSTM": (
         lambda cell: cell(I, H)(x(B, I), (x(B, H), x(B, H))),
         AttributeError,
-        r"RNNCell: expected hx to be a Tensor or None, got a tuple: where an LSTM has \(h, c\)",
+        r"RNNCell: expected hx to be a Tensor or None, got a tuple. An LSTM's state is \(h, c\)",
     ),
     "tuple of one": (
         lambda cell: cell(I, H)(x(B, I), (x(B, H),)),
         AttributeError,
-        r"expected hx to be a Tensor or None, got tuple: torch.stack\(hx\)",
+        r"expected hx to be a Tensor or None, got tuple. .* torch.stack\(hx\)",
     ),
 }
 

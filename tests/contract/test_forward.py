@@ -224,7 +224,7 @@ CLEARER = {  # the call, torch's type and a part of our words, which say more th
         lambda rnn: rnn(I, H)(torch.ones(T, B, I, dtype=torch.int64)),
         ValueError,
         r"RNN input dtype \(torch.int64\) does not match weight dtype \(torch.float32\). Convert "
-        r"input: input.to\(torch.float32\). If they number words or classes, nn.Embedding goes",
+        r"input: input.to\(torch.float32\). If it holds indices .* put an nn.Embedding",
     ),
     "bool": (
         lambda rnn: rnn(I, H)(torch.ones(T, B, I, dtype=torch.bool)),
@@ -234,7 +234,7 @@ CLEARER = {  # the call, torch's type and a part of our words, which say more th
     "hx dtype": (
         lambda rnn: rnn(I, H)(x(), x(1, B, H, dtype=torch.float64)),
         RuntimeError,
-        r"RNN: expected hx of dtype torch.float32, that of the weights, got torch.float64. "
+        r"RNN: expected hx of dtype torch.float32, like the weights, got torch.float64. "
         r"Convert it: hx.to\(torch.float32\)",
     ),
     "hx dtype, no bias": (
@@ -280,17 +280,17 @@ CLEARER = {  # the call, torch's type and a part of our words, which say more th
     "list": (
         lambda rnn: rnn(I, H)([1.0, 2.0]),
         AttributeError,
-        r"expected input to be a Tensor or a PackedSequence, got list: torch.tensor\(input\) makes",
+        r"expected input to be a Tensor or a PackedSequence, got list. .* torch.tensor\(input\)",
     ),
     "list of tensors": (
         lambda rnn: rnn(I, H)([x(B, I), x(B, I)]),
         AttributeError,
-        r"got list: torch.stack\(input\) makes one of tensors of one size",
+        r"got list. If its tensors have the same shape, convert it: torch.stack\(input\)",
     ),
     "result of another RNN": (
         lambda rnn: rnn(H, H)(rnn(I, H)(x())),
         AttributeError,
-        r"got a tuple: where it is the \(output, hn\) of another RNN, give output alone",
+        r"got a tuple. If it is another RNN's \(output, hn\), pass output alone",
     ),
     "None": (
         lambda rnn: rnn(I, H)(None),
@@ -300,33 +300,33 @@ CLEARER = {  # the call, torch's type and a part of our words, which say more th
     "array": (
         lambda rnn: rnn(I, H)(np.ones((T, B, I), np.float32)),
         AttributeError,
-        r"got ndarray: torch.as_tensor\(input\) makes one",
+        r"got ndarray. Convert it: torch.as_tensor\(input\)",
     ),
     "hx of an LSTM": (
         lambda rnn: rnn(I, H)(x(), (x(1, B, H), x(1, B, H))),
         AttributeError,
-        r"RNN: expected hx to be a Tensor or None, got a tuple: where an LSTM has \(h, c\), an RNN "
-        r"has one state. Give the first, hx\[0\]",
+        r"RNN: expected hx to be a Tensor or None, got a tuple. An LSTM's state is \(h, c\), an "
+        r"RNN's is h alone: pass hx\[0\]",
     ),
     "hx of an LSTM, packed": (
         lambda rnn: rnn(I, H)(packed(), (x(1, B, H), x(1, B, H))),
         AttributeError,
-        r"where an LSTM has \(h, c\), an RNN has one state",
+        r"An LSTM's state is \(h, c\), an RNN's is h alone: pass hx\[0\]",
     ),
     "hx of an LSTM, dropout": (
         lambda rnn: rnn(I, H, 2, dropout=0.5)(x(), (x(2, B, H), x(2, B, H))),
         AttributeError,
-        r"where an LSTM has \(h, c\), an RNN has one state",
+        r"An LSTM's state is \(h, c\), an RNN's is h alone: pass hx\[0\]",
     ),
     "list hx": (
         lambda rnn: rnn(I, H)(x(T, I), [x(1, H)]),
         AttributeError,
-        r"expected hx to be a Tensor or None, got list: torch.stack\(hx\) makes one",
+        r"expected hx to be a Tensor or None, got list. If .* convert it: torch.stack\(hx\)",
     ),
     "array hx": (
         lambda rnn: rnn(I, H)(x(), np.ones((1, B, H), np.float32)),
         AttributeError,
-        r"expected hx to be a Tensor or None, got ndarray: torch.as_tensor\(hx\) makes one",
+        r"expected hx to be a Tensor or None, got ndarray. Convert it: torch.as_tensor\(hx\)",
     ),
     "number hx": (
         lambda rnn: rnn(I, H)(x(), 0),
@@ -368,7 +368,7 @@ def test_layouts_that_raise(name: str) -> None:
         assert isinstance(raised, Raised)
         assert issubclass(raised.type, RuntimeError)  # NotImplementedError too
     words = (
-        "a nested one: .* with lengths=" if name == "nested" else r"input.to_dense\(\) makes one"
+        "a nested one. .* with lengths=" if name == "nested" else r"Convert it: input.to_dense\(\)"
     )
     with pytest.raises(
         RuntimeError, match=f"RNN: expected input to be a dense tensor, got .*{words}"

@@ -67,7 +67,7 @@ ERRORS = {
     ),
     "a weight that is no tensor": (
         lambda: rnn(torch.randn(T, B, I), None, [*weights(3), None]),
-        (TypeError, r"expected weights that are tensors, got NoneType"),
+        (TypeError, r"expected weights to be tensors, got NoneType"),
     ),
     "dtype": (
         lambda: rnn(torch.randn(T, B, I).double(), None, weights()),
@@ -103,11 +103,11 @@ ERRORS = {
     ),
     "an array": (
         lambda: rnn(torch.randn(T, B, I).numpy(), None, weights()),
-        (AttributeError, r"got ndarray: torch.as_tensor\(input\) makes one"),
+        (AttributeError, r"got ndarray. Convert it: torch.as_tensor\(input\)"),
     ),
     "the state of an LSTM": (
         lambda: rnn(torch.randn(T, B, I), (torch.zeros(1, B, H),) * 2, weights()),
-        (AttributeError, r"where an LSTM has \(h, c\), an RNN has one state"),
+        (AttributeError, r"An LSTM's state is \(h, c\), an RNN's is h alone: pass hx\[0\]"),
     ),
     "dtype of hx": (
         lambda: rnn(torch.randn(T, B, I), torch.zeros(1, B, H).double(), weights()),
@@ -115,7 +115,7 @@ ERRORS = {
     ),
     "reset_state alone": (
         lambda: rnn(torch.randn(T, B, I), None, weights(), reset_state=torch.zeros(1, B, H)),
-        (ValueError, r"reset_state is the state where reset is true: expected reset too, got None"),
+        (ValueError, r"reset_state is the state where reset is true. Expected reset as well, got"),
     ),
     "one weight": (
         lambda: rnn(torch.randn(T, B, I), None, torch.randn(4, H)),
@@ -123,11 +123,11 @@ ERRORS = {
     ),
     "lengths without a batch": (
         lambda: rnn(torch.randn(T, I), None, weights(), lengths=torch.tensor([T])),
-        (ValueError, r"lengths go with batched input, got 2-D input"),
+        (ValueError, r"lengths are for batched input, got 2-D input"),
     ),
     "reset of packed input": (
         lambda: rnn(INPUTS["packed"](), None, weights(), reset=torch.zeros(T + 1, B)),
-        (ValueError, rf"expected reset of shape \({T}, {B}\), that of the input .* got"),
+        (ValueError, rf"expected reset of shape \({T}, {B}\), the input's .* got"),
     ),
 }
 
@@ -147,16 +147,16 @@ def test_lengths_beyond_64_bits() -> None:
 @pytest.mark.parametrize(
     ("mark", "message"),
     [
-        ({"lengths": [5, 2.0]}, r"expected lengths of integers, got 2.0 in a list"),
-        ({"lengths": [3.0] * 2}, r"expected lengths of integers, got 3.0 in a list"),
-        ({"lengths": [True, True]}, r"expected lengths of integers, got True in a list"),
+        ({"lengths": [5, 2.0]}, r"expected integer lengths, got 2.0 in a list"),
+        ({"lengths": [3.0] * 2}, r"expected integer lengths, got 3.0 in a list"),
+        ({"lengths": [True, True]}, r"expected integer lengths, got True in a list"),
         ({"lengths": "52"}, r"expected lengths to be a tensor or list of integers, got str"),
         ({"lengths": 5}, r"expected lengths to be a tensor or list of integers, got int"),
         ({"reset": "no"}, r"expected reset to be a tensor of shape \(5, 2\), bool or 0/1, got str"),
-        ({"reset": [torch.zeros(2)] * 5}, r"got list: torch.stack\(reset\) makes one"),
+        ({"reset": [torch.zeros(2)] * 5}, r"got list. If its .* convert it: torch.stack\(reset\)"),
         (
             {"reset": pack_padded_sequence(torch.zeros(5, 2), torch.tensor([5, 2]))},
-            r"got PackedSequence: pad_packed_sequence\(reset\) makes one",
+            r"got PackedSequence. Convert it with pad_packed_sequence\(reset\)",
         ),
     ],
     ids=str,

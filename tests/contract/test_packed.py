@@ -174,11 +174,11 @@ def test_errors(name: str) -> None:
 ERRORS_IN_OTHER_WORDS = {
     "tuple hx": (
         lambda rnn: rnn(I, H)(packed(3, 2), (torch.zeros(1, 3, H), None)),
-        "where an LSTM has (h, c), an RNN has one state. Give the first, hx[0]",
+        "An LSTM's state is (h, c), an RNN's is h alone: pass hx[0]",
     ),
     "hx dtype": (
         lambda rnn: rnn(I, H)(packed(3, 2), torch.zeros(1, 3, H, dtype=torch.float64)),
-        "expected hx of dtype torch.float32, that of the weights, got torch.float64",
+        "expected hx of dtype torch.float32, like the weights, got torch.float64",
     ),
     "plain tuple": (
         lambda rnn: rnn(I, H)(tuple(packed(4, 3, 2))),
@@ -190,7 +190,10 @@ ERRORS_IN_OTHER_WORDS = {
         lambda rnn: rnn(I, H)(packed(4, 4, 4)),
         "at most the 9 rows of data, got more by step 2",
     ),
-    "no batch sizes": (lambda rnn: rnn(I, H)(packed()), "batch_sizes with a step, got none"),
+    "no batch sizes": (
+        lambda rnn: rnn(I, H)(packed()),
+        "batch_sizes of at least one step, got none",
+    ),
     "hx device": (
         lambda rnn: rnn(I, H)(packed(3, 2), torch.zeros(1, 3, H, device="meta")),
         "found input tensor at cpu and hidden tensor at meta",
@@ -214,7 +217,7 @@ def test_batch_sizes_with_gaps_in_memory() -> None:
 
 
 def test_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="lengths go with padded input, got a PackedSequence"):
+    with pytest.raises(ValueError, match="lengths are for padded input, got a PackedSequence"):
         RNN(I, H)(packed(4, 3, 2), lengths=torch.ones(4))
 
 

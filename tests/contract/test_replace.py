@@ -170,9 +170,9 @@ class OwnForwardOfOurs(fastrnn.RNN):
 
 def test_subclasses_are_left_alone_with_a_warning() -> None:
     model = nn.ModuleDict({"theirs": OwnForward(I, H), "ours": OwnForwardOfOurs(I, H)})
-    with pytest.warns(UserWarning, match=r"derives from torch\.nn's .*: theirs \(OwnForward\)\."):
+    with pytest.warns(UserWarning, match=r"subclasses of torch\.nn's .*: theirs \(OwnForward\)\."):
         fastrnn.replace(model)
-    ours = r"derives from fastrnn's .*: ours \(OwnForwardOfOurs\)\."
+    ours = r"subclasses of fastrnn's .*: ours \(OwnForwardOfOurs\)\."
     with pytest.warns(UserWarning, match=ours):
         fastrnn.restore(model)
     with pytest.warns(UserWarning, match=ours), fastrnn.as_torch(model):

@@ -206,23 +206,23 @@ def test_wrong_arguments() -> None:
     wrong: list[tuple[Any, type, str]] = [
         (lambda: rnn(x, reset=reset.t()), ValueError, r"reset of shape \(9, 2\), .* got"),
         (lambda: rnn(x, reset=reset.float().t()), ValueError,
-         r"expected reset of shape \(9, 2\), that of the input without its features, got \(2, 9\)"),
+         r"expected reset of shape \(9, 2\), the input's without its last dimension, got \(2, 9\)"),
         (lambda: rnn(x, reset=True), ValueError, r"reset of shape \(9, 2\), .* got \(\)"),
         (lambda: rnn(x, reset={}), TypeError, r"a tensor of shape \(9, 2\), bool or 0/1, got dict"),
         (lambda: rnn(x[:, 0], reset=reset), ValueError, r"reset of shape \(9,\), .* got \(9, 2\)"),
         (lambda: rnn(x, reset_state=hx), ValueError,
-         "rnn: reset_state is the state where reset is true: expected reset too, got None"),
+         "rnn: reset_state is the state where reset is true. Expected reset as well, got None"),
         (lambda: rnn(x, reset=reset, reset_state=(hx, hx)), TypeError, "reset_state to be a T"),
         (lambda: rnn(x, reset=reset, reset_state=hx.double()), RuntimeError,
          "expected reset_state of dtype torch.float32, .* got torch.float64"),
         (lambda: rnn(x, reset=reset, reset_state=hx[0]), RuntimeError, "reset_state size"),
         (lambda: rnn.step(x[0], reset_state=hx), ValueError, "RNN.step: reset_state is the state"),
-        (lambda: rnn.step(x[0], (hx, hx), reset=reset[0]), AttributeError, "an LSTM has"),
-        (lambda: rnn.step(x[0].numpy(), reset=reset[0]), AttributeError, "got ndarray: torch.as_"),
-        (lambda: cell(x[0], (hx[0],) * 2, reset=reset[0]), AttributeError, "an LSTM has"),
+        (lambda: rnn.step(x[0], (hx, hx), reset=reset[0]), AttributeError, "An LSTM's state"),
+        (lambda: rnn.step(x[0].numpy(), reset=reset[0]), AttributeError, "got ndarray. Convert it"),
+        (lambda: cell(x[0], (hx[0],) * 2, reset=reset[0]), AttributeError, "An LSTM's state"),
         (lambda: cell(x[0], reset="no"), TypeError, r"RNNCell: .* a tensor of shape \(2,\), bool"),
         (lambda: rnn.step(x[0], reset=reset), ValueError, r"reset of shape \(2,\), .* got"),
-        (lambda: rnn.step(x[0], hx[:, :1], reset=reset[0]), RuntimeError, r"state \(1, 2, 8\),"),
+        (lambda: rnn.step(x[0], hx[:, :1], reset=reset[0]), RuntimeError, r"shape \(1, 2, 8\),"),
         (lambda: rnn.step(x[0], reset=reset[0], reset_state=hx[0]), RuntimeError, "a state"),
         (lambda: rnn.step(x[0], reset=reset[0], reset_state=hx[..., :1]), RuntimeError, "a state"),
         (lambda: cell(x[0], reset=reset[0], reset_state=hx[0, :, :1]), RuntimeError, "a state"),
@@ -233,7 +233,7 @@ def test_wrong_arguments() -> None:
         (lambda: rnn(packed, reset=pack_padded_sequence(reset, lengths - 1)), ValueError,
          "packed like the input"),
         (lambda: rnn(turned, reset=pack_padded_sequence(reset, lengths)), ValueError,
-         "packed like the input, got other sorted_indices"),
+         "packed like the input, got different sorted_indices"),
     ]  # fmt: skip
     for call, error, message in wrong:
         with pytest.raises(error, match=message):
@@ -312,5 +312,5 @@ def test_packed_in_order_with_indices_or_without(which: str) -> None:
     assert torch.equal(output.data, expected.data)
     assert torch.equal(state, hn)
     turned = PackedSequence(packed.data, packed.batch_sizes, order.flip(0), order.flip(0))
-    with pytest.raises(ValueError, match="got other sorted_indices"):
+    with pytest.raises(ValueError, match="got different sorted_indices"):
         rnn(turned, reset=packed_marks)

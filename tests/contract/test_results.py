@@ -294,7 +294,7 @@ def test_bad_lengths_and_reset_arguments() -> None:
     rnn = fastrnn.RNN(3, 4)
     x = torch.randn(5, 2, 3)
     with pytest.raises(
-        ValueError, match=r"lengths of integers, got torch.float32: lengths.long\(\) converts"
+        ValueError, match=r"integer lengths, got torch.float32. Convert them: lengths.long\(\)"
     ):
         rnn(x, lengths=torch.tensor([1.0, 2.0]))
     with pytest.raises(
@@ -304,5 +304,5 @@ def test_bad_lengths_and_reset_arguments() -> None:
     with pytest.raises(ValueError, match=r"reset of shape \(5, 2\)"):
         rnn(x, reset=torch.zeros(2, 5, dtype=torch.bool))
     packed = pack_padded_sequence(x, torch.tensor([5, 3]))
-    with pytest.raises(ValueError, match="lengths go with padded input"):
+    with pytest.raises(ValueError, match="lengths are for padded input"):
         rnn(packed, lengths=torch.tensor([5, 3]))

@@ -195,12 +195,12 @@ WRONG = {
     "an array": (
         lambda: RNN(2, 3).step(torch.ones(4, 2).numpy()),
         AttributeError,
-        r"RNN.step: expected input to be a Tensor, got ndarray: torch.as_tensor\(input\) makes one",
+        r"RNN.step: expected input to be a Tensor, got ndarray. Convert it: torch.as_tensor\(input",
     ),
     "the state of an LSTM": (
         lambda: RNN(2, 3).step(torch.ones(4, 2), (torch.ones(1, 4, 3),) * 2),
         AttributeError,
-        r"RNN.step: expected hx to be a Tensor or None, got a tuple: where an LSTM has \(h, c\)",
+        r"RNN.step: expected hx to be a Tensor or None, got a tuple. An LSTM's state is \(h, c\)",
     ),
     "dtype of the state": (
         lambda: RNN(2, 3).step(torch.ones(4, 2), torch.ones(1, 4, 3).double()),

@@ -158,7 +158,7 @@ def test_a_launch_refused_in_the_check(plant: Callable[..., None], guard: Any) -
 
 def test_no_memory_is_no_fault(plant: Callable[..., None], guard: Any) -> None:
     plant(of_launches=OUT_OF_MEMORY)
-    with pytest.raises(RuntimeError, match=f"no memory on the device to check {CLUSTER}"):
+    with pytest.raises(RuntimeError, match=f"not enough memory .* to check {CLUSTER}"):
         guard.why_not(CLUSTER, FLOAT16)
     plant()
     assert guard.why_not(CLUSTER, FLOAT16) == ""
@@ -181,7 +181,7 @@ def test_a_kernel_without_an_end_raises(plant: Callable[..., None], guard: Any) 
 def test_no_check_while_a_stream_captures(plant: Callable[..., None], guard: Any) -> None:
     plant(capturing=True)
     assert guard.kernel(FLOAT16, 64, 64, torch_can_serve=True) == "torch"
-    with pytest.raises(RuntimeError, match="call it once before, or set FASTRNN_CHECK=0"):
+    with pytest.raises(RuntimeError, match=r"once before .*, or set FASTRNN_CHECK=0"):
         guard.kernel(FLOAT16, 64, 64, torch_can_serve=False)
     plant()
     assert guard.kernel(FLOAT16, 64, 64, torch_can_serve=True) == TILE

@@ -186,7 +186,7 @@ def test_a_wheel_under_a_newer_torch(package: Callable[..., Path]) -> None:
     ended = run(sys.executable, "-c", code, PYTHONPATH=str(installed))
     assert ended.returncode == 0, ended.stderr
     warning, kernel = ended.stdout.splitlines()
-    assert "knows torch up to 2.8, and this is torch" in warning
+    assert "supports torch up to 2.8, and this is torch" in warning
     assert kernel == f"torch (this wheel has no library for torch {torch.__version__})"
 
 

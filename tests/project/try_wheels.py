@@ -89,7 +89,7 @@ python = "{}.{}".format(*__import__("sys").version_info)
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     import fastrnn
-assert sum("of fastrnn knows torch up to" in str(warning.message) for warning in said) == 1
+assert sum("of fastrnn supports torch up to" in str(warning.message) for warning in said) == 1
 rnn, theirs = fastrnn.RNN(8, 64, 2, bidirectional=True), torch.nn.RNN(8, 64, 2, bidirectional=True)
 theirs.load_state_dict(rnn.state_dict())
 x = torch.randn(20, 100, 8)

@@ -145,7 +145,7 @@ def test_core_aten_has_one_length() -> None:
     program = torch.export.export(
         rnn, (torch.randn(5, 2, 3),), dynamic_shapes=({0: auto, 1: auto},)
     )
-    with pytest.raises(ValueError, match="expected a program of one length, got a dynamic one"):
+    with pytest.raises(ValueError, match="expected a program of static length, got a dynamic"):
         program.run_decompositions(fastrnn.decompositions())
 
 

@@ -210,7 +210,7 @@ def test_lengths_are_checked_under_transforms() -> None:
         vmap(lambda y, n: module(y, lengths=n))(x(N, T, B, I), bad)
     with pytest.raises(ValueError, match=r"expected lengths between 0 and 5, got -1"):
         grad(lambda y: module(y, lengths=torch.tensor([-1, 2]))[0].sum())(x())
-    with pytest.raises(ValueError, match=r"expected lengths of integers, got torch.float32"):
+    with pytest.raises(ValueError, match=r"expected integer lengths, got torch.float32"):
         vmap(lambda y, n: module(y, lengths=n))(x(N, T, B, I), LENGTHS.float())
 
 

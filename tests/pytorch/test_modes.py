@@ -183,5 +183,5 @@ def test_expanded_weights_take_no_lengths() -> None:
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
     call = call_for_per_sample_grads(RNN(I, H, batch_first=True), batch_size=B)
-    with pytest.raises(ValueError, match="lengths and reset do not go with expanded weights"):
+    with pytest.raises(ValueError, match="lengths and reset are not supported with exp"):
         call(x(B, T, I), lengths=[T, T - 1])
