@@ -28,6 +28,18 @@ def test_the_command() -> None:
     assert last.endswith(f"{len(rows)} cases, all right")
 
 
+def test_a_reader_that_stops_early() -> None:
+    """As ``python -m fastrnn check | head -2``: no traceback, and no status 0 for half a check."""
+    command = [sys.executable, "-m", "fastrnn", "check", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b"kernel")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 1
+
+
 @pytest.mark.parametrize("result", ["output", "hn"])
 def test_a_wrong_number_is_named(
     result: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
