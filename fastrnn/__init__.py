@@ -4,7 +4,7 @@ from fastrnn import _library
 
 __path__ = _library.package_path()
 if _library.load():
-    from fastrnn import _fake  # noqa: F401  (it registers what torch.compile asks)
+    from fastrnn import _fake  # noqa: F401  (registers shapes for torch.compile)
 from fastrnn import functional
 from fastrnn._info import info
 from fastrnn._onnx import decompositions

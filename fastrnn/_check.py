@@ -1,4 +1,4 @@
-"""``python -m fastrnn check``: do the kernels compute what they should, here, and how fast."""
+"""``python -m fastrnn check``: are the kernels right on this machine, and how fast are they."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fastrnn import _C, _info, _path, reference
 from fastrnn.functional import rnn
 from fastrnn.rnn import RNN
 
-STEPS = 64  # of what is timed
+STEPS = 64  # of the calls that are timed
 SIZES = [(1, 32), (1, 256), (8, 64), (64, 128), (16, 512)]  # B, H
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-# What an implementation may err where plain torch happens to be exact.
+# The error that is allowed even where plain torch happens to be exact.
 FLOOR = {torch.float32: 2e-6, torch.float64: 1e-14, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 ROWS = ("whole", "packed", "lengths", "marks")
 
 
 @dataclass
 class Found:
-    """What a row of the table says. An error is relative to the largest right value, or to one."""
+    """A row of the table. Errors are relative to the largest true value, or to 1 if it is less."""
 
     kernel: str
     dtype: torch.dtype
@@ -141,7 +141,7 @@ def _calls(device: str) -> Iterator[Found]:
 def _compare(
     batch: int, hidden_size: int, dtype: torch.dtype, rows: str, device: str
 ) -> tuple[float, float, str]:
-    """Return the worst error, what is allowed, and in which result it is."""
+    """Return the worst error, the error allowed there, and which result it is in."""
     generator = torch.Generator().manual_seed(0)
     steps, features = 7, 2 * hidden_size
 
@@ -203,7 +203,7 @@ def _compare(
 
 
 def _microseconds(found: Found, device: str) -> tuple[float, float]:
-    """Return those of a step of a forward pass, ours and nn.RNN's."""
+    """Return the microseconds of a step of a forward pass, ours and nn.RNN's."""
     size = found.hidden_size
     input = torch.randn(STEPS, found.batch, size, device=device).to(found.dtype)
     ours = RNN(size, size, device=device, dtype=found.dtype)

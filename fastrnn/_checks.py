@@ -1,4 +1,4 @@
-"""A call's arguments, checked in torch's words where torch has a check."""
+"""Checks of a call's arguments, in torch's words where torch has the same check."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 
 class Options(NamedTuple):
-    """What the operator takes after ``input``, ``hx`` and ``weights``, in its order."""
+    """The operator's arguments after ``input``, ``hx`` and ``weights``, in its order."""
 
     batch_sizes: Tensor | None = None
-    lengths: Any = None  # a tensor, or what the caller gave
+    lengths: Any = None  # a tensor, or what the caller passed
     reset: Any = None
     dropout_mask: Tensor | None = None
     has_biases: bool = True
@@ -54,7 +54,7 @@ def check_dropout(dropout: Any) -> None:
 
 
 def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RNN") -> None:
-    """Check the types of a call's tensors; of the first two AttributeError, as nn.RNN has it."""
+    """Check the types of a call's tensors; raise AttributeError for the first two, as nn.RNN."""
     if not isinstance(input, Tensor):
         what = "a Tensor or a PackedSequence" if op == "RNN" else "a Tensor"
         got = _got(input, "input")
@@ -73,7 +73,7 @@ def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RN
 
 
 def check_reset_state(reset_state: Any, reset: Any, *, op: str = "rnn") -> None:
-    """Check that there is a ``reset`` where there is a ``reset_state``."""
+    """Check that ``reset_state`` comes with ``reset``."""
     if reset_state is not None and reset is None:
         raise ValueError(
             f"{op}: reset_state is the state where reset is true. Expected reset as well, got None"
@@ -81,7 +81,7 @@ def check_reset_state(reset_state: Any, reset: Any, *, op: str = "rnn") -> None:
 
 
 def _got(x: Any, name: str) -> str:
-    """The type of what came, and how to make a tensor of it."""
+    """The type of an argument, and how to make it a tensor."""
     kind = type(x).__name__
     if isinstance(x, type):
         return f"the class {x.__name__}"
@@ -95,7 +95,7 @@ def _got(x: Any, name: str) -> str:
 
 
 def reorder(x: Tensor, indices: Tensor) -> Tensor:
-    """The rows of a state in another order; torch itself makes up values for indices on meta."""
+    """Reorder the rows of a state; for indices on meta, torch itself would make up values."""
     if isinstance(indices, Tensor) and indices.device != x.device:
         raise RuntimeError(
             f"RNN: expected the indices of the PackedSequence on {x.device}, got {indices.device}"
@@ -116,7 +116,7 @@ def check_rank(input: Tensor, hx: Tensor | None) -> None:
 
 
 def check_layout(input: Tensor, weights: Sequence[Any]) -> None:
-    """Check that the input is dense; nn.RNN looks at the dtype before."""
+    """Check that the input is dense; nn.RNN checks the dtype first."""
     if input.layout == torch.strided and not input.is_nested:
         return
     check_weights(weights)
@@ -169,7 +169,7 @@ def check_args(
     options: Options,
     reset_state: Tensor | None = None,
 ) -> None:
-    """Check batched or packed arguments, in nn.RNN's order and words where it has a check."""
+    """Check batched or packed arguments, in nn.RNN's order and words where it has the check."""
     check_weights(weights)
     if options.num_layers > 0:
         check_count(weights, options.has_biases, options.num_layers, options.bidirectional)
@@ -210,7 +210,7 @@ def check_args(
 
 
 def check_devices(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> None:
-    """Check that all is where the input is, in nn.RNN's words."""
+    """Check that all tensors are on the input's device, in nn.RNN's words."""
     for kind, other in [("hidden", hx), *[("parameter", w) for w in weights]]:
         if other is not None and other.device != input.device:
             raise RuntimeError(
@@ -227,7 +227,7 @@ def check_dtypes(
     *,
     op: str = "RNN",
 ) -> None:
-    """Check that all has the first weight's dtype; autocast casts."""
+    """Check that all tensors have the first weight's dtype, unless autocast casts them."""
     if torch._C._is_any_autocast_enabled():
         return
     dtype = weights[0].dtype
@@ -254,7 +254,7 @@ def check_states(
 
 
 def as_lengths(lengths: Any, input: Tensor) -> Any:
-    """Integers of any type, in a tensor, array or list, as int64; all else as it is."""
+    """Convert integers of any type, in a tensor, array or list, to int64; nothing else."""
     if isinstance(lengths, Tensor):
         dtype = lengths.dtype
         whole_numbers = not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
@@ -281,18 +281,19 @@ def _as_integer(n: Any, lengths: Sequence[Any]) -> int:
 
 
 def as_reset(reset: Any, dim: int, input: Tensor) -> Any:
-    """``reset`` as a bool tensor with ``dim`` dimensions, from numbers or with a last one of 1.
+    """Convert ``reset``, bool or numbers, to a bool tensor with ``dim`` dimensions.
 
-    Lists and arrays become tensors; all else stays as it is, for the checks.
+    A last dimension of 1 is dropped. Lists and arrays become tensors; anything else is returned as
+    it is, for the checks.
     """
     if not isinstance(reset, Tensor):
         values = isinstance(reset, list | tuple | int) and not isinstance(reset, PackedSequence)
         if not values and not hasattr(reset, "__array__"):
             return reset
         try:
-            # A copy: whoever owns an array may fill it again before the backward pass.
+            # A copy: the caller may overwrite the array before the backward pass.
             reset = torch.tensor(reset, device=input.device)
-        except (TypeError, ValueError):  # a list of tensors, or of no numbers
+        except (TypeError, ValueError):  # a list of tensors, or of what are not numbers
             return reset
     if reset.dim() == dim + 1 and reset.size(-1) == 1:
         reset = reset.squeeze(-1)
@@ -300,7 +301,7 @@ def as_reset(reset: Any, dim: int, input: Tensor) -> Any:
 
 
 def packed_reset(reset: Any, packed: PackedSequence, batch_first: bool) -> Any:
-    """``reset`` of a packed sequence as (T, B) bool, its rows sorted as those of the sequence."""
+    """Convert ``reset`` of a packed sequence to (T, B) bool, its rows in the sequence's order."""
     data, batch_sizes, sorted_indices, _ = packed
     if isinstance(reset, PackedSequence):
         if not torch.equal(reset.batch_sizes, batch_sizes):
@@ -322,7 +323,7 @@ def packed_reset(reset: Any, packed: PackedSequence, batch_first: bool) -> Any:
 
 
 def _same_order(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two packed sequences sort their rows alike; without indices they keep the order."""
+    """Whether two packed sequences sort their rows alike; without indices they are not sorted."""
     if a is None or b is None:
         given = b if a is None else a
         return given is None or torch.equal(
@@ -351,7 +352,7 @@ def check_lengths_given(lengths: Any, batch: int, input: Tensor) -> None:
 
 
 def check_reset(reset: Any, shape: tuple[int, ...], input: Tensor, *, op: str = "rnn") -> None:
-    """Check the type, shape and device of ``reset``, which :func:`as_reset` has made bool."""
+    """Check the type, shape and device of ``reset``, after :func:`as_reset`."""
     if reset is None:
         return
     if not isinstance(reset, Tensor):
@@ -369,7 +370,7 @@ def check_reset(reset: Any, shape: tuple[int, ...], input: Tensor, *, op: str = 
 
 
 def check_lengths(lengths: Tensor, seq_len: int) -> None:
-    """Check values on the CPU as the kernels do, also those that a transform has wrapped."""
+    """Check values on the CPU, as the kernels do, even inside a torch.func transform."""
     if torch.compiler.is_compiling() or lengths.device.type != "cpu":
         return
     while torch._C._functorch.is_functorch_wrapped_tensor(lengths):

@@ -1,4 +1,4 @@
-"""The operators' shapes, for torch.compile and torch.export, and their FLOPs."""
+"""Shapes of the operators' results, for torch.compile and torch.export, and their FLOPs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _sizes(
 
 
 def _check_devices(options: Options, input: Tensor, *others: Tensor | None) -> None:
-    """Check that all is where the input is: one tensor on meta brings a call of others here."""
+    """Check that all are on the input's device: a single tensor on meta brings the call here."""
     sizes = options.batch_sizes
     if sizes is not None and sizes.device.type == "cpu":
         sizes = None
@@ -105,7 +105,7 @@ def _backward_flops(
     *args: Any,
     out_val: Any = None,
 ) -> int:
-    """The forward pass's again for the weights, and for the states and the inputs that need it."""
+    """As many as forward for the weights, and again for the states and inputs that need it."""
     options, (want_input, want_hx, want_weights) = Options(*args[:-3]), args[-3:]
     matrices = [w for w in weights if w.dim() == 2]  # w_ih, w_hh, w_ih, ...
     rows = math.prod(input.shape[:-1])
@@ -127,7 +127,7 @@ def _backward_flops(
 
 def _register_flops(name: str, formula: Callable[..., int], get_raw: bool = False) -> None:
     operator = getattr(torch.ops.fastrnn, name)
-    flop_registry.pop(operator, None)  # of this module, before it was loaded again
+    flop_registry.pop(operator, None)  # from before this module was reloaded
     register_flop_formula([operator], get_raw=get_raw)(formula)
 
 

@@ -1,4 +1,4 @@
-"""What this build contains, and which kernel a call takes."""
+"""What this build contains, and which kernel a call uses."""
 
 from __future__ import annotations
 
@@ -21,19 +21,26 @@ def info(
 ) -> dict[str, Any]:
     """Describe the build, the machine and, for a module and an input, the kernel of the call.
 
-    On CUDA the kernel is checked, as before its first call, where that has not been done.
+    On CUDA this checks the kernel, as its first call would, unless it has been checked already.
 
     Args:
-        module: An :class:`fastrnn.RNN` or :class:`fastrnn.RNNCell`.
-        input: An input for it, of a call in eager mode without ``lengths`` or ``reset``, of an RNN
-            without ``hx``. What the call would refuse is not checked.
+        module: A :class:`fastrnn.RNN` or :class:`fastrnn.RNNCell`.
+        input: An input for it. The answer holds for a call in eager mode without ``lengths`` or
+            ``reset`` and, for an RNN, without ``hx``. The input's sizes are not checked.
 
     Returns:
         Names and values: versions, the library of the operators for C++ programs, the instruction
-        set of the CPU kernels, threads, CUDA devices and, if ``module`` is given, ``kernel``.
+        set of the CPU kernels, threads, CUDA devices and, if ``module`` is given, ``kernel``:
+
+        - ``"cpu avx2 float32"``: our kernels, their instruction set, and the dtype they compute in.
+        - ``"cuda tile:64x8x1, backward tile:64x8x1 float16"``: likewise, with the configurations of
+          the forward and the backward pass, or ``step``.
+        - ``"torch (why)"``: the operator behind ``torch.nn.RNN``; on CUDA that is cuDNN.
+        - ``"reference (why)"``: a loop over time in PyTorch.
+        - ``"meta shapes only float32"``: no values, on the meta device.
 
     Raises:
-        TypeError: ``module`` or ``input`` is none of these.
+        TypeError: ``module`` or ``input`` is of another type.
 
     Example:
         >>> import torch, fastrnn

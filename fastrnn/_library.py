@@ -19,11 +19,11 @@ OF_A_WHEEL = "_torch{}_{}"  # a wheel has libraries for each torch, in folders o
 def package_path() -> list[str]:
     """Return the ``__path__`` with which ``fastrnn`` finds libraries that fit.
 
-    A Python that starts in a source folder finds the sources first. Where they are not built for
-    it, an installed fastrnn serves, with its own Python code.
+    A Python that starts in a source folder finds the sources first. If they are not built for it,
+    an installed fastrnn is used, with its own Python code.
 
     Raises:
-        ImportError: Nothing fits.
+        ImportError: No library fits.
     """
     here = Path(__file__).parent
     for folder in (here, *(Path(entry) / "fastrnn" for entry in sys.path)):
@@ -37,7 +37,7 @@ def package_path() -> list[str]:
 
 
 def newest_torch(folder: Path) -> tuple[int, ...]:
-    """Return the newest torch that a wheel knows, or what none comes before if it is no wheel."""
+    """Return the newest torch that a wheel supports; if this is no wheel, the largest version."""
     known = [built_for(path) or {} for path in folder.glob(OF_A_WHEEL.format("*", "*"))]
     minors = [minor_of(versions) for versions in known if versions.get("python") == PYTHON]
     return max(minors, default=(sys.maxsize,))
@@ -47,8 +47,8 @@ def load() -> bool:
     """Import ``fastrnn._C``, after torch, whose libraries it needs.
 
     Returns:
-        Whether there is one: of a wheel older than torch another module stands in, with a warning,
-        that leaves every call to torch's own operator.
+        Whether there is one. In a wheel that is older than torch, another module stands in, with a
+        warning, and leaves every call to torch's own operator.
 
     Raises:
         ImportError: It does not load.
@@ -81,18 +81,18 @@ def built_for(folder: Path) -> dict[str, str] | None:
 
 
 def fits(folder: Path) -> bool:
-    """Whether its libraries may load here: torch's C++ interface changes with minor versions."""
+    """Whether a folder's libraries fit: torch's C++ interface changes with each minor version."""
     versions = built_for(folder)
     return versions is not None and minor_of(versions) == TORCH and versions["python"] == PYTHON
 
 
 def minor_of(versions: dict[str, str]) -> tuple[int, ...]:
-    """Return a torch's version as far as its C++ interface follows it."""
+    """Return the part of a torch's version that its C++ interface depends on."""
     return tuple(map(int, versions["torch"].split(".")[:2]))
 
 
 def what_to_do(folder: Path) -> str:
-    """Say why the libraries of a folder do not serve, and what to do."""
+    """Say why the libraries of a folder cannot be used, and what to do."""
     if TORCH < OLDEST_TORCH:
         needed = ".".join(map(str, OLDEST_TORCH))
         return (

@@ -1,4 +1,4 @@
-"""The RNN as ONNX's operator, and as ATen's."""
+"""The RNN in ONNX's operators, and in ATen's."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from fastrnn._checks import Options
 
 
 def decompositions(*, onnx: bool = False) -> dict[Any, Callable[..., Any]]:
-    """Give ``ExportedProgram.run_decompositions`` a decomposition of our operator.
+    """Return a decomposition of fastrnn's operator for ``ExportedProgram.run_decompositions``.
 
-    For an exported program whose next reader does not know ``fastrnn::rnn``. (``torch.onnx.export``
-    of a module needs nothing.)
+    For an exported program that goes on to a tool without ``fastrnn::rnn``. (``torch.onnx.export``
+    of a module needs none.)
 
     Args:
-        onnx: Whether the reader is ``torch.onnx.export``: then the result is ONNX's operator RNN,
-            one for each layer, which ONNX's runtimes compute and PyTorch does not. Else it is core
-            ATen, unrolled over time, so that the length cannot be dynamic.
+        onnx: Whether that tool is ``torch.onnx.export``. If so, the result is ONNX's operator RNN,
+            one for each layer, which ONNX's runtimes can run and PyTorch cannot. If not, it is core
+            ATen, unrolled over time, so the length cannot be dynamic.
 
     Returns:
-        A table to be added to ``torch.export.default_decompositions()``.
+        A table to add to ``torch.export.default_decompositions()``.
 
     Raises:
-        ValueError: While it runs: the program has packed sequences or a dynamic length, or, if
-            ``onnx``, packed sequences or ``reset``, which ONNX cannot express.
+        ValueError: When applied to a program with packed sequences or a dynamic length or, if
+            ``onnx``, with packed sequences or ``reset``, which ONNX cannot express.
 
     Example:
         >>> import torch, fastrnn
@@ -101,10 +101,10 @@ def rnn(
     *,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Make nodes of ONNX's operator RNN, one for each layer, for ``torch.onnx.export``.
+    """Create nodes of ONNX's operator RNN, one for each layer, for ``torch.onnx.export``.
 
-    The arguments are those of the operator ``fastrnn::rnn`` and have passed :func:`check`;
-    ``dropout`` is what the exporter makes of it.
+    The arguments are those of the operator ``fastrnn::rnn`` and have passed :func:`check`. Without
+    a ``dropout_mask``, ``dropout`` is exported as an operator of its own.
 
     Source: https://onnx.ai/onnx/operators/onnx__RNN.html
     """
@@ -133,7 +133,9 @@ def rnn(
             dtypes=(x.dtype, x.dtype),
             shapes=((seq_len, directions, batch, hidden_size), (directions, batch, hidden_size)),
         )
-        if lengths is not None and state is not None:  # ONNX does not say what no step leaves
+        if (
+            lengths is not None and state is not None
+        ):  # ONNX leaves the state of a row without steps open
             y_h = torch.where((lengths == 0).view(1, -1, 1), state, y_h)
         x = y.transpose(1, 2).flatten(2) if bidirectional else y.squeeze(1)  # (T, B, D*H)
         if layer < num_layers - 1:

@@ -1,4 +1,4 @@
-"""Which way a call goes, through the operator or the reference, and why."""
+"""Which path a call takes, and why: our operator, torch's own, or the reference."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fastrnn._checks import Options
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others stay as they are
-# Asked once: torch.compile of torch 2.11 cannot trace the question.
+# Asked once, here: torch.compile in torch 2.11 cannot trace this function.
 AUTOCAST_DEVICES = tuple(
     device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
 )
 HAS_OPERATORS = hasattr(torch.ops.fastrnn, "rnn")  # else torch is newer than the wheel
 WITH_CUDA = HAS_OPERATORS and torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA")
-# On meta the operators have shapes only.
+# On meta the operators compute shapes only.
 KERNEL_DEVICES = ("cpu", "meta", "cuda") if WITH_CUDA else ("cpu", "meta")
 
 
@@ -35,7 +35,7 @@ def run(
     dropout: float = 0.0,
     reset_state: Tensor | None = None,
 ) -> tuple[Any, Any]:
-    """Call our operator, or torch's where ours cannot serve, or the reference where neither can."""
+    """Call our operator, or torch's if ours cannot serve, or the reference if neither can."""
     for_onnx = is_for_onnx()
     if for_onnx:
         _onnx.check(options, reset_state)
@@ -55,7 +55,7 @@ def run(
     device, given = input.device.type, (input, hx, options.dropout_mask, reset_state, *weights)
     as_they_are: Any = contextlib.nullcontext()
     if autocast_is_on(device) and all(x is None or x.dtype in AUTOCAST_DTYPES for x in given):
-        # As the operator does it: cast all once, and no operator inside casts again.
+        # As the operator does: cast everything once, and turn autocast off inside.
         dtype = torch.get_autocast_dtype(device)
         input, hx, mask, reset_state, *weights = (None if x is None else x.to(dtype) for x in given)  # type: ignore[assignment]
         options = options._replace(dropout_mask=mask)
@@ -69,7 +69,7 @@ def run(
 def run_torch(
     input: Tensor, hx: Tensor | None, weights: list[Tensor], options: Options, dropout: float
 ) -> tuple[Any, Any]:
-    """Call the operator behind ``torch.nn.RNN``, on CUDA cuDNN, as csrc/by_torch.cpp does."""
+    """Call the operator behind ``torch.nn.RNN`` (on CUDA, cuDNN), as csrc/by_torch.cpp does."""
     batch_sizes = options.batch_sizes
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if hx is None:
@@ -80,17 +80,17 @@ def run_torch(
         hx = input.new_zeros(states, batch, weights[1].shape[-1])
     hx = hx.contiguous()  # else cuDNN refuses it
     operator = torch.rnn_relu if options.nonlinearity == "relu" else torch.rnn_tanh
-    # In eval mode cuDNN would refuse a backward pass; without dropout the modes are alike.
+    # In eval mode cuDNN would refuse a backward pass; without dropout the modes do not differ.
     config = (options.has_biases, options.num_layers, dropout, True, options.bidirectional)
     if batch_sizes is not None:
-        # All else would be taken for the last step's. A trace would record the number.
+        # Rows beyond these would count as the last step's. A trace would record the number.
         data = input if tracing else input[: int(batch_sizes.sum())]
         return operator(data, batch_sizes, hx, weights, *config)
     return operator(input, hx, weights, *config, options.batch_first)
 
 
 def _dropout_mask(input: Tensor, weights: list[Tensor], options: Options, p: float) -> Tensor:
-    """Draw as nn.RNN does, once for each layer but the last: a seed gives the same masks."""
+    """Draw as nn.RNN does, once for each layer but the last, so a seed gives the same masks."""
     rows = input.transpose(0, 1) if options.batch_first else input
     features = weights[1].size(-1) * (2 if options.bidirectional else 1)
     ones = input.new_ones(*rows.shape[:-1], features)
@@ -100,7 +100,7 @@ def _dropout_mask(input: Tensor, weights: list[Tensor], options: Options, p: flo
 
 
 def why_only_reference(tensors: Iterable[Tensor | None]) -> str | None:
-    """Say why not even torch's own operator serves a call, or None."""
+    """Say why not even torch's own operator can serve a call; None if it can."""
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0 and any(
@@ -113,7 +113,7 @@ def why_only_reference(tensors: Iterable[Tensor | None]) -> str | None:
 
 
 def why_no_kernel(tensors: Iterable[Tensor | None]) -> str | None:
-    """Say why no kernel of ours serves a call with these tensors, or None if one does."""
+    """Say why none of our kernels can serve a call with these tensors; None if one can."""
     given = [x for x in tensors if x is not None]
     why = why_only_reference(given)
     if why is not None:
@@ -139,13 +139,13 @@ def why_no_kernel(tensors: Iterable[Tensor | None]) -> str | None:
             return why_not
     # Autocast leaves float64 as it is.
     if len(dtypes) > 1 and (torch.float64 in dtypes or not autocast_is_on(device)):
-        return "the dtypes differ"  # an error, for which torch's own operators have the words
+        return "the dtypes differ"  # an error, which torch's own operators raise in their words
     return None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_for_onnx() -> bool:
-    """Whether ``torch.onnx.export`` makes this call; its own flag is for all threads."""
+    """Whether ``torch.onnx.export`` makes this call; its own flag is shared by all threads."""
     if not torch.onnx.is_in_onnx_export():
         return False
     frame: FrameType | None = sys._getframe()
@@ -156,12 +156,12 @@ def is_for_onnx() -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _why_no_cuda_kernels(device: int) -> str:
-    # Without a GPU, a CUDA tensor is a compiler's, and has a shape only.
+    # Without a GPU, a CUDA tensor comes from a compiler and only has a shape.
     return _C.cuda_why_no_kernels(device) if torch.cuda.is_available() else ""
 
 
 def autocast_is_on(device: str) -> bool:
-    """Whether autocast is on for a type of device."""
+    """Whether autocast is on for a device type."""
     return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 

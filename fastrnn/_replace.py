@@ -1,4 +1,4 @@
-"""The swap of a model's modules for ours, and back."""
+"""Replace a model's modules by ours, and restore them."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _TO_TORCH = {ours: theirs for theirs, ours in _TO_OURS.items()}
 
 
 def replace(model: _Model) -> _Model:
-    """Make every ``torch.nn.RNN`` and ``torch.nn.RNNCell`` of a model ours, in place.
+    """Turn every ``torch.nn.RNN`` and ``torch.nn.RNNCell`` of a model into fastrnn's, in place.
 
-    The modules stay the same objects, with their parameters, buffers, hooks, parametrisations and
+    The modules stay the same objects, with their parameters, buffers, hooks, parametrizations and
     training flag: only their class changes. Subclasses are left alone.
 
     Args:
-        model: Any module; itself may be an RNN.
+        model: Any module, even an RNN itself.
 
     Returns:
         ``model``.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
 
     Warns:
         UserWarning: A subclass was left alone, or there is nothing to replace.
@@ -58,16 +58,16 @@ def replace(model: _Model) -> _Model:
 
 
 def restore(model: _Model) -> _Model:
-    """Make every ``fastrnn.RNN`` and ``fastrnn.RNNCell`` of a model torch's own, in place.
+    """Turn every ``fastrnn.RNN`` and ``fastrnn.RNNCell`` of a model into torch's own, in place.
 
     Args:
-        model: Any module; itself may be an RNN.
+        model: Any module, even an RNN itself.
 
     Returns:
         ``model``.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
 
     Warns:
         UserWarning: A subclass was left alone.
@@ -85,20 +85,20 @@ def restore(model: _Model) -> _Model:
 
 
 def as_torch(model: _Model) -> AbstractContextManager[_Model]:
-    """Make a model's modules torch's own as :func:`restore` does, and ours again at the end.
+    """Within a ``with`` block, restore a model's modules as :func:`restore` does.
 
-    For tools that go by a module's class: exporters, converters, counters of FLOPs. A model that
-    gives an RNN ``lengths`` or ``reset``, or calls ``step``, cannot run there. A copy made there
-    stays torch's.
+    For tools that go by a module's class: exporters, converters, FLOP counters. A model that
+    passes ``lengths`` or ``reset`` to an RNN, or calls ``step``, cannot run inside the block. A
+    copy made inside keeps torch's classes.
 
     Args:
-        model: Any module; itself may be an RNN.
+        model: Any module, even an RNN itself.
 
     Returns:
-        A context manager, which gives ``model``.
+        A context manager that yields ``model``.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
 
     Warns:
         UserWarning: A subclass was left alone.
@@ -137,7 +137,7 @@ def _check_module(model: Any) -> None:
 
 
 def _warn_of_derived(model: torch.nn.Module, classes: dict[type, type]) -> bool:
-    """Warn of modules whose classes derive from those that are changed, and are left alone."""
+    """Warn of the modules that were left alone since they are subclasses; whether there are any."""
     kinds: dict[str, type] = {
         name: parametrize.type_before_parametrizations(m) for name, m in model.named_modules()
     }
@@ -181,7 +181,7 @@ def _change_classes(
 
 
 def _left(module: RNNBase, name: str, w: Any) -> Any:
-    """A weight of the list as it can be kept; a call may have left what stops deepcopy."""
+    """A weight of the list, without what a call may have added that deepcopy cannot copy."""
     if type(w) not in (Tensor, Parameter):  # expanded
         return module._parameters.get(name, w)
     return w if w.is_leaf else w.detach()  # computed

@@ -1,4 +1,4 @@
-"""One step: what ``_C.rnn_step`` and ``_C.rnn_cell`` decline."""
+"""One step: the calls that ``_C.rnn_step`` and ``_C.rnn_cell`` decline."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def rnn_step(
 ) -> tuple[Tensor, Tensor]:
     """Run one step of all layers: input (B, I) and hx (L, B, H) to output (B, H) and hn (L, B, H).
 
-    Or all without B. With ``reset`` the states it drops are replaced first, and ``_C.rnn_step`` is
-    tried again.
+    Or all without B. With ``reset``, replace the states that it drops, and try ``_C.rnn_step``
+    again.
     """
     if options.reset is not None or reset_state is not None:
         _checks.check_weights(weights)
@@ -119,9 +119,9 @@ def _reset_rows(
     reset_state: Tensor | None,
     size: Sequence[int],
 ) -> Tensor | None:
-    """The state before a step: where ``reset`` (B), ``reset_state`` or zeros in place of ``hx``.
+    """The state before a step: ``hx``, but ``reset_state`` or zeros where ``reset`` (B) is true.
 
-    ``size`` is that of a state without its batch: (L, H) or (H).
+    ``size`` is the size of a state without its batch: (L, H) or (H).
     """
     _checks.check_reset_state(reset_state, reset, op=name)
     _checks.check_tensors(input, hx, reset_state, op=name)

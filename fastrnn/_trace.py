@@ -1,4 +1,4 @@
-"""What torch.fx and TorchScript are told of our modules."""
+"""How our modules appear to torch.fx and TorchScript."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.fx import Proxy
 
 
 def is_leaf(module: torch.nn.Module, forward: Any, input: Any) -> bool:
-    """Whether ``torch.fx.symbolic_trace`` records a call of the module, as of torch's own."""
+    """Whether ``torch.fx.symbolic_trace`` records the module as one call, as it does torch's."""
     return (
         isinstance(input, Proxy)
         and type(module).forward is forward
@@ -25,7 +25,7 @@ def call_leaf(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def refuse_script(module: torch.nn.Module) -> None:
-    """Raise what ``torch.jit.script`` of one of our modules says."""
+    """Raise the error of ``torch.jit.script`` for one of our modules."""
     raise RuntimeError(
         f"fastrnn.{type(module).__name__} does not support torch.jit.script. Use torch.jit.trace "
         "or torch.export, or give TorchScript torch's own modules: fastrnn.restore(model)"

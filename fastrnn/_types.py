@@ -1,4 +1,4 @@
-"""Types of arguments that need not be tensors, and of calls, for type checkers."""
+"""For type checkers: the types of calls, and of arguments that need not be tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class SupportsArray(Protocol):
-    """A NumPy array, or what makes one."""
+    """A NumPy array, or anything that converts to one."""
 
     def __array__(self) -> Any: ...
 

@@ -1,6 +1,6 @@
-"""Stands in for ``fastrnn._C`` where torch is newer than a wheel knows: no kernels, no operators.
+"""Stands in for ``fastrnn._C`` if torch is newer than the wheel: no kernels, no operators.
 
-Its entries leave every call to Python, and :mod:`fastrnn._path` finds no operator of ours there.
+Its functions leave every call to Python, where :mod:`fastrnn._path` finds no operator of ours.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def rnn(*args: Any) -> None:
-    """Serve no call."""
+    """Decline every call."""
 
 
 rnn_step = rnn_cell = rnn
@@ -28,12 +28,12 @@ def check_storages(weights: list[Tensor], **others: object) -> None:
 
 
 def known_activation(pre: Tensor, value: Tensor, is_tanh: bool) -> Tensor:
-    """Compute it: only the operators' backward knows it."""
+    """Compute the value: only the operators' backward pass knows it."""
     return pre.tanh() if is_tanh else pre.relu()
 
 
 def set_reference_backward(function: Callable[..., list[Tensor]]) -> None:
-    """Need none: there are no operators."""
+    """Ignore it: there are no operators."""
 
 
 def cpu_kernels() -> str:

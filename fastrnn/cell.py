@@ -78,7 +78,7 @@ class RNNCell(RNNCellBase):
         try:
             w_ih, w_hh = parameters["weight_ih"], parameters["weight_hh"]
             b_ih, b_hh = parameters["bias_ih"], parameters["bias_hh"]
-        except KeyError:  # parametrised, pruned or otherwise computed weights are attributes
+        except KeyError:  # parametrized, pruned or otherwise computed weights are attributes
             w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         nonlinearity = self.nonlinearity
         unmarked = reset is None and reset_state is None
@@ -99,9 +99,9 @@ class RNNCell(RNNCellBase):
         return rnn_cell(input, hx, weights, nonlinearity, reset, reset_state)
 
     def _check_hidden_size(self, w_hh: Any) -> None:
-        """Check the size of the state that is made, which may have been overwritten."""
+        """Check ``hidden_size``, the size of a default state: it may have been overwritten."""
         expected: Any = self.hidden_size
-        # A trace would record the shape; what is no matrix has a message of its own.
+        # A trace would record the shape; if w_hh is not a matrix, another check says so.
         if torch.jit.is_tracing() or not isinstance(w_hh, Tensor) or w_hh.dim() != 2:  # type: ignore[attr-defined, no-untyped-call]
             return
         _checks.check_index("hidden_size", expected)

@@ -62,12 +62,12 @@ def rnn(
             input, 0 to T. The output beyond them is zero, ``hn`` is the state after each row's
             last valid step, and the reverse direction starts there.
         reset: (T, B), or (B, T) with ``batch_first``, or (T) without a batch: true where a new
-            sequence begins. Bool, or numbers, of which 0 is false, with or without a last
-            dimension of 1. For a ``PackedSequence``, one packed alike or a padded tensor. The state
-            before such a step, the first included, is zero, and no gradient passes. The reverse
-            direction begins anew at the step before, where the sequence that comes earlier ends.
-        reset_state: (L*D, B, H), or (L*D, H) without a batch: the state there instead of zeros.
-            Takes the reference path.
+            sequence begins. Bool, or numbers, where any but 0 is true; a last dimension of 1 is
+            allowed. For a ``PackedSequence``, another one packed alike or a padded tensor. The
+            state before such a step, even the first, is zero, and no gradient passes. The reverse
+            direction restarts at the step before, where the earlier sequence ends.
+        reset_state: (L*D, B, H), or (L*D, H) without a batch: the state there, instead of zeros.
+            Such calls take the reference path.
 
     Returns:
         ``output`` (T, B, D*H) in the layout of ``input``, and ``hn`` (L*D, B, H).
@@ -98,7 +98,7 @@ def rnn(
         and type(bidirectional) is bool
         and type(batch_first) is bool
     ):
-        _checks.check_types(  # says which
+        _checks.check_types(  # to say which
             num_layers=num_layers, bias=bias, bidirectional=bidirectional, batch_first=batch_first
         )
     if num_layers <= 0:
@@ -155,8 +155,8 @@ def rnn_in_python(
 ) -> tuple[Any, Tensor]:
     """Run what ``_C.rnn`` declines: packed input, transforms, compilers, errors.
 
-    ``options`` has lengths and reset as the caller gave them, and no ``batch_sizes``: those of
-    packed input are taken from it.
+    ``options`` has lengths and reset as the caller passed them, and no ``batch_sizes``: those come
+    from packed input.
     """
     _checks.check_reset_state(reset_state, options.reset)
     num_layers, bidirectional = options.num_layers, options.bidirectional
@@ -254,7 +254,7 @@ def _rnn_packed(
     if sorted_indices is not None:
         if hx is not None:
             hx = _checks.reorder(hx, sorted_indices)
-        elif torch.compiler.is_compiling():  # tells a compiler the batch, which batch_sizes do not
+        elif torch.compiler.is_compiling():  # tells a compiler the batch size; batch_sizes does not
             states = options.num_layers * (2 if options.bidirectional else 1)
             hx = data.new_zeros(states, sorted_indices.size(0), weights[1].size(-1))
         if reset_state is not None:
@@ -266,7 +266,7 @@ def _rnn_packed(
 
 
 def _is_expanded(w: Any) -> bool:
-    """Whether it is of ``torch.nn.utils._expanded_weights``, which know torch's operators alone."""
+    """Whether this is one of ``torch.nn.utils._expanded_weights``, for torch's operators only."""
     return type(w).__name__ == "ExpandedWeight"
 
 

@@ -1,8 +1,8 @@
 """The Elman recurrence as readable torch code, differentiable to any order.
 
-It is the truth that the tests compare the kernels with, and it serves the calls that neither the
-kernels nor torch's own operator take: forward-mode differentiation, ``torch.func`` transforms,
-gradients of gradients, ``reset_state``, and ``lengths`` or ``reset`` where no kernel serves.
+The tests compare the kernels with it, and it serves the calls that neither the kernels nor torch's
+own operator can: forward-mode differentiation, ``torch.func`` transforms, gradients of gradients,
+``reset_state``, and ``lengths`` or ``reset`` where there is no kernel.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def rnn_layer(
         weights: ``w_ih`` (H, I), ``w_hh`` (H, H) and, with biases, ``b_ih`` and ``b_hh`` (H).
         activation: f, applied to each element.
         reverse: Walk from the last step to the first.
-        lengths: (B), the number of valid steps of each row; beyond them the state stands still and
-            the output is zero.
+        lengths: (B), the number of valid steps of each row; beyond them the state does not change
+            and the output is zero.
         reset: (T, B) bool, true where a new sequence begins: the state before that step is
             ``reset_state``.
         reset_state: (B, H), zeros by default.
-        states: (T, B, H), the output if it is known: then the arguments matter as far as
-            derivatives need them.
+        states: (T, B, H), the output if it is known: then the other arguments matter only for
+            derivatives.
 
     Returns:
         The output (T, B, H) and the state after each row's last step, (B, H).
@@ -54,7 +54,7 @@ def rnn_layer(
     """
     w_ih, w_hh, *biases = weights
     b_ih, b_hh = biases or (None, None)
-    if lengths is not None:  # what pads a row may be NaN, and a gradient of zero times NaN is NaN
+    if lengths is not None:  # padding may be NaN, and a gradient of zero times NaN is NaN
         steps = torch.arange(input.size(0), device=input.device).unsqueeze(1)
         valid = steps < lengths  # (T, B)
         input = torch.where(valid.unsqueeze(-1), input, torch.zeros_like(input))
@@ -69,7 +69,7 @@ def rnn_layer(
     h = hx
     for t in reversed(range(seq_len)) if reverse else range(seq_len):
         h_prev = h
-        # Walking back, a sequence is entered where the one after it begins.
+        # In reverse, a sequence is entered where the next one begins.
         boundary = t + 1 if reverse else t
         if reset is not None and boundary < seq_len:
             h_prev = torch.where(reset[boundary].unsqueeze(-1), reset_state, h_prev)
@@ -198,30 +198,30 @@ def rnn_backward(
     weights: Sequence[Tensor],
     *args: object,
 ) -> list[Tensor]:
-    """Gradients of :func:`rnn` as functions that can be differentiated again.
+    """Return the gradients of :func:`rnn`, which can be differentiated again.
 
     Args:
         grad_output: The gradient of ``output``, or None.
         grad_hn: The gradient of ``hn``, or None.
         saved: The output of every layer, (L, rows of all steps, D*H).
-        wanted: Of each of ``input, hx, *weights``, whether its gradient is wanted.
+        wanted: For each of ``input, hx, *weights``, whether its gradient is wanted.
         input, hx, weights, args: The arguments of :func:`rnn`. Those that no gradient needs may
             hold anything.
 
     Returns:
-        The gradients of those that are wanted, in this order.
+        The gradients that are wanted, in this order.
     """
     create_graph = torch.is_grad_enabled()
     arguments = [input, hx, *weights]
     device = input.device.type
-    # What autocast was to cast was cast before the call; its state now is another call's.
+    # Autocast has done its casts before the call; its state now is that of another call.
     as_called = (
         torch.autocast(device, enabled=False)
         if torch.amp.is_autocast_available(device)
         else contextlib.nullcontext()
     )
     with torch.enable_grad(), as_called:
-        # An argument may be computed from another, or be given twice: each has a name of its own.
+        # An argument may be computed from another, or be passed twice: each gets its own tensor.
         own = [x if x is None else x.view_as(x) for x in arguments]
         results = rnn(own[0], own[1], own[2:], *args, states=saved)  # type: ignore[arg-type, misc]
         given = [

@@ -33,8 +33,8 @@ class RNN(RNNBase):
     .. math:: h_t = \tanh(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
 
     Same arguments, parameters, initial values, ``state_dict``, inputs, outputs and errors as
-    ``torch.nn.RNN``; the class derives from ``RNNBase`` and not from ``torch.nn.RNN``, which
-    ``torch.compile`` refuses to look into.
+    ``torch.nn.RNN``. The class derives from ``RNNBase`` and not from ``torch.nn.RNN``, which
+    ``torch.compile`` refuses to trace into.
 
     Args:
         input_size: Features of the input, I.
@@ -52,18 +52,17 @@ class RNN(RNNBase):
         input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a
             ``PackedSequence``.
         hx: The initial state (L*D, B, H), or (L*D, H) without a batch; zeros by default.
-        lengths: (B) integers, a tensor, an array or a list, 0 to T in any order: the valid steps of
-            each row of padded input.
-            Outputs beyond them are zero, ``hn`` is the state after the last valid step, the
-            reverse direction starts at each row's own end.
-        reset: (T, B), or (B, T) with ``batch_first``: true where a new sequence begins; the state
-            before that step is zero, and no gradient passes; a mark on the first step drops ``hx``.
-            Bool, or numbers (an environment's ``done``), of which all but 0 are true, with or
-            without a last dimension of 1; a tensor, an array or a list; of a ``PackedSequence``,
-            packed alike or padded. The reverse direction begins anew at the step before, where the
-            earlier sequence ends.
-        reset_state: (L*D, B, H), the state there instead of zeros; gradients flow to it. Takes the
-            reference path.
+        lengths: (B) integers from 0 to T, in any order, as a tensor, array or list: the number of
+            valid steps of each row of padded input. Outputs beyond them are zero, ``hn`` is the
+            state after the last valid step, and the reverse direction starts at each row's own end.
+        reset: (T, B), or (B, T) with ``batch_first``, as a tensor, array or list: true where a new
+            sequence begins. The state before that step is zero, and no gradient passes; at the
+            first step, ``hx`` is dropped. Bool, or numbers such as an environment's ``done``, where
+            any but 0 is true; a last dimension of 1 is allowed. For a ``PackedSequence``, packed
+            alike or padded. The reverse direction restarts at the step before, where the earlier
+            sequence ends.
+        reset_state: (L*D, B, H), the state there, instead of zeros; gradients flow to it. Such
+            calls take the reference path.
 
     Returns:
         ``output``, (T, B, D*H) in the input's layout, and ``hn``, (L*D, B, H).
@@ -72,7 +71,7 @@ class RNN(RNNBase):
         ValueError, TypeError: A wrong argument to the constructor, a wrong rank or dtype, or
             ``reset_state`` without ``reset``.
         AttributeError: ``input`` or ``hx`` of a wrong type, as nn.RNN raises it.
-        RuntimeError: A wrong size or device, or a size of the module that is not its weights'.
+        RuntimeError: A wrong size or device, or a module whose sizes are not its weights'.
 
     Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990.
 
@@ -166,7 +165,7 @@ class RNN(RNNBase):
                 reset,
             )
             if result is not None:
-                # Checked after _C.rnn, which takes no call under a trace: that would record shapes.
+                # After _C.rnn, which declines calls under a trace: the check would record shapes.
                 if (
                     weights[0].shape != (self.hidden_size, self.input_size)
                     or self.proj_size != 0
@@ -191,16 +190,16 @@ class RNN(RNNBase):
     ) -> tuple[Tensor, Tensor]:
         r"""Run one time step of all layers, for input that comes step by step.
 
-        The results are those of a call on a sequence of one step, without a call's overhead:
-        feed each state to the next step. Of the module's hooks only those run that compute weights
+        The results are those of a call on a sequence of one step, without a call's overhead. Pass
+        each state to the next step. Of the module's hooks, only those that compute weights run
         (``prune``, ``weight_norm``, ``spectral_norm``).
 
         Args:
             input: (B, I), or (I) without a batch, whatever ``batch_first``.
             hx: The state (L, B, H), or (L, H) without a batch; zeros by default.
-            reset: (B): true where a new sequence begins, whose state before the step is zero. Bool,
-                or numbers, of which all but 0 are true, with or without a last dimension of 1.
-            reset_state: (L, B, H), the state there instead of zeros.
+            reset: (B): true where a new sequence begins; the state before the step is zero there.
+                Bool, or numbers, where any but 0 is true; a last dimension of 1 is allowed.
+            reset_state: (L, B, H), the state there, instead of zeros.
 
         Returns:
             The last layer's output, (B, H) or (H), and the next state, in the shape of ``hx``.
@@ -273,7 +272,7 @@ class RNN(RNNBase):
         )
 
     def _compute_weights(self) -> None:
-        """Run the hooks that compute weights, as a step does not come by ``__call__``."""
+        """Run the hooks that compute weights, since a step does not go through ``__call__``."""
         for hook in self._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
                 hook(self, None)
@@ -294,14 +293,14 @@ class RNN(RNNBase):
             for w, ref in zip(found, self._flat_weight_refs, strict=False)
         ):
             return list(self._flat_weights)
-        # A list of computed weights would stop deepcopy. nn.RNN also flattens the new ones here.
+        # A list of computed weights would break deepcopy. nn.RNN also flattens the new ones here.
         if all(type(w) in (Tensor, Parameter) and w.is_leaf for w in found):
             self._flat_weights = found
             self._flat_weight_refs = [weakref.ref(w) for w in found]
         return found
 
     def _dropout_now(self) -> float:
-        """The probability that applies, which may have been overwritten: as nn.RNN checks it."""
+        """The probability that applies, checked as in nn.RNN: it may have been overwritten."""
         dropout: Any = self.dropout
         if not isinstance(dropout, numbers.Real | Tensor):
             raise TypeError(f"dropout should be a number, got: {type(dropout).__name__}")
@@ -312,15 +311,15 @@ class RNN(RNNBase):
         return self.dropout
 
     def _check_sizes(self, weights: list[Any], *call: Any) -> None:
-        """Check that the module's sizes are its weights': both may have been overwritten.
+        """Check that the module's sizes match its weights: both may have been overwritten.
 
-        ``call`` is ``input, hx``, on which nn.RNN's own checks run first, or nothing for a step.
-        A subclass with checks of its own has had them.
+        ``call`` is ``input, hx``, on which nn.RNN's own checks run first, or empty for a step.
+        A subclass with checks of its own has run them already.
         """
         if call and self._checks_overridden:
             return
         w_ih, expected = weights[0], (self.hidden_size, self.input_size)
-        # A trace would record the shape; what is no tensor has a message of its own.
+        # A trace would record the shape; if w_ih is not a tensor, another check says so.
         if torch.jit.is_tracing() or not isinstance(w_ih, Tensor):  # type: ignore[attr-defined, no-untyped-call]
             return
         makes_state = len(call) == 0 or call[1] is None
