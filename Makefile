@@ -1,7 +1,8 @@
 # `make mnist` and `make test` work on a fresh clone with python3, make and a C++ compiler.
-#   VENV=             empty: use $(PYTHON) as it is, install nothing, build in place
-#   ARGS="-k packed"  passed on to the example or to pytest
-#   DATA=folder       a folder that holds mnist/
+#   ARGS="-k packed"     more arguments for pytest, the example or the script that the target runs
+#   DATA=folder          for `make mnist`: read the data from folder/mnist
+#   PYTHON=python3.12    the Python to use; it must be 3.11 or later
+#   VENV=                empty: use $(PYTHON) without a virtual environment, and install nothing
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,6 +12,7 @@ PY := $(PYTHON)
 BIN :=
 INSTALLED :=
 INSTALLED_DEV :=
+INSTALLED_DOCS :=
 EDITABLE :=
 CLIENTS :=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -19,6 +21,7 @@ BIN := $(VENV)/bin/
 PY := $(BIN)python
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_DOCS := $(VENV)/.installed-docs
 EDITABLE := $(VENV)/.editable
 CLIENTS := $(VENV)-clients
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -27,12 +30,12 @@ endif
 WHEELS := .venv-wheels
 TOOLS := requirements-clients.txt
 
-# Named after its Python: the extension fits the torch that it was built with, and there is one.
+# Named after its Python: there is one extension, and it fits only the torch it was built with.
 BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-clients test-clients-all test-aarch64 test-install wheels sdist wheels-test fuzz fuzz-coverage malformed planted soak sanitize build bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-clients test-clients-all test-aarch64 test-install wheels sdist wheels-test fuzz fuzz-coverage malformed planted soak sanitize build docs bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } \
@@ -41,23 +44,26 @@ help: ## list the targets
 
 ##@ Build, run and test
 
-mnist: build ## train the MNIST example, downloading the data where it is missing
+mnist: build ## train the MNIST example; download the data if it is missing
 	$(PY) examples/mnist_rows.py --download $(if $(DATA),--data $(DATA)/mnist) $(ARGS)
 
-test: build ## run the tests and the doctests; the slow ones, examples at full size: ARGS="-m slow"
+test: build ## run the tests and doctests; ARGS="-m slow" runs the slow ones, examples at full size
 	$(PY) -m pytest -m "not slow" --doctest-modules tests fastrnn $(ARGS)
 
 build: $(BUILT) $(EDITABLE) ## build the extension in place
 
-# The same torch as in $(VENV), so that what was built for it serves.
-test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## run the small tools of docs/pytorch.md's table
+docs: build $(INSTALLED_DOCS) ## build the documentation site in build/docs/html
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet -d build/docs/doctrees docs build/docs/html
+
+# With the torch of $(VENV), for which the extension was built.
+test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## test with the small tools of docs/pytorch.md's table
 	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) \
 	  $(if $(VENV),$(CLIENTS)/bin/python,$(PY)) -m pytest tests/pytorch/test_clients.py -rs $(ARGS)
 
-test-clients-all: ## run all of them
+test-clients-all: ## test with all of them
 	$(MAKE) test-clients CLIENTS=$(CLIENTS)-all TOOLS=requirements-clients-all.txt
 
-test-aarch64: build ## run the tests of the CPU's kernels for aarch64, in an emulator
+test-aarch64: build ## test the CPU kernels for aarch64, in an emulator
 	FASTRNN_TEST_ON=aarch64 $(PY) -m pytest $(addprefix tests/kernels/test_raw.py::,\
 	  test_kernels test_tanh test_large_steps_are_left_to_torch) $(ARGS)
 
@@ -82,23 +88,23 @@ clean: ## remove what was built, but not the virtual environment
 
 ##@ Random calls, sanitizers
 
-fuzz: build $(INSTALLED_DEV) ## run random problems: make fuzz SECONDS=60 SEED=0
+fuzz: build $(INSTALLED_DEV) ## make random calls, and check the results: make fuzz SECONDS=60 SEED=0
 	$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
 
-malformed: build $(INSTALLED_DEV) ## call with malformed arguments: make malformed COUNT=20000 SEED=0
+malformed: build $(INSTALLED_DEV) ## make calls with malformed arguments: make malformed COUNT=20000 SEED=0
 	$(PY) tests/fuzz/malformed.py --count $(or $(COUNT),20000) --seed $(or $(SEED),0) $(ARGS)
 
-soak: build ## call from several threads: right results, flat memory: make soak MINUTES=10 SEED=0
+soak: build ## call from several threads, and watch results and memory: make soak MINUTES=10 SEED=0
 	$(PY) tests/fuzz/soak.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
 
-# SANITIZER=thread: ThreadSanitizer on the soak.
-sanitize: $(INSTALLED_DEV) ## run the kernels' tests under sanitizers of gcc: make sanitize SANITIZER=address
+# SANITIZER=thread runs the soak under ThreadSanitizer.
+sanitize: $(INSTALLED_DEV) ## run the kernels' tests under gcc's sanitizers: make sanitize SANITIZER=address
 	$(PY) tests/fuzz/sanitize.py $(or $(SANITIZER),address) $(ARGS)
 
-planted: build $(INSTALLED_DEV) ## plant faults in the CPU's code, each of which `make fuzz` must find
+planted: build $(INSTALLED_DEV) ## plant faults in the CPU code; `make fuzz` or `make malformed` must find each
 	$(PY) tests/fuzz/planted_faults.py $(ARGS)
 
-fuzz-coverage: build $(INSTALLED_DEV) ## count the lines of the CPU's kernels that random problems run
+fuzz-coverage: build $(INSTALLED_DEV) ## count the lines of the CPU kernels that random calls reach
 	$(PY) tests/fuzz/fuzz_coverage.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
 
 ##@ Benchmarks
@@ -106,7 +112,7 @@ fuzz-coverage: build $(INSTALLED_DEV) ## count the lines of the CPU's kernels th
 bench: build ## run a representative set of benchmarks, in a few minutes
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds $(ARGS)
 
-bench-full: build ## run every benchmark, in hours, and keep the results for bench-report
+bench-full: build ## run every benchmark, which takes hours, and keep the results for bench-report
 	mkdir -p $(RESULTS)
 	$(PY) -m pytest benchmarks --benchmark-only --full --benchmark-columns=median,iqr,rounds \
 	  --benchmark-json=$(RESULTS)/kernels.json
@@ -115,7 +121,7 @@ bench-full: build ## run every benchmark, in hours, and keep the results for ben
 	  --json $(RESULTS)/cpu-avx2.json
 	$(PY) -m benchmarks.compare --sweep --json $(RESULTS)/sweeps.json
 
-bench-peers: ## compare with JAX, ONNX Runtime and oneDNN, in an environment of their own
+bench-peers: ## compare with JAX, ONNX Runtime and oneDNN, in a separate environment
 	$(MAKE) VENV=.venv-peers compare-peers
 
 compare-peers: $(VENV)/.installed-peers build
@@ -127,10 +133,10 @@ bench-report: build ## write docs/benchmarks.md from the results
 
 ##@ CUDA
 
-cuda-check: ## compile the CUDA kernels for every architecture, and show what each needs
+cuda-check: ## compile the CUDA kernels for every architecture, and show the resources of each
 	$(PYTHON) cuda_build.py $(ARGS)
 
-gpu-prepare: ## build at home what gpu-check runs on an H100 or H200, in 5 minutes
+gpu-prepare: ## without a GPU: build what gpu-check runs on an H100 or H200, in 5 minutes
 	$(PYTHON) -m benchmarks.gpu.prepare $(ARGS)
 
 gpu-check: $(INSTALLED) ## on a machine with a GPU: check, sanitize, test and measure, in 8 minutes
@@ -138,21 +144,21 @@ gpu-check: $(INSTALLED) ## on a machine with a GPU: check, sanitize, test and me
 
 ##@ Wheels and installs
 
-# The tools alone: what is compiled sees the torches' headers.
-wheels: $(WHEELS)/.installed ## build a wheel for each Python, which serves several torches
+# Build tools only: the headers come from the wheels of each torch.
+wheels: $(WHEELS)/.installed ## build a wheel for each Python; each supports several versions of torch
 	$(WHEELS)/bin/python wheels.py $(ARGS)
 
-sdist: $(WHEELS)/.installed ## pack the sources, and check the package
+sdist: $(WHEELS)/.installed ## build the source distribution, and check it
 	FASTRNN_TORCHES=all $(WHEELS)/bin/python -m build --sdist --outdir dist
 	$(WHEELS)/bin/python -m twine check --strict dist/*.tar.gz
 
-wheels-test: ## install them where no compiler is: make wheels-test ARGS="--python 3.11 --torch 2.13.0"
+wheels-test: ## install the wheels without a compiler: make wheels-test ARGS="--python 3.11 --torch 2.13.0"
 	$(PYTHON) tests/project/try_wheels.py $(ARGS)
 
-test-install: ## install in every way: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
+test-install: ## try every way to install: make test-install ARGS="--python python3.11 --torch 2.11.0 2.15.0 --tests"
 	$(PYTHON) tests/project/try_install.py $(ARGS)
 
-# Environments, and what is built in them.
+# Environments, and the extension.
 
 $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -166,6 +172,10 @@ $(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
 	$(PY) -m pip install -r requirements-dev.txt
 	@touch $@
 
+$(INSTALLED_DOCS): requirements-docs.txt $(INSTALLED)
+	$(PY) -m pip install -r requirements-docs.txt
+	@touch $@
+
 $(VENV)/.installed-peers: benchmarks/requirements-peers.txt $(INSTALLED)
 	$(PY) -m pip install -r benchmarks/requirements-peers.txt
 	@touch $@
@@ -175,14 +185,14 @@ $(WHEELS)/.installed: requirements-wheels.txt
 	$(WHEELS)/bin/python -m pip install -r requirements-wheels.txt
 	@touch $@
 
-# No torchvision: tools ask for it, none needs it, and one for CUDA does not load beside a CPU's torch.
+# No torchvision: tools ask for it, none needs it, and a CUDA build does not load with a CPU-only torch.
 $(CLIENTS)/.installed: $(wildcard tests/pytorch/requirements-clients*.txt) requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install -r tests/pytorch/$(TOOLS)
 	$(CLIENTS)/bin/python -m pip uninstall -y torchvision
 	@touch $@
 
-# Built again after an update of torch, too.
+# Rebuilt after an update of torch, too.
 $(BUILT): setup.py $(wildcard *_build.py) pyproject.toml $(CPP) $(INSTALLED) $(if $(VENV),$(wildcard $(VENV)/lib/python3*/site-packages/torch/version.py),always)
 	$(PY) setup.py build_ext --inplace
 	@rm -f build/.built-* && touch $@

@@ -1,6 +1,6 @@
 """How the CPU half is compiled: for torch_build.py and wheels.py, tests and benchmarks.
 
-Its kernels never see torch: here they also become a Python module of their own.
+Its kernels never see torch: this file also builds them as a Python module of their own.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from types import ModuleType
 ROOT = Path(__file__).parent
 BUILD = ROOT / "build/tests"
 
-# What the kernels are linked to: torch's OpenMP. Elsewhere than on Linux they run on one thread.
+# What the kernels are linked to: torch's OpenMP. On other systems they run on one thread.
 LIBRARIES = ["-lgomp"] if sys.platform == "linux" else []
 FLAGS = [
     "-std=c++20",
     "-O3",
     "-DNDEBUG",  # else torch's headers check their own arguments at every call
     "-g0",  # Python's own flags ask for -g, which makes the library fifty times larger
-    "-fno-math-errno",  # sqrt, exp and their kin need not set errno, so loops over them vectorise
+    "-fno-math-errno",  # sqrt, exp and their kin need not set errno, so loops over them vectorize
     "-fno-trapping-math",  # nobody reads the exception flags, so both sides of a select may run
     "-ffp-contract=fast",  # a * b + c may be one fused multiply-add: faster, and rounded once
 ]
@@ -37,12 +37,12 @@ MORE_FLAGS = shlex.split(os.environ.get("FASTRNN_FLAGS", ""))
 
 
 def kernel_sources() -> list[Path]:
-    """What knows no torch."""
+    """The sources that do not use torch."""
     return sorted(path for path in (ROOT / "csrc/cpu").glob("*.cpp") if path.name != "rnn_cpu.cpp")
 
 
 def find_compiler() -> str:
-    """The C++ compiler that CXX names, or the first that there is."""
+    """The C++ compiler that CXX names, or the first that is found."""
     compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
     for name in compilers:
         if shutil.which(shlex.split(name)[0]):
@@ -57,10 +57,10 @@ def find_compiler() -> str:
 
 
 def find_python(version: str) -> str | None:
-    """A Python of this version, as "3.12", on the PATH or among pyenv's."""
+    """A Python of this version, such as "3.12", on the PATH or among pyenv's."""
     pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
     for path in [shutil.which(f"python{version}"), *map(str, reversed(pyenv))]:
-        # pyenv's shim is on the PATH also where it names no such Python.
+        # pyenv's shim is on the PATH even if there is no such Python.
         if path and subprocess.run([path, "-V"], capture_output=True).returncode == 0:
             return path
     return None

@@ -1,7 +1,7 @@
 """How the CUDA half is compiled: by nvcc, which never sees torch. For torch_build.py and wheels.py.
 
 As a program it compiles every kernel for every architecture, without a GPU, prints what each needs,
-and fails where a kernel keeps registers in memory:
+and fails if a kernel keeps registers in memory:
 
     python cuda_build.py --archs 80 90a
 
@@ -45,7 +45,7 @@ CPU_SECONDS = 110
 CUDA_HOST_SECONDS = 60
 CUDA_ARCH_SECONDS = 75
 
-# What nvcc may take for every architecture, and what may come of it: CONTRIBUTING.md.
+# The CPU time that nvcc may take for all architectures, and the size of the code: CONTRIBUTING.md.
 BUDGET_SECONDS = 900
 BUDGET_MB = 80
 
@@ -70,7 +70,7 @@ def find_nvcc() -> str | None:
 
 
 def toolkit(nvcc: str) -> Path:
-    """The folder that holds include/ and lib/, also where nvcc is a script that calls another."""
+    """The folder that holds include/ and lib/, even if nvcc is a script that calls another."""
     run = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull],
                          capture_output=True, text=True)  # fmt: skip
     top = re.search(r"^#\$ TOP=(.+)$", run.stderr, re.MULTILINE)
@@ -91,7 +91,7 @@ def number(arch: str) -> int:
 
 
 def all_archs(nvcc: str) -> list[str]:
-    """What of ARCHS this nvcc compiles for."""
+    """Those of ARCHS that this nvcc compiles for."""
     known = known_archs(nvcc)
     return [arch for arch in ARCHS if number(arch) in known]
 
@@ -122,18 +122,18 @@ def listed_archs(wanted: str) -> list[str]:
     archs = [e.removesuffix("+PTX").replace(".", "") for e in entries]
     old = [e for e, arch in zip(entries, archs, strict=True) if too_old(arch)]
     if old:
-        say(f"left out {' '.join(old)} of TORCH_CUDA_ARCH_LIST: the kernels need 7.5 or later.")
+        say(f"skipping {' '.join(old)} of TORCH_CUDA_ARCH_LIST: the kernels need 7.5 or later.")
     return sorted({arch for arch in archs if not too_old(arch)}, key=number)
 
 
 def archs_to_build(
     nvcc: str | None, torch_has_cuda: bool, gpus: list[tuple[int, int]]
 ) -> list[str]:
-    """What to compile the CUDA kernels for; nothing means a build for the CPU alone.
+    """The architectures to compile the CUDA kernels for; none means a build for the CPU only.
 
-    FASTRNN_CUDA=0 builds for the CPU, FASTRNN_CUDA=1 for CUDA, and unset means CUDA where torch has
-    it and somebody wants it: TORCH_CUDA_ARCH_LIST names architectures, or there is a GPU. Without
-    both, FASTRNN_CUDA=1 builds for every architecture.
+    FASTRNN_CUDA=0 builds for the CPU, FASTRNN_CUDA=1 for CUDA, and unset means CUDA if torch has it
+    and it is wanted: TORCH_CUDA_ARCH_LIST names architectures, or there is a GPU. With neither,
+    FASTRNN_CUDA=1 builds for every architecture.
 
     Args:
         nvcc: Where it is, or None.
@@ -150,7 +150,7 @@ def archs_to_build(
     def without(why: str) -> list[str]:
         if choice == "1":
             sys.exit(f"fastrnn: FASTRNN_CUDA=1 asks for the CUDA kernels, but {why}")
-        say(f"building for the CPU alone, without the CUDA kernels: {why}")
+        say(f"building for the CPU only, without the CUDA kernels: {why}")
         return []
 
     if choice is None and not wanted and not gpus:
@@ -161,7 +161,7 @@ def archs_to_build(
     if wanted and wanted != "native":
         archs = listed_archs(wanted)
         if not archs:
-            return without(f"TORCH_CUDA_ARCH_LIST={wanted} has no architecture from 7.5 on.")
+            return without(f"TORCH_CUDA_ARCH_LIST={wanted} names no architecture of 7.5 or later.")
     elif gpus:
         archs = [f"{major}{minor}" for major, minor in sorted(set(gpus))]
         archs = [arch + "a" if arch + "a" in ARCHS else arch for arch in archs if not too_old(arch)]
@@ -171,7 +171,7 @@ def archs_to_build(
         return all_archs(nvcc)
     unknown = [arch for arch in archs if number(arch) not in known]
     if unknown:
-        return without(f"{nvcc} does not know sm_{unknown[0]}. Install a newer CUDA toolkit.")
+        return without(f"{nvcc} does not support sm_{unknown[0]}. Install a newer CUDA toolkit.")
     return archs
 
 
@@ -185,9 +185,9 @@ def announcement(archs: list[str]) -> str:
 
 
 def gencode(names: list[str]) -> list[str]:
-    """Machine code of each, and PTX of the newest for those that come later.
+    """Machine code for each, and PTX for the newest, which serves later GPUs.
 
-    PTX of 90a would serve no other GPU, so it is that of 90.
+    PTX for 90a would serve no other GPU, so it is for 90.
     """
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in names]
     newest = max(map(number, names))
@@ -195,7 +195,7 @@ def gencode(names: list[str]) -> list[str]:
 
 
 def compile_flags(archs: list[str], nvcc: str) -> list[str]:
-    """Of one nvcc: after an update of it all is compiled again."""
+    """They name nvcc's version, so that everything is compiled again after an update of it."""
     return [*FLAGS, *gencode(archs), f"-I{ROOT / 'csrc'}", f"-DFASTRNN_NVCC={version(nvcc)}"]
 
 
@@ -205,7 +205,7 @@ def sources() -> list[Path]:
 
 
 def library_sources() -> list[Path]:
-    """What knows no torch: of a wheel one library for all of them."""
+    """The sources that do not use torch: in a wheel, one library serves every torch."""
     folder = ROOT / "csrc/cuda"
     return [*sorted(folder.glob("*.cu")), folder / "choose.cpp", folder / "runtime.cpp"]
 
@@ -223,7 +223,7 @@ def kernel_sources() -> list[Path]:
 
 
 def write_header(folder: Path, archs: list[str], nvcc: str) -> None:
-    """Write what csrc/cuda/runtime.cpp tells of the build."""
+    """Write what csrc/cuda/runtime.cpp says about the build."""
     names = " ".join(f"sm_{arch}" for arch in archs)
     text = (
         f'#define FASTRNN_CUDA_ARCHS "{names}"\n'
@@ -243,7 +243,7 @@ def version(nvcc: str) -> str:
 
 
 def source_hash(paths: Iterable[Path], compiler: str = "") -> str:
-    """Names what is compiled: the same where only comments, white space or documents differ."""
+    """A hash of what is compiled: the same if only comments, white space or documents differ."""
     digest = hashlib.sha256(" ".join([*FLAGS, compiler]).encode())
     for path in sorted(paths):
         tokens = (match[1] for match in TOKEN.finditer(path.read_text()))
@@ -252,7 +252,7 @@ def source_hash(paths: Iterable[Path], compiler: str = "") -> str:
 
 
 def resources(nvcc: str, source: str, arch: str, cubin: Path) -> list[tuple[str, dict[str, int]]]:
-    """Compile a file; what ptxas says of each kernel: registers, stack, spills."""
+    """Compile a file; return what ptxas says of each kernel: registers, stack, spills."""
     run = subprocess.run(
         [nvcc, *FLAGS, f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin",
          source, "-o", cubin],
@@ -286,7 +286,7 @@ def demangled(names: list[str]) -> list[str]:
 
 
 def show_resources(results: list[tuple[str, list[tuple[str, dict[str, int]]]]]) -> int:
-    """Print a line for each kernel of each architecture; how many keep registers in memory."""
+    """Print a line for each kernel and architecture; return how many keep registers in memory."""
     bad = 0
     print(f"{'kernel':<88} {'arch':>5} {'registers':>9} {'stack':>5} {'spilled':>7}")
     for arch, kernels in results:
@@ -304,10 +304,12 @@ def main() -> None:
     from benchmarks.gpu import machine_code  # not where the library alone is built
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--archs", nargs="+", help="such as 80 90a; without it, all that are built")
-    parser.add_argument("--only", default="", help="files whose name contains this")
+    parser.add_argument("--archs", nargs="+", help="such as 80 90a (default: all that are built)")
+    parser.add_argument("--only", default="", help="only files whose name contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--keep", action="store_true", help="the machine code's table, for git")
+    parser.add_argument(
+        "--keep", action="store_true", help="write the machine code's table, to commit"
+    )
     options = parser.parse_args()
     nvcc = find_nvcc()
     if nvcc is None:

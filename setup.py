@@ -1,9 +1,9 @@
-"""Builds fastrnn for the torch that is there, or a wheel for each of those in FASTRNN_TORCHES."""
+"""Builds fastrnn for the installed torch or, if FASTRNN_TORCHES is set, a wheel for those."""
 
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # not there when pip builds
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # missing when pip builds
 
 if os.environ.get("FASTRNN_TORCHES"):
     import wheels as this_build

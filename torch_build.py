@@ -1,4 +1,4 @@
-"""Builds the operators' library and the extension `fastrnn._C` for the torch that is there."""
+"""Builds the operators' library and the extension `fastrnn._C` for the installed torch."""
 
 import json
 import os
@@ -14,8 +14,8 @@ OLDEST_TORCH = (2, 11)
 def import_torch() -> None:
     """Import the torch that will run what is built here; no other will do.
 
-    pip builds in isolation: with the interpreter that it installs for, but without the packages of
-    that interpreter. So they are looked up here.
+    pip builds in isolation: with the interpreter that it installs for, but without that
+    interpreter's packages. So they are looked up here.
     """
     try:
         import torch
@@ -28,8 +28,8 @@ def import_torch() -> None:
             import torch
         except ModuleNotFoundError:
             sys.exit(
-                "fastrnn: the extension is compiled against the torch that will run it, and there "
-                f"is none for {sys.executable}.\nInstall torch first; then run\n"
+                "fastrnn: the extension is compiled against the torch that will run it, and "
+                f"{sys.executable} has none.\nInstall torch first; then run\n"
                 "  pip install setuptools ninja pybind11\n"
                 "  pip install --no-build-isolation ."
             )
@@ -155,7 +155,7 @@ def setup() -> None:
     module = extension("fastrnn._C", [PYTHON_MODULE], BESIDE)
     if CUDA_ARCHS:
         add_cuda(operators, module, NVCC)
-    # The environment's ninja is not on the PATH where the environment is not activated.
+    # The environment's ninja is not on the PATH if the environment is not activated.
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
     setuptools.setup(
         ext_modules=[operators, module],

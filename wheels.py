@@ -1,10 +1,10 @@
 """Build wheels that serve several torches: `make wheels`, or `python wheels.py --python 3.11 3.12`.
 
-The kernels know no torch and are compiled once, those for CUDA where nvcc is found. What touches
-torch is compiled for each torch, and the extension for each Python and torch. A wheel for one
-Python holds all of these, and fastrnn/_library.py chooses by the torch that is there.
+The kernels do not use torch and are compiled once, those for CUDA if nvcc is found. The operators
+are compiled for each torch, and the extension for each Python and torch. A wheel for one Python
+holds all of these, and fastrnn/_library.py loads those for the installed torch.
 
-setup.py uses it too, for the Python that runs it: `FASTRNN_TORCHES="2.13.0 2.14.1" pip wheel
+setup.py uses this too, for the Python that runs it: `FASTRNN_TORCHES="2.13.0 2.14.1" pip wheel
 --no-deps .`, or "all". FASTRNN_CUDA and TORCH_CUDA_ARCH_LIST work as in a build for one torch.
 """
 
@@ -32,8 +32,8 @@ CSRC = ROOT / "csrc"
 BUILD = ROOT / "build/wheels"
 TORCHES = ["2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0"]  # the newest patch release of each
 OLDEST_PYTHON, NEWEST_PYTHON = 11, 14
-LARGEST = 100_000_000  # bytes that a package index takes
-# torch brings them. A second OpenMP would be another pool of threads, which torch does not set.
+LARGEST = 100_000_000  # bytes that a package index accepts
+# torch brings them. A second OpenMP would have its own pool of threads, which torch does not set.
 NOT_OURS = ["libtorch*.so", "libc10*.so", "libgomp.so.1"]
 
 LINKED = ["libtorch_cpu", "libc10", "libtorch_python"]
@@ -58,7 +58,7 @@ class Torch:
 
     @property
     def name(self) -> str:
-        """Of the folder in the package: fastrnn/_library.py looks for it."""
+        """The name of its folder in the package, for which fastrnn/_library.py looks."""
         return "_torch" + "_".join(self.version.split(".")[:2])
 
     @property
@@ -68,14 +68,14 @@ class Torch:
 
 
 def fetch(version: str) -> Torch:
-    """The headers of a torch and the libraries that are linked to, out of its own wheel.
+    """The headers of a torch and the libraries to link to, from its own wheel.
 
-    Nothing of it runs, so any Python's will do, and none of what it depends on is fetched.
+    Nothing in it runs, so a wheel for any Python will do, without its dependencies.
     """
     folder = BUILD / f"torch-{version}"
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        # Past the environment in which pip builds, which has no pip.
+        # Outside of the environment in which pip builds, which has no pip.
         run(sys.executable, "-EPm", "pip", "download", "-q", "--no-deps", "--dest", folder,
             f"torch=={version}")  # fmt: skip
         (wheel,) = folder.glob("torch-*.whl")
@@ -100,7 +100,7 @@ class Cuda:
 
 
 def find_cuda() -> Cuda | None:
-    """For all architectures, unless FASTRNN_CUDA or TORCH_CUDA_ARCH_LIST say otherwise."""
+    """nvcc and all architectures, unless FASTRNN_CUDA or TORCH_CUDA_ARCH_LIST say otherwise."""
     nvcc = cuda_build.find_nvcc()
     os.environ.setdefault("FASTRNN_CUDA", "1" if nvcc else "0")
     archs = cuda_build.archs_to_build(nvcc, torch_has_cuda=True, gpus=[])
@@ -108,7 +108,7 @@ def find_cuda() -> Cuda | None:
 
 
 class Ninja:
-    """Writes what is compiled of what."""
+    """Writes a ninja file: what is compiled from what."""
 
     def __init__(self, file: TextIO, nvcc: str) -> None:
         from ninja.ninja_syntax import Writer
@@ -137,7 +137,7 @@ class Ninja:
 
 
 def write_ninja(file: TextIO, torches: list[Torch], cuda: Cuda | None) -> list[str]:
-    """Write how all is compiled, for the Python that runs; returns the libraries of the kernels."""
+    """Write the ninja file for the Python that runs; return the libraries of the kernels."""
     flags = [*cpu_build.FLAGS, "-Wall", "-Wextra", "-fPIC", f"-I{CSRC}"]
     kernel_flags = [*flags, "-fno-semantic-interposition"]
     of_operators = {*CSRC.glob("*.cpp"), *(CSRC / "cpu").glob("*.cpp")}
@@ -155,7 +155,7 @@ def write_ninja(file: TextIO, torches: list[Torch], cuda: Cuda | None) -> list[s
             [*kernel_flags, *cuda.include, f"-I{BUILD}"],
             [*cuda_build.compile_flags(cuda.archs, cuda.nvcc), "-Xcompiler=-fPIC"],
         )
-        # With the CUDA runtime to itself: torch has another.
+        # With a CUDA runtime of its own: torch has another.
         runtime = [f"-L{cuda_build.library_folder(cuda_build.toolkit(cuda.nvcc))}"]
         runtime += ["-Wl,--exclude-libs,ALL", *(f"-l{name}" for name in cuda_build.LIBRARIES)]
         kernels.append(ninja.library(CUDA_KERNELS, made, [], runtime))
@@ -186,7 +186,7 @@ def write_ninja(file: TextIO, torches: list[Torch], cuda: Cuda | None) -> list[s
 
 
 def compile_into(package: Path, torches: list[Torch], cuda: Cuda | None) -> None:
-    """Compile the libraries for the Python that runs, and lay them where a wheel has them."""
+    """Compile the libraries for the Python that runs, and copy them to their places in a wheel."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / "build.ninja").open("w") as file:
         kernels = write_ninja(file, torches, cuda)
@@ -206,7 +206,7 @@ def compile_into(package: Path, torches: list[Torch], cuda: Cuda | None) -> None
 
 
 def setup() -> None:
-    """What setup.py does where FASTRNN_TORCHES is set."""
+    """What setup.py does if FASTRNN_TORCHES is set."""
     import setuptools
     from setuptools.command.build_ext import build_ext
 
@@ -219,7 +219,7 @@ def setup() -> None:
             torches = [fetch(version) for version in (TORCHES if asked == "all" else asked.split())]
             cuda = find_cuda()
             versions = " ".join(torch.version for torch in torches)
-            kernels = f"CUDA kernels for {' '.join(cuda.archs)}" if cuda else "CPU kernels alone"
+            kernels = f"CUDA kernels for {' '.join(cuda.archs)}" if cuda else "CPU kernels only"
             cuda_build.say(f"a wheel for torch {versions}, with {kernels}")
             compile_into(package, torches, cuda)
 
@@ -249,12 +249,12 @@ def build(python: str, torches: Sequence[str], dist: Path) -> Path:
     print(run(*this, "check_wheel_contents", wheel).strip())
     size = wheel.stat().st_size
     if size > LARGEST:
-        sys.exit(f"wheels: {wheel.name} has {size} bytes; a package index takes {LARGEST}")
+        sys.exit(f"wheels: {wheel.name} has {size} bytes; a package index accepts {LARGEST}")
     return Path(shutil.copy(wheel, dist))
 
 
 def find_pythons(asked: list[str]) -> list[str]:
-    """Those of these versions, or every one that is on the machine."""
+    """The Pythons of these versions, or all on this machine."""
     pythons = []
     for version in asked or [f"3.{n}" for n in range(OLDEST_PYTHON, NEWEST_PYTHON + 1)]:
         path = cpu_build.find_python(version)
@@ -267,8 +267,10 @@ def find_pythons(asked: list[str]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--python", nargs="+", default=[], help="versions (all on this machine)")
-    parser.add_argument("--torch", nargs="+", default=TORCHES, help=f"({' '.join(TORCHES)})")
+    parser.add_argument("--python", nargs="+", default=[], help="versions (default: all here)")
+    parser.add_argument(
+        "--torch", nargs="+", default=TORCHES, help=f"versions (default: {' '.join(TORCHES)})"
+    )
     parser.add_argument("--dist", type=Path, default=ROOT / "dist")
     args = parser.parse_args()
     pythons = find_pythons(args.python)
@@ -277,7 +279,7 @@ def main() -> None:
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
     cuda = find_cuda()
     print(
-        f"wheels: CUDA kernels for {' '.join(cuda.archs)}" if cuda else "wheels: CPU kernels alone"
+        f"wheels: CUDA kernels for {' '.join(cuda.archs)}" if cuda else "wheels: CPU kernels only"
     )
     for python in pythons:
         wheel = build(python, args.torch, args.dist.resolve())

@@ -68,16 +68,16 @@ Capture = pytest.CaptureFixture[str]
 def test_architectures_too_old_are_left_out(archs: Archs, capsys: Capture) -> None:
     assert archs(wanted="6.0;7.0;7.5;8.0+PTX") == ["75", "80"]
     assert capsys.readouterr().err == (
-        "fastrnn: left out 6.0 7.0 of TORCH_CUDA_ARCH_LIST: the kernels need 7.5 or later.\n"
+        "fastrnn: skipping 6.0 7.0 of TORCH_CUDA_ARCH_LIST: the kernels need 7.5 or later.\n"
     )
     assert archs(wanted="Volta") == []
-    assert "TORCH_CUDA_ARCH_LIST=Volta has no architecture from 7.5 on." in capsys.readouterr().err
+    assert "LIST=Volta names no architecture of 7.5 or later." in capsys.readouterr().err
 
 
 def test_without_a_gpu_the_build_is_for_the_cpu(archs: Archs, capsys: Capture) -> None:
     assert archs() == []
     assert capsys.readouterr().err == (
-        "fastrnn: building for the CPU alone, without the CUDA kernels: no GPU is visible. "
+        "fastrnn: building for the CPU only, without the CUDA kernels: no GPU is visible. "
         "FASTRNN_CUDA=1 builds them for every architecture.\n"
     )
     assert archs(torch_has_cuda=False) == archs(torch_has_cuda=False, wanted="8.0") == []
@@ -91,7 +91,7 @@ def test_without_a_gpu_the_build_is_for_the_cpu(archs: Archs, capsys: Capture) -
     [
         ({"gpus": ((9, 0),), "nvcc": None}, "no nvcc was found. Put it on the PATH or set CUDA_"),
         ({"gpus": ((7, 0),)}, "the GPU is older than compute capability 7.5."),
-        ({"gpus": ((13, 0),)}, "nvcc does not know sm_130. Install a newer CUDA toolkit."),
+        ({"gpus": ((13, 0),)}, "nvcc does not support sm_130. Install a newer CUDA toolkit."),
     ],
     ids=["nvcc", "old", "new"],
 )

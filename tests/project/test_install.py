@@ -245,8 +245,8 @@ def test_no_torch(bare: Path) -> None:
     build = run(bare, ROOT / "setup.py", "--version")
     assert build.returncode == 1
     assert build.stderr == (
-        "fastrnn: the extension is compiled against the torch that will run it, and there is none "
-        f"for {bare}.\nInstall torch first; then run\n"
+        "fastrnn: the extension is compiled against the torch that will run it, and "
+        f"{bare} has none.\nInstall torch first; then run\n"
         "  pip install setuptools ninja pybind11\n"
         "  pip install --no-build-isolation .\n"
     )
