@@ -73,7 +73,7 @@ void check_memory(const char* name, const Tensor& x, int64_t index = -1) {
               " to have memory, got a tensor without any, such as a compiler's or a wrapper's");
 }
 
-// `like` of the same dtype and device, with these sizes.
+// Throws unless `x` has these sizes, and the dtype and device of `like`.
 void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, const Tensor& like,
                   int64_t index = -1) {
   TORCH_CHECK(x.sizes() == sizes, "rnn: expected ", name, " of shape ", sizes, ", got ", x.sizes());
@@ -94,7 +94,7 @@ void check_count(const Shape& s, TensorList weights, bool has_biases) {
               ", got ", weights.size());
 }
 
-// Returns hidden_size, which the first w_ih tells.
+// Returns hidden_size, as the first w_ih has it.
 int64_t check_weights(const Shape& s, TensorList weights, bool has_biases, const Tensor& input) {
   TORCH_CHECK(weights[0].dim() == 2, "rnn: expected w_ih with 2 dimensions, got ",
               weights[0].dim());
@@ -147,8 +147,8 @@ void check_batch_sizes(const Tensor& batch_sizes, const Tensor& data) {
   }
 }
 
-// A tensor may be expanded to any size, and what the kernels need for it would overflow. The sums
-// are of the bytes of all tensors, of packed weights and of a thousand threads' scratch.
+// A tensor may be expanded to any size, and the bytes that the kernels need would overflow. This
+// adds up those of all tensors, of packed weights and of a thousand threads' scratch.
 void check_sizes(const Shape& s) {
   constexpr double kElement = 8, kPadding = 64, kScratch = 1 << 20, kMost = int64_t{1} << 60;
   const double layers = static_cast<double>(s.num_layers),

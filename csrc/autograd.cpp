@@ -46,7 +46,7 @@ OptionalTensor dense(const Tensor& x) {
   return x.defined() && x.layout() != at::kStrided ? x.to_dense() : defined(x);
 }
 
-// Of a tensor that a saved-tensor hook may have handed back: contiguous() does not check storages.
+// For a tensor that a saved-tensor hook may have returned: contiguous() does not check storages.
 OptionalTensor contiguous(const char* name, const Tensor& x) {
   if (!x.defined()) return std::nullopt;
   check_storage(name, x);
@@ -54,7 +54,7 @@ OptionalTensor contiguous(const char* name, const Tensor& x) {
 }
 
 // The node whose backward pass this thread runs. Autograd knows it only while its engine runs, not
-// if somebody calls the node.
+// if the node is called directly.
 thread_local const torch::autograd::Node* running_node = nullptr;
 
 struct RnnFunction : torch::autograd::Function<RnnFunction> {
@@ -142,7 +142,7 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
           is_of(node, ctx),
           "rnn: create_graph=True is not supported under compiled autograd; compute gradients of "
           "gradients outside of it");
-      // The call settled where gradients go: an argument may have been detached since, or not kept.
+      // The call decided where gradients go: an argument may have been detached since, or not kept.
       const auto connect = [&](Tensor& x, size_t i) {
         x = x.tensor_data();
         if (const auto& edge = node->next_edge(i); edge.is_valid())
@@ -198,7 +198,7 @@ auto new_node(const c10::intrusive_ptr<torch::autograd::Node>&) {
   return c10::make_intrusive<Node>();
 }
 
-// With the nodes of torch.tanh and torch.relu, whose backward passes read the result alone.
+// Attaches the node of torch.tanh or torch.relu, whose backward pass reads only the result.
 template <typename Node>
 Tensor with_node(Tensor h, const Tensor& pre) {
   const auto node = new_node<Node>(torch::autograd::Edge().function);
@@ -208,9 +208,9 @@ Tensor with_node(Tensor h, const Tensor& pre) {
   return h;
 }
 
-// As RnnFunction::apply, which costs a small step more: it also notes the sizes of all arguments
-// and results, to make zeros for missing gradients (forward asks for none), and looks for arguments
-// among the results. The edges are those of input, hx, even if it is not there, and the weights.
+// Does what RnnFunction::apply does, which costs a small step more: apply also notes the sizes of
+// all arguments and results, to make zeros for missing gradients (forward asks for none), and looks
+// for arguments among the results. The edges are those of input, hx (even if missing) and weights.
 std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS) {
   if (const auto& functorch = at::functorch::functorchTLSAccessor())
     functorch->checkSupportsCppAutogradFunction();

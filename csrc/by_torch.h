@@ -1,5 +1,4 @@
-// The call by the operator behind torch.nn.RNN: for calls in which that is faster, or no kernel of
-// ours runs.
+// Calls the operator behind torch.nn.RNN, where that is faster or none of our kernels can run.
 #pragma once
 
 #include "ops.h"

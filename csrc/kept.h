@@ -9,7 +9,7 @@
 
 namespace fastrnn {
 
-// What a node keeps besides tensors, in one number: a map of them costs a small step more.
+// What a node keeps besides tensors, packed into one number: a map would slow small steps down.
 struct Options {
   bool has_biases;
   int64_t num_layers;
@@ -35,7 +35,7 @@ struct Options {
 //   w_ih                                  its layer's input: `input`, or anything below the layer
 //   w_hh                                  hx; with more than one step, its layer's input or any
 //                                         weight or bias of its layer and direction
-//   b_ih, b_hh                            (never: no derivative has their values)
+//   b_ih, b_hh                            (never: no derivative needs their values)
 //   dropout_mask                          a w_ih above the first layer, or anything below one
 //   saved, batch_sizes, lengths, reset    anything; saved and batch_sizes are our own copies
 struct Needed {
@@ -48,16 +48,16 @@ struct Needed {
 
 bool has_one_step(const Tensor& input, const OptionalTensor& batch_sizes, bool batch_first);
 
-// Stands in for a tensor whose values are not needed: its sizes, but for the last, in the memory of
-// one row.
+// Stands in for a tensor whose values are not needed: the same sizes except for the last, in the
+// memory of one row.
 Tensor stand_in(const Tensor& x, const c10::SymInt& features);
 
 // The weights, with others in place of those that were not kept.
 void fill_in(torch::autograd::variable_list& weights, const Tensor& input, const Tensor& saved,
              const Options& options);
 
-// What a node keeps of an argument. As torch.nn.RNN's, which keeps views, it shares memory and
-// version with the argument, but `x.data = y` or `module.half()` leave it as it is.
+// What a node keeps of an argument. As in torch.nn.RNN, which keeps views, it shares memory and
+// version with the argument, but `x.data = y` or `module.half()` do not change it.
 Tensor kept_of(const Tensor& x);
 
 }  // namespace fastrnn

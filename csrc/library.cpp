@@ -6,8 +6,8 @@
 //   weights       w_ih, w_hh[, b_ih, b_hh] for each layer and direction
 //   batch_sizes   (T) int64 on the CPU, for packed data
 //   lengths       (B) int64
-//   reset         (T, B), or (B, T) if batch_first, bool: the state before these steps is zero. Of
-//                 packed data (T, B) too
+//   reset         (T, B), or (B, T) if batch_first, bool: the state before these steps is zero.
+//                 (T, B) for packed data too
 //   dropout_mask  (L-1, T, B, D*H) or (L-1, rows, D*H), time-major
 //   nonlinearity  "tanh" or "relu"
 //   output        (T, B, D*H) in the input's layout, with the strides of a time-major tensor

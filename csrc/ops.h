@@ -39,15 +39,15 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(const OptionalTenso
                                                              bool want_input, bool want_hx,
                                                              bool want_weights);
 
-// The operator rnn under an autograd key. Torch's own operator serves the calls that go to it, if
-// the device gives a function that says which; they are then recorded as that operator's.
+// The operator rnn under an autograd key. If the device has a function that selects calls for
+// torch's own operator, that one serves them, and they are recorded as its calls.
 std::tuple<Tensor, Tensor> rnn_autograd(FASTRNN_ARGUMENTS,
                                         bool (*goes_to_torch)(FASTRNN_ARGUMENTS));
 
-// Whether autograd is to see a call with these tensors.
+// Whether autograd must record a call with these tensors.
 FASTRNN_API bool wants_grad(const Tensor& input, const OptionalTensor& hx, TensorList weights);
 
-// The gradients of those of input, hx, weights that are wanted, differentiable again. The Python
+// Computes the gradients that are wanted of input, hx and weights, differentiable again. The Python
 // package provides it.
 using ReferenceBackward = std::function<std::vector<Tensor>(
     const OptionalTensor& grad_output, const OptionalTensor& grad_hn, const Tensor& saved,

@@ -44,8 +44,8 @@ bool call_is_watched() {
 }
 
 #if defined(FASTRNN_WITH_CUDA)
-// Whether a device has kernels. The first question about each looks for them, which may wait for
-// the device, and so for what another thread of Python has yet to do.
+// Whether a device has kernels. The first call for each device looks for them, which may wait for
+// the device, and so for what another Python thread has yet to do.
 bool cuda_serves(int index) {
   static std::array<std::atomic<bool>, 64> asked{};
   std::optional<py::gil_scoped_release> no_gil;
@@ -68,7 +68,7 @@ bool has_kernels(const Tensor& x) {
           dtype == at::kBFloat16);
 }
 
-// Nothing if it is no integer, or too large. A bool counts as none.
+// Nothing if it is not an integer, or too large. A bool does not count as one.
 std::optional<int64_t> integer(py::handle x) {
   py::detail::make_caster<int64_t> caster;
   if (PyBool_Check(x.ptr()) || !caster.load(x, /*convert=*/false)) return std::nullopt;
@@ -79,8 +79,8 @@ bool alike(const Tensor& x, const Tensor& y) {
   return x.scalar_type() == y.scalar_type() && x.device() == y.device();
 }
 
-// With a dimension of one. The storage is checked first: a view of a tensor without one raises an
-// error that says less.
+// Adds a dimension of 1. The storage is checked first: a view of a tensor without storage raises a
+// less helpful error.
 Tensor unsqueezed(const char* name, const Tensor& x, int64_t dim) {
   check_storage(name, x);
   return x.unsqueeze(dim);
@@ -88,7 +88,7 @@ Tensor unsqueezed(const char* name, const Tensor& x, int64_t dim) {
 
 // The parts of a call in eager mode, if the kernels can take them as they are.
 
-// An input of `dims` dimensions, or of one less: without a batch.
+// An input of `dims` dimensions, or of one less, without a batch.
 const Tensor* take_input(py::handle py_input, int64_t dims) {
   if (call_is_watched()) return nullptr;
   const Tensor* input = plain_tensor(py_input.ptr());
@@ -137,10 +137,10 @@ py::object to_python(Tensor x) {
 
 using Results = std::optional<std::tuple<Tensor, Tensor>>;
 
-// Calls the operator, past its autograd key if nothing wants gradients. Python's lock is kept if
-// the call is shorter than a wait for the lock might be; never on CUDA, where a launch may wait for
-// what another Python thread has yet to do. Returns nothing if the operator, which checks the
-// sizes, refuses the arguments.
+// Calls the operator, skipping its autograd key if nothing wants gradients. The GIL is kept if the
+// call is shorter than a wait for the GIL might be; never on CUDA, where a launch may wait for what
+// another Python thread has yet to do. Returns nothing if the operator, which checks the sizes,
+// refuses the arguments.
 Results call_quietly(const Tensor& input, const OptionalTensor& hx, TensorList weights,
                      const OptionalTensor& lengths, const OptionalTensor& reset, bool has_biases,
                      int64_t num_layers, std::string_view nonlinearity, bool bidirectional,
@@ -164,7 +164,7 @@ Results call_quietly(const Tensor& input, const OptionalTensor& hx, TensorList w
   }
 }
 
-// The same; on CUDA with the guard's warnings as Python's.
+// The same; on CUDA, the guard's warnings become Python warnings.
 template <typename... Arguments>
 Results call(const Tensor& input, const Arguments&... arguments) {
   if (!input.is_cuda()) return call_quietly(input, arguments...);
@@ -257,9 +257,9 @@ py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih
   return to_python(batched ? std::move(h) : h.squeeze(0));
 }
 
-// Whether the weights of a module are what its list of them holds: of each name, in a dict of
-// parameters, the same object. Not by pybind11, which takes longer to pass the arguments. A key's
-// own comparison may change the lists.
+// Whether a module's list of weights is up to date: for each name, it holds the same object as the
+// dict of parameters. Not by pybind11, which takes longer to pass the arguments. Comparing keys may
+// run code that changes the lists.
 PyObject* are_weights(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 3 || !PyDict_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2]))
     Py_RETURN_FALSE;
@@ -280,7 +280,7 @@ PyMethodDef raw_methods[] = {
      METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
-// For calls that torch's own operators serve; those raise the errors about what is no tensor.
+// For calls that torch's own operators serve; they raise the errors about what is not a tensor.
 void check_storages_from_python(const py::list& weights, const py::kwargs& others) {
   for (const auto& [name, x] : others) {
     if (THPVariable_Check(x.ptr()))

@@ -104,9 +104,8 @@ class BackwardBlock {
     step_.ahead[2] = fetch ? ahead_out_ : nullptr;
   }
 
-  // Rows that have no later step come last in a block, and take no product: 0 times inf would be
-  // NaN.
-  // Where sequences begin anew, rows that go on are mixed with others: all take the product.
+  // Rows without a later step come last in a block, and take no product: 0 times inf would be NaN.
+  // With resets, rows that go on are mixed with others: all take the product.
   void run_products(int64_t s, int64_t t, int64_t n) {
     int64_t going = block_.walk.steps.reset && s < block_.seq_len() - 1 ? n : 0;
     while (going < n && block_.goes_on(t, going)) ++going;

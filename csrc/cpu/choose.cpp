@@ -42,8 +42,8 @@ constexpr int64_t kFetchedSize = 128;
 // A larger matrix does not stay in the nearer caches: prefetch it at each reading.
 constexpr int64_t kNearBytes = 1 << 20;
 
-// With vectors of four floats, torch's matrix products are faster than our kernels from this work
-// of a step on. Measured with SSE2; with NEON, nobody has measured it yet.
+// With vectors of four floats, torch's matrix products are faster than our kernels for steps of
+// this work and more. Measured with SSE2, not yet with NEON.
 constexpr int64_t kLargeStep = 400'000;
 constexpr int64_t kShortVector = 16;
 

@@ -43,8 +43,8 @@ struct Problem {
 constexpr int64_t kNever = INT64_MAX;
 
 // Of arrays with two elements the first is for the lowest layer, the second for those above. The
-// order of sums hangs on form, split and opposed, and on fused_rows where weights are as they came
-// or sums are split; there nothing may hang on the number of threads.
+// order of sums depends on form, split and opposed, and on fused_rows if weights are as they came
+// or sums are split; in those cases, none of these may depend on the number of threads.
 struct Plan {
   int threads;
   bool share_columns;     // of each step, else threads share rows; not for types of 16 bits
@@ -58,7 +58,7 @@ struct Plan {
   bool fetch_w_hh;
 };
 
-// `threads` are at hand; the plan may take fewer.
+// `threads` are available; the plan may use fewer.
 Plan choose(const Problem& problem, const KernelTraits& kernels, int threads);
 
 // What one of `size` threads works on: rows, and of each product one of `column_parts` parts.

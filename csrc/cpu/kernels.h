@@ -30,7 +30,7 @@ struct Steps {
   const int64_t* active;  // [T], or null: every row has every step
   const int64_t* order;   // [B], or null: already sorted
   const bool* reset;      // true where a new sequence begins: h[t-1] is zero; null: nowhere.
-                          // Of the first step walked, hx tells
+                          // At the first step walked, hx decides
   int64_t reset_step_stride;
   int64_t reset_row_stride;
 };

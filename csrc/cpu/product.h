@@ -50,7 +50,7 @@ struct Product {
     const void* const* rows;  // of C, or of bfloat16 for kPairs
     int64_t depth;            // 0: no such term
     const void* matrix;       // packed: of C, else of the storage type
-    bool far;                 // worth fetching ahead: it comes from far away at each reading
+    bool far;                 // worth prefetching: it comes from far away each time it is read
   };
   Layout layout = Layout::kPacked;
   bool split = false;   // sum even and odd k apart: for a row or two, one chain of sums is too slow

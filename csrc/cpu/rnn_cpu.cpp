@@ -45,7 +45,7 @@ Plan plan_for(const Stack& stack, bool backward, bool may_pack) {
   return choose(problem, kernels_for(chosen_kernels(), stack.dtype).traits, threads);
 }
 
-// at::empty without its way through the dispatcher, but with its NaNs in deterministic mode.
+// at::empty without the dispatcher, but with its NaNs in deterministic mode.
 Tensor new_tensor(at::IntArrayRef sizes, const Tensor& like) {
   const at::Context& context = at::globalContext();
   if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {

@@ -26,7 +26,7 @@ int64_t scratch_bytes(const Stack& s) {
   return aligned(task_scratch_bytes(s.dtype, largest_features(s), s.hidden_size));
 }
 
-// What a member of the team works on, and in.
+// What a member of the team works on, and the memory it uses.
 struct Work {
   int64_t row_begin, row_end;
   Share share;  // of the columns

@@ -7,7 +7,8 @@
 #if defined(__linux__)
 #define FASTRNN_LIBGOMP
 // torch's threads on Linux are those of libgomp, and torch.set_num_threads sets how many. A
-// compiler may have an OpenMP of its own, so no pragmas: these are what GCC makes of them.
+// compiler may have an OpenMP of its own, so no pragmas: these are the calls that GCC turns them
+// into.
 extern "C" {
 void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 void GOMP_barrier();
@@ -32,7 +33,7 @@ struct Team {
   int64_t end(int64_t n) const { return n * (index + 1) / size; }
 };
 
-// The size of the pool stays what torch set, and fewer threads may come.
+// The pool keeps the size that torch set, and fewer threads may come.
 inline int most_members(int threads) {
 #if defined(FASTRNN_LIBGOMP)
   if (threads > 1) return omp_get_max_threads();
@@ -41,8 +42,8 @@ inline int most_members(int threads) {
   return 1;
 }
 
-// The members compute in the caller's floating-point environment: torch.set_flush_denormal, say, is
-// a matter of one thread.
+// The members compute in the caller's floating-point environment: torch.set_flush_denormal, say,
+// applies to one thread.
 template <typename F>
 void in_parallel(int threads, const F& body) {
 #if defined(FASTRNN_LIBGOMP)

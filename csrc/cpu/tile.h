@@ -143,7 +143,7 @@ __attribute__((noinline)) void finish(const Product<C>& p, TilePlace at, int row
   });
 }
 
-// The same for one row, from registers: short rows are a matter of latency.
+// The same for one row, from registers: short rows are limited by latency.
 template <typename C, int kVectors>
 FASTRNN_INLINE void finish_row(const Product<C>& p, TilePlace at, const Vec<C> (&sums)[kVectors]) {
   constexpr int L = kLanes<C>;

@@ -39,7 +39,7 @@ class Weights {
   // `memory` has room for bytes() bytes.
   void use(char* memory) { memory_ = memory; }
 
-  // False once a w_hh that was packed holds NaN or infinity, which make NaN of a state of zero.
+  // False once a packed w_hh holds NaN or infinity, which turn a state of zero into NaN.
   bool finite() const { return finite_.load(std::memory_order_relaxed); }
 
   // Every member packs its share. If all layers fit together they are packed at the first layer

@@ -8,7 +8,7 @@
 
 namespace fastrnn::cpu {
 
-// What run_forward and run_backward throw if they cannot have the memory that they work in.
+// What run_forward and run_backward throw if there is no memory for them to work in.
 struct OutOfMemory : std::bad_alloc {
   explicit OutOfMemory(int64_t bytes) : bytes(bytes) {}
   int64_t bytes;

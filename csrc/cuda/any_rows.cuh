@@ -1,7 +1,7 @@
 // How a block's thread walks the steps of rows of any lengths, padded or packed, with resets or
-// not: the Walk of block.cuh that serves every call. What a step reads of the tensors is asked for
-// kAhead steps before, into registers; the marks of reset and the starts of packed steps one step
-// before they are used. Pointers run along with the steps.
+// not: the Walk of block.cuh that serves every call. What a step reads of the tensors is loaded
+// kAhead steps ahead, into registers; the marks of reset and the starts of packed steps, one step
+// ahead. Pointers advance with the steps.
 #pragma once
 
 #include "cuda/math.cuh"
@@ -42,7 +42,7 @@ struct Owned {
   FASTRNN_DEVICE bool at(int s, int i) const {
     return static_cast<unsigned>(time(i)) < static_cast<unsigned>(length[s]);
   }
-  // The same of an element, of which the tensor may have none.
+  // The same for an element, which may be outside of the tensor.
   FASTRNN_DEVICE bool at(const Group& group, int e, int i) const {
     return at(Group::slot(e), i) && group.unit(e) < hidden_size;
   }
@@ -50,11 +50,11 @@ struct Owned {
   FASTRNN_DEVICE bool has(const Group& group, int e) const {
     return b[Group::slot(e)] != kNone && group.unit(e) < hidden_size;
   }
-  // Of packed data: the rows before step i, modulo 2^32, as a step has fewer than 2^31.
+  // For packed data: the rows before step i, modulo 2^32, as a step has fewer than 2^31.
   FASTRNN_DEVICE uint32_t start(int i) const {
     return i < longest ? static_cast<uint32_t>(rows.start[time(i)]) : 0;
   }
-  // Of each slot, whether a sequence begins between steps i - 1 and i of the walk, as the byte in
+  // For each slot, whether a sequence begins between steps i - 1 and i of the walk, as the byte in
   // memory, so that nothing waits for it before it is tested. Zeros where there is no reset.
   FASTRNN_DEVICE void load_marks(int i, unsigned char (&marks)[Group::kSlots]) const {
     if (!rows.reset) return;
@@ -198,7 +198,7 @@ class AnyForward {
   const ForwardDirection& d_;
   Owned<Group> own_;
   Place<Group> asked_, done_;
-  uint32_t coming_;  // of packed data, the start of the step after those that were asked for
+  uint32_t coming_;  // for packed data, the start of the step after those already asked for
   float bias_[kElements];
   S igates_[kAhead][kElements];
   unsigned char cut_[kSlots];  // whether h_prev of the next step is zero
@@ -254,7 +254,7 @@ class AnyBackward {
     }
   }
   FASTRNN_DEVICE bool here(int e, int i) const { return own_.at(group_, e, i); }
-  // Of c, which comes from the step walked before, what goes on to h; the rest goes to hx.
+  // The part of c, from the step walked before, that goes on to h; the rest goes to hx.
   FASTRNN_DEVICE float take(int e, int i, float c) {
     const bool here = this->here(e, i), came = this->here(e, i - 1);
     const bool ends = came && (!here || cut_[Group::slot(e)]);
@@ -307,7 +307,7 @@ class AnyBackward {
   const BackwardDirection& d_;
   Owned<Group> own_;
   Place<Group> asked_, asked_grad_, done_;
-  uint32_t coming_;  // of packed data, the start of the step after those that were asked for
+  uint32_t coming_;  // for packed data, the start of the step after those already asked for
   float grad_hx_[kElements];  // grad_hn until the row's first step
   S output_[kAhead][kElements], grad_output_[kAhead][kElements];
   unsigned char cut_[kSlots];  // whether a sequence begins between this step and the one before

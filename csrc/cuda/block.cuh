@@ -11,16 +11,16 @@
 //                            meanwhile() once, after it has asked for the first of the state
 //   put(state, e, x)         writes an element of the state in shared memory, of kStateBytes
 //   send(state, copy)        after all of the thread's puts, before work that can wait
-//   receive(copy, gave_up)   waits for the whole state in this copy; in vain, and what this thread
-//                            makes of it becomes NaN
+//   receive(copy, gave_up)   waits for the whole state in this copy; if the wait gives up, what
+//                            this thread computes from it becomes NaN
 //   leave(), left()          after the last step, and at the end
 //
-// A Walk is the second (any_rows.cuh, whole_rows.cuh): which rows have which steps, and how what
-// they read and write of the tensors comes and goes.
+// A Walk is the second (any_rows.cuh, whole_rows.cuh): which rows have which steps, and how
+// elements of the tensors are loaded and stored.
 //
 // Tile plan: a block has kRows rows of one direction for all steps, and ends with the longest. The
 //   weights stay in registers; the state is in shared memory, twice.
-// Sync plan: one receive a step, in one block a barrier. It stands between the writes of a state
+// Sync plan: one receive per step; in one block, a barrier. It stands between the writes of a state
 //   and its reads in the next step, and between these reads and the writes of the step after that,
 //   which go to the same copy. For clusters see cluster.cuh.
 // Limits: hidden_size at most kHidden; fewer than 2^31 steps and rows; igates and copy have the

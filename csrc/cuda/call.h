@@ -1,4 +1,4 @@
-// The arguments of a call as the CUDA half wants them.
+// The arguments of a call as the CUDA half takes them.
 #pragma once
 
 #include <ATen/ops/argsort.h>
@@ -54,7 +54,7 @@ struct Call : Arguments {
     rows.reset_row_stride = reset_row_stride;
   }
 
-  // Throws where none may run, such as one that is unchecked while the stream captures.
+  // Throws if none may run, such as one that is unchecked during stream capture.
   void choose_kernel();
 
   int64_t per_index() const { return has_biases ? 4 : 2; }

@@ -14,7 +14,7 @@
 namespace fastrnn::cuda {
 namespace {
 
-// Whether the stream has come to its end in time; *error is the device's.
+// Whether the stream finishes in time; *error is the device's.
 bool ends_in_time(cudaStream_t stream, cudaError_t* error) {
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::seconds(kCheckSeconds);
@@ -25,8 +25,8 @@ bool ends_in_time(cudaStream_t stream, cudaError_t* error) {
   return true;
 }
 
-// One rounding of a result to its type, and what the sum of a product may err: tensor cores add up
-// in an order and with roundings of their own.
+// One rounding of a result to its type, and the error allowed in the sum of a product: tensor cores
+// add in an order and with roundings of their own.
 double allowed(const Variant& v) {
   const bool tensor = kConfigurations[v.choice.configuration].on_tensor_cores();
   switch (v.dtype) {
@@ -94,7 +94,7 @@ class Check {
     });
   }
 
-  // And NaN where results are to come.
+  // And NaN where results will be written.
   void fill_inputs() {
     const int64_t H = sizes_.hidden_size, I = sizes_.input_size();
     until_.call([&] { return cudaMemsetAsync(t_.w_hh, 0xff, t_.used, stream_); });
@@ -289,7 +289,7 @@ class Check {
     verdict.timed_out = !ends_in_time(stream_, &ended);
     verdict.error = until_.error != cudaSuccess ? until_.error : ended;
     if (verdict.timed_out || verdict.error != cudaSuccess) {
-      cudaGetLastError();  // so that nobody else finds it
+      cudaGetLastError();  // so that nobody else sees it
       return verdict;
     }
     Findings found{};

@@ -1,5 +1,5 @@
-// Whether a kernel computes what it should on the GPU that is there: the one routine behind the
-// guard (guard.h), `python -m fastrnn check` and benchmarks/gpu/kernels.cpp. It needs no torch.
+// Whether a kernel computes what it should on this GPU: the one routine behind the guard (guard.h),
+// `python -m fastrnn check` and benchmarks/gpu/kernels.cpp. It needs no torch.
 #pragma once
 
 #include <array>

@@ -48,7 +48,7 @@ bool serves(const Configuration& c, const Problem& p, const Device& device) {
   return can_launch(choice, device) && groups_at_once(choice, device) >= 1;
 }
 
-// What is done once a call, as a share of each step.
+// What is done once per call, as a share of each step.
 double of_each_step(double nanoseconds, const Problem& p) {
   return nanoseconds / static_cast<double>(std::max<int64_t>(p.seq_len, 1));
 }

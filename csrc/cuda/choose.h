@@ -10,7 +10,7 @@
 
 namespace fastrnn::cuda {
 
-constexpr int kReservedShared = 1 << 10;  // bytes of shared memory of the system's own, per block
+constexpr int kReservedShared = 1 << 10;  // bytes that the system takes of a block's shared memory
 
 // A configuration, and what a launch of it needs.
 struct Choice {
@@ -71,9 +71,9 @@ int blocks_at_once(const Choice& choice, const Device& device);
 // Groups of it that run at a time, by the sizes alone.
 int estimate_groups_at_once(const Choice& choice, const Device& device);
 
-// What the code that a device runs was compiled for, of a build for such as "sm_80 sm_90a": the
-// largest of its major version that is not above it (with an "a" the very same), else the newest of
-// all, as PTX, if that is not above it. 0: it runs none.
+// The architecture whose code a device runs, in a build for, say, "sm_80 sm_90a": the largest of
+// its major version that is not above it (with an "a", only the very same), else the newest of all,
+// as PTX, if that is not above it. 0: it runs none.
 int compiled_for(int capability, const std::string& architectures);
 
 // As name_of(Configuration).

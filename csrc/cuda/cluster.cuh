@@ -5,10 +5,10 @@
 
 namespace fastrnn::cuda {
 
-// Waits, but not for ever. It gives up after about a second, soon where another wait of the kernel
-// has, and at once for an exchange below 0; then it tells where, and calls in_vain. Only who has to
-// try again looks at the clock, and counts the periods that it sees: the device may have been put
-// aside meanwhile.
+// Waits, but not forever. It gives up after about a second, soon if another wait of the kernel has,
+// and at once for an exchange below 0; then it reports where, and calls in_vain. It looks at the
+// clock only when it has to try again, and counts the periods that it sees: the kernel may have
+// been preempted meanwhile.
 template <typename F>
 FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, int exchange,
                          const F& in_vain) {
@@ -51,7 +51,7 @@ FASTRNN_DEVICE void wait(SharedBarrier* barrier, int parity, GaveUp* gave_up, in
 //     would overwrite them comes two hops later.)
 //   - Own parts are read (to be sent) before they are put again, two exchanges later: the next
 //     exchange's warp_sync stands between.
-//   - Barriers are initialised before anybody sends: cluster_arrive in the constructor,
+//   - Barriers are initialized before anybody sends: cluster_arrive in the constructor,
 //     cluster_wait in load.
 //   - No block ends before all that is sent to it has come: all of it belongs to exchanges that it
 //     receives, the last included, and after a wait in vain a barrier of the cluster stands
@@ -133,7 +133,7 @@ struct ClusterGroup : Slice {
     ++received;
   }
 
-  // Nobody's shared memory goes while others may write to it.
+  // No block's shared memory goes away while others may write to it.
   FASTRNN_DEVICE void leave() const { cluster_arrive(); }
   FASTRNN_DEVICE void left() const { cluster_wait(); }
 };

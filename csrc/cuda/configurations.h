@@ -60,7 +60,7 @@ struct Configuration {
   constexpr int element_bytes() const { return arithmetic == Arithmetic::kNarrow ? 2 : 4; }
   constexpr int threads() const { return units / blocks / warp_units * 32; }  // of a block
 
-  // Of w_hh on tensor cores a warp has a fragment for each 32 bytes of a row. What its registers do
+  // On tensor cores a warp has a fragment of w_hh for each 32 bytes of a row. What its registers do
   // not hold is in shared memory, 16 bytes of each thread; more in registers would leave too few of
   // them for the rest.
   constexpr int stored_fragments() const {

@@ -1,6 +1,6 @@
 // Everything that the kernels ask of the machine, each behind a small inline function, so that the
-// tests can give it a meaning on the CPU (tests/gpu/on_cpu). A warp's collective functions are
-// called by all 32 lanes. PTX ISA 9.0, sections 9.7.9 to 9.7.15.
+// tests can emulate it on the CPU (tests/gpu/on_cpu). A warp's collective functions are called by
+// all 32 lanes. PTX ISA 9.0, sections 9.7.9 to 9.7.15.
 #pragma once
 
 #include "cuda/recurrence.h"
@@ -70,14 +70,14 @@ FASTRNN_DEVICE float fast_reciprocal(float x) {
   return y;
 }
 
-// x, of which the compiler shall not know that it is x: what is computed from it is not kept in
-// registers from before a loop.
+// x, hidden from the compiler: what is computed from it is not moved out of a loop, where it would
+// take registers.
 FASTRNN_DEVICE uint32_t unknown(uint32_t x) {
   asm("" : "+r"(x));
   return x;
 }
-// p, to global memory, so many bytes further; likewise, as the compiler splits pointers that run
-// into sums of parts, each with registers and instructions of its own.
+// p, which points to global memory, plus so many bytes; hidden too, for the compiler splits
+// advancing pointers into sums of parts, each with registers and instructions of its own.
 template <typename T>
 FASTRNN_DEVICE T* further(T* p, int64_t bytes) {
   size_t address = __cvta_generic_to_global(p) + bytes;
@@ -85,8 +85,8 @@ FASTRNN_DEVICE T* further(T* p, int64_t bytes) {
   return static_cast<T*>(__cvta_global_to_generic(address));
 }
 
-// *p where it is there, else 0, by a predicate: a branch, as the compiler makes of the condition,
-// would let each load wait for the one before.
+// *p if it is there, else 0, by a predicate: with a branch, which the compiler would make of the
+// condition, each load would wait for the one before.
 template <typename T>
 FASTRNN_DEVICE uint32_t load_bits(const T* p, bool there) {
   static_assert(sizeof(T) == 2 || sizeof(T) == 4);
@@ -163,7 +163,7 @@ FASTRNN_DEVICE void load_transposed(uint32_t (&to)[2], const void* row) {
 }
 
 // Copies kBytes (4, 8 or 16, aligned) from global to shared memory in the background, or zeros
-// where not `valid`; visible to this thread after wait_copies.
+// if not `valid`; visible to this thread after wait_copies.
 template <int kBytes>
 FASTRNN_DEVICE void copy_async(void* to, const void* from, bool valid = true) {
 #if __CUDA_ARCH__ >= 800
@@ -223,7 +223,7 @@ FASTRNN_DEVICE void init_barrier(SharedBarrier* barrier, int count) {
                : "memory");
 #endif
 }
-// Makes the barriers that this thread has initialised known to the cluster, with the cluster_arrive
+// Makes the barriers that this thread has initialized known to the cluster, with the cluster_arrive
 // and cluster_wait that follow.
 FASTRNN_DEVICE void publish_barriers() {
 #if __CUDA_ARCH__ >= 900

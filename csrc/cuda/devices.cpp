@@ -16,7 +16,7 @@
 namespace fastrnn::cuda {
 namespace {
 
-// Of an error; other errors say nothing about the device and are thrown.
+// What an error says about the device; errors that say nothing about it are thrown.
 std::string why_no_kernels(cudaError_t error, int capability) {
   switch (error) {
     case cudaErrorNoKernelImageForDevice:
@@ -34,7 +34,7 @@ std::string why_no_kernels(cudaError_t error, int capability) {
   }
 }
 
-// What a device has, and the room for what is kept of it.
+// What is known about a device, once it has been read.
 struct Known {
   std::once_flag once;
   std::vector<int> groups_at_once;
@@ -66,7 +66,7 @@ void Known::read(int index) {
 
 Guard& guard_at(int index) {
   constexpr int kMost = 64;
-  static auto& all = *new std::array<Known, kMost>;  // threads may outlive what is destroyed
+  static auto& all = *new std::array<Known, kMost>;  // never destroyed: threads may outlive it
   TORCH_CHECK(index >= 0 && index < kMost, "rnn: expected a device index below ", kMost, ", got ",
               index);
   Known& known = all[index];

@@ -52,7 +52,7 @@ struct Column {
   }
 };
 
-// Of the rows in shared memory, this thread's column, all loads before the first is waited for.
+// This thread's column of the rows in shared memory: all loads are issued before any is awaited.
 template <typename S, typename C>
 FASTRNN_DEVICE void bring(const Column& column, const Factors<S>* factors, const S* somewhere,
                           int count, C* to) {
@@ -102,8 +102,8 @@ FASTRNN_DEVICE void put_grad(const WeightGrads& task, const WeightGradsDirection
 //   second; both were read before. At the end one before and one after the teams' sums take the
 //   factors' place.
 // Limits: fewer than 2^31 rows and columns; the launcher checks.
-// Why: one launch in the place of four or five. Small tiles, as only many blocks are fast where
-// each has all rows; are_few() has the estimate.
+// Why: one launch in place of four or five. Small tiles, since each block has all rows and only
+// many blocks are fast; are_few() has the estimate.
 template <typename S>
 FASTRNN_KERNEL(kGradsThreads, 1)
 void weight_grads_kernel(const __grid_constant__ WeightGrads task) {

@@ -189,7 +189,7 @@ Choice allowed_choice(const Problem& problem, const Context& context, bool torch
   const Choice choice = choose(problem, context.device, context.forced);
   if (!context.guard || choice.kernel == Kernel::kTorch) return choice;
   const Variant variant{choice, problem.dtype};
-  // A kernel that is forced is taken unchecked; not so the steps in the place of torch's operator.
+  // A forced kernel is taken unchecked, but not the step kernels in place of torch's operator.
   const bool forced = !context.forced.empty() && context.forced != name_of(Kernel::kTorch);
   if (forced) {
     const std::string why = context.guard->take_told(variant);

@@ -1,7 +1,7 @@
-// What may run on a device, and why not: one place that knows, and why_not() to ask it. A
-// configuration that nobody has proved on such a GPU (proven.h) is checked before its first use
-// (check.h). One that is wrong or refused serves no more calls: inference goes to torch's operator,
-// all else takes the step kernels, which are checked likewise.
+// The one place that knows what may run on a device, and why not. A configuration that has not been
+// proved on such a GPU (proven.h) is checked before its first use (check.h). One that is wrong or
+// refused serves no more calls: inference goes to torch's operator, everything else to the step
+// kernels, which are checked likewise.
 #pragma once
 
 #include <atomic>
@@ -21,8 +21,8 @@ namespace fastrnn::cuda {
 enum class Checks { kNone, kUnproven, kAll };
 Checks checks_from_environment();  // throws for any other value
 
-// A kernel has stopped the device for this process. No c10::Error, after which Python would try
-// another way.
+// A kernel has stopped the device for this process. Not a c10::Error, after which Python would try
+// another path.
 struct DeviceStopped : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -36,26 +36,26 @@ class Guard {
 
   const Device& device() const { return device_; }
 
-  // Why no kernel serves; empty: some do.
+  // Why no kernel serves; empty if some do.
   const std::string& why_not() const { return whole_.text(); }
-  // Whether this one serves. The first question about each runs its check, and waits for it; while
-  // the stream captures none is run, and it does not serve as yet. The step kernels come first:
-  // every call may need them and what is checked with them.
+  // Whether this one serves. The first call for each variant runs its check, and waits for it;
+  // during stream capture no check can run, and the variant does not serve yet. The step kernels
+  // come first: every call may need them and what is checked with them.
   bool serves(const Variant& variant, cudaStream_t stream);
   // Whether it has been checked, or needs no check.
   bool is_known(const Variant& variant) const;
-  // Why it does not serve; empty: it does.
+  // Why it does not serve; empty if it does.
   std::string why_not(const Variant& variant, cudaStream_t stream);
 
   // From now on it does not serve; a warning says so.
   void refuse(const Variant& variant, const std::string& why);
 
-  // Where a variant's kernels tell that a wait gave up, and what one has told, which is forgotten.
+  // Where a variant's kernels report that a wait gave up; and such a report, which is then cleared.
   GaveUp* told(const Variant& variant, bool backward) const;
   std::string take_told(const Variant& variant) const;
 
-  // Whether `theirs` serves a call faster than `ours`, timed at the first question of each key. No
-  // where `theirs` fails.
+  // Whether `theirs` serves a call faster than `ours`, timed at the first call for each key. False
+  // if `theirs` fails.
   bool is_faster(const std::vector<int64_t>& key, cudaStream_t stream,
                  const std::function<void()>& theirs, const std::function<void()>& ours);
 
@@ -75,7 +75,7 @@ class Guard {
   };
 
   static size_t index_of(const Variant& variant);
-  // Throws where it cannot be run now, or stops the device; then so does every later question.
+  // Throws if they cannot run now, or stop the device; in that case so does every later call.
   void run_checks(const Variant& variant, cudaStream_t stream);
   void refuse_locked(const Variant& variant, const std::string& why);
   std::string described(const Variant& variant) const;
@@ -94,8 +94,8 @@ class Guard {
 
 struct Context;
 
-// What a call takes: the kernel that is chosen or, where that does not serve, torch's operator if
-// that can, else the step kernels. A kernel that the user forces is taken as it is.
+// What a call takes: the chosen kernel or, if that does not serve, torch's operator if it can, else
+// the step kernels. A kernel that the user forces is taken unchecked.
 Choice allowed_choice(const Problem& problem, const Context& context, bool torch_can_serve);
 
 }  // namespace fastrnn::cuda

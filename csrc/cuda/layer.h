@@ -12,7 +12,7 @@ struct Layer {
   int64_t first;    // index of the first direction
 };
 
-// A layer's input: of the first, the call's as it came; else [rows, D*H] of the layer below.
+// A layer's input: for the first layer the call's, as it came; else [rows, D*H] of the layer below.
 struct Input {
   Tensor below;  // or undefined
   int64_t features;
@@ -26,7 +26,7 @@ struct Input {
   }
 };
 
-// The gradients of its weights and biases, into the call's list of them.
+// Writes the gradients of its weights and biases into the call's list.
 void weight_grads(const Call& call, const Layer& layer, const Input& input,
                   std::vector<Tensor>& grads);
 

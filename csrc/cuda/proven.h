@@ -1,5 +1,5 @@
 // What has been proved on a GPU: that GPU's architecture, and the hash of the kernels' sources
-// (cuda_build.py, source_hash) that passed every check there. The guard leaves those unchecked.
+// (cuda_build.py, source_hash) that passed every check there. The guard does not check those.
 #pragma once
 
 #include <algorithm>

@@ -21,7 +21,7 @@ struct Rows {
   const int64_t* start;    // [T], or null: padded
   const int64_t* order;    // [B], or null: as they come
   const bool* reset;  // [T, B], true where a new sequence begins: h[t-1] is zero; null: nowhere.
-                      // Of the first step, hx tells
+                      // At the first step, hx decides
   int64_t reset_step_stride;
   int64_t reset_row_stride;
 };
@@ -68,7 +68,7 @@ struct Recurrence {
   Rows rows;
   int num_directions;
   Direction direction[2];
-  GaveUp* gave_up;  // null: nobody is told. What was still to be computed is NaN then
+  GaveUp* gave_up;  // null: not reported. What was still to be computed is NaN then
 };
 
 using ForwardRecurrence = Recurrence<ForwardDirection>;

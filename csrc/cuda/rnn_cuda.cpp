@@ -29,8 +29,8 @@ std::atomic<const std::string*> forced_kernel = [] {
   return new std::string(name ? name : "");
 }();
 
-// While there is one, the input's device is current for torch, and so for the driver; this
-// library's runtime is told.
+// While one exists, the input's device is current for torch, and so for the driver; this library's
+// own runtime is told too.
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& input) : index_(index_of(input)), torchs_(input.device()) {
@@ -79,7 +79,7 @@ bool goes_to_torch(FASTRNN_ARGUMENTS) {
   problem.packed = batch_sizes.has_value();
   if (allowed_choice(problem, context, true).kernel == Kernel::kTorch) return true;
   if (!at::globalContext().benchmarkCuDNN() || !context.forced.empty()) return false;
-  // Of sizes that vary, those within a power of two share what is timed.
+  // Sizes that vary share a timing if they round up to the same power of two.
   const auto rounded = [](int64_t x) { return static_cast<int64_t>(std::bit_ceil<uint64_t>(x)); };
   const std::vector<int64_t> key{rounded(s.seq_len),
                                  rounded(s.batch),
@@ -97,9 +97,9 @@ bool goes_to_torch(FASTRNN_ARGUMENTS) {
       [&] { forward(context, FASTRNN_PASS, false); });
 }
 
-// Whether a call in training goes there: only where no kernel of ours serves, or can be checked
-// while the stream captures. Else it stays with ours, by steps if need be: cuDNN has no gradients
-// of gradients and no batches of gradients.
+// Whether a call in training goes there: only if none of our kernels serves, or none can be checked
+// because the stream is capturing. Else it stays with ours, by steps if need be: cuDNN has no
+// gradients of gradients and no batches of gradients.
 bool goes_to_torch_in_training(FASTRNN_ARGUMENTS) {
   if (!input.is_cuda() || !torch_can_serve(input, lengths, reset, dropout_mask) ||
       c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Python))

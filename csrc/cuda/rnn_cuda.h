@@ -10,9 +10,8 @@ namespace fastrnn::cuda {
 // Why no kernel of this build serves a device; empty if some do.
 FASTRNN_API const std::string& why_no_kernels(int index);
 
-// Forces a kernel on the calls that follow, of all threads, by a name that choose() takes; empty:
-// free choice. Gives the name before, at first what FASTRNN_CUDA_KERNEL was when the library
-// loaded.
+// Forces a kernel on all later calls, in all threads, by a name that choose() takes; empty: free
+// choice. Returns the previous name, at first that of FASTRNN_CUDA_KERNEL when the library loaded.
 FASTRNN_API std::string set_kernel(const std::string& name);
 // The kernels that a call with an input like this one takes, forward and backward, or "torch" and
 // why.

@@ -15,7 +15,7 @@
 namespace fastrnn::cuda {
 
 const char* text_of(cudaError_t error);
-void forget_error();  // so that nobody else finds it
+void forget_error();  // so that nobody else sees it
 int driver_version();
 
 cudaError_t synchronize(cudaStream_t stream);
@@ -23,10 +23,10 @@ cudaError_t query(cudaStream_t stream);
 // Whether the stream's work is being recorded for a graph.
 bool is_capturing(cudaStream_t stream);
 
-// Memory of zeros that the host and every device see; null where there is none. Never freed.
+// Zeroed memory that the host and every device see; null if there is none. Never freed.
 void* memory_for_all(size_t bytes);
 
-// While there is one, what this thread does cannot break a capture in another.
+// While one exists, nothing that this thread does breaks a capture in another.
 class OutsideCaptures {
  public:
   OutsideCaptures();

@@ -7,7 +7,7 @@
 
 namespace fastrnn::cuda {
 
-// What choose() is asked of a call; that torch may serve it is for the caller to say.
+// A call as choose() takes it; the caller sets whether torch may serve it.
 Problem problem_of(Dtype dtype, const Shape& shape, const Context& context, bool has_hx,
                    bool backward);
 

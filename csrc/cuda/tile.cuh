@@ -171,7 +171,7 @@ struct TileGroup {
   FASTRNN_DEVICE void receive(int, GaveUp*) const { block_sync(); }
   FASTRNN_DEVICE void leave() const {}
   FASTRNN_DEVICE void left() const {}
-  // All that this thread gives from now on is NaN.
+  // From now on this thread produces only NaN.
   FASTRNN_DEVICE void spoil() {
 #pragma unroll
     for (int s = 0; s < kStacked; ++s) weights[s][0][0] = weights[s][0][1] = ~0u;

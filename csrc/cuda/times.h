@@ -1,5 +1,5 @@
-// What a step of each configuration takes: by it choose() compares them. Kept apart from
-// configurations.h, of which the kernels are made: new times leave them as they were.
+// How long a step of each configuration takes, by which choose() compares them. Kept apart from
+// configurations.h, from which the kernels are compiled: new times do not change them.
 #pragma once
 
 #include <array>

@@ -8,7 +8,7 @@ namespace fastrnn::cuda {
 namespace {
 
 TorchCuda look_up() {
-  // Never closed: torch keeps it as well. A symbol of it is one of what it needs, too: of cuBLAS.
+  // Never closed: torch keeps it as well. Its symbols include those of what it needs, as of cuBLAS.
   void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
   const auto take = [&](auto*& function, const char* name) {
     function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(
@@ -43,7 +43,7 @@ TorchCuda look_up() {
 
 const TorchCuda& torch_cuda() {
   static const TorchCuda& found =
-      *new TorchCuda(look_up());  // threads may outlive what is destroyed
+      *new TorchCuda(look_up());  // never destroyed: threads may outlive it
   return found;
 }
 

@@ -1,5 +1,5 @@
-// What the operators take of torch's CUDA half. It is looked up where torch has loaded it, so this
-// library, which is linked to none of it, loads beside a torch without CUDA too.
+// What the operators use of torch's CUDA half. It is looked up at run time, where torch has loaded
+// it: this library is not linked to it, and so also loads with a torch without CUDA.
 #pragma once
 
 #include <cstddef>
@@ -15,11 +15,11 @@ struct TorchCuda {
 
   int32_t (*current_stream)(int32_t device_index, void** stream);
 
-  // torch's handle of cuBLAS, with its stream and workspace: the one or the other, by its version.
+  // torch's cuBLAS handle, with its stream and workspace: one of these two, by torch's version.
   void* (*blas_handle)();
   void* (*blas_handle_with_setup)(bool setup);
-  // Of a torch that leaves its handle without a workspace of torch's (2.15): how large it would be,
-  // and what gives the handle one; else null.
+  // If torch leaves the handle without a workspace (2.15): the size of torch's workspace, and what
+  // sets one; else null.
   size_t (*workspace_bytes)();
   int (*set_workspace)(void* handle, void* workspace, size_t bytes);
   int (*get_stream)(void* handle, void** stream);

@@ -147,7 +147,7 @@ struct VectorGroup {
   FASTRNN_DEVICE void receive(int, GaveUp*) const { block_sync(); }
   FASTRNN_DEVICE void leave() const {}
   FASTRNN_DEVICE void left() const {}
-  // All that this thread gives from now on is NaN.
+  // From now on this thread produces only NaN.
   FASTRNN_DEVICE void spoil() {
 #pragma unroll
     for (int n = 0; n < kUnits; ++n) weights[n][0].x = float_of(~0u);

@@ -1,4 +1,4 @@
-// The gradients of a layer's weights: by cuBLAS over all steps or, of few rows, in one launch.
+// The gradients of a layer's weights: by cuBLAS over all steps or, with few rows, in one launch.
 #include <ATen/ops/sum.h>
 
 #include "cuda/layer.h"
@@ -6,7 +6,7 @@
 namespace fastrnn::cuda {
 namespace {
 
-// h_prev of all rows, where it is not the output moved by a step.
+// h_prev of all rows, for when it is not the output shifted by a step.
 Tensor previous_states(const Call& call, const Tensor& h, int64_t index, bool reverse) {
   const Tensor previous = call.empty({call.shape.rows, call.shape.hidden_size});
   const PreviousStates task{.dtype = call.dtype,
@@ -22,8 +22,8 @@ Tensor previous_states(const Call& call, const Tensor& h, int64_t index, bool re
   return previous;
 }
 
-// grad_w_hh = grad_pre^T @ h_prev. Where the output moved by a step is h_prev, from there, and the
-// first step's from hx.
+// grad_w_hh = grad_pre^T @ h_prev. If h_prev is the output shifted by a step, it is read from
+// there, and the first step's from hx.
 void recurrent_weight_grad(const Call& call, const Tensor& grad_pre, const Tensor& h, int64_t index,
                            bool reverse, const Tensor& grad) {
   const int64_t B = call.shape.batch, rows = call.shape.rows, rest = rows - B;
@@ -36,7 +36,7 @@ void recurrent_weight_grad(const Call& call, const Tensor& grad_pre, const Tenso
     return Matrix(grad_pre).some_rows(first, count).transposed();
   };
   const bool both = rest > 0 && call.hx->defined();
-  // Of two sums in 16 bits the first would be rounded.
+  // With two sums in 16 bits, the first would be rounded.
   const Tensor sum = both && call.is_narrow() ? call.empty(grad.sizes(), at::kFloat) : grad;
   const Matrix to(sum);
   if (rest > 0)
