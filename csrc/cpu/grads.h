@@ -97,8 +97,8 @@ void add_rows(C* __restrict sum, const X* const* rows, int64_t depth, int64_t n)
   }
 }
 
-// The sum of many rows: of a block, of kDepthBlock blocks, and of all, so that no sum has so many
-// terms that it drifts.
+// The sum of many rows: over a block, over kDepthBlock blocks, and over all, so that no sum has so
+// many terms that it drifts.
 template <typename C>
 class RowSum {
  public:

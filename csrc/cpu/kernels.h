@@ -35,8 +35,8 @@ struct Steps {
   int64_t reset_row_stride;
 };
 
-// How a task's columns are shared: by default one thread has all. Else each step ends in a wait for
-// the other parts.
+// How a task's columns are shared: by default one thread has all of them. Otherwise each step ends
+// with a wait for the other parts.
 struct Share {
   int part = 0;
   int parts = 1;

@@ -127,8 +127,8 @@ FASTRNN_INLINE void pack_rows(float* panel, const BFloat16* const* x, int64_t de
 
 // out[unit][column] (+)= sum over k of units[k][unit] * x[k][column]. x is packed into `panel`, as
 // many panels of columns at a time as fit, and a tile's units take them in turn: with few k, out is
-// written nearly in the order of memory. Where x is of a type with pairs, units are of pairs: half
-// as deep as x.
+// written nearly in the order of memory. If x has a type with pairs, units are pairs too, half as
+// deep as x.
 template <typename C, typename X>
 void run_outer(const Columns<C>& units, const X* const* x, int64_t columns, int64_t depth, C* panel,
                C* out, bool add) {

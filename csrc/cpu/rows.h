@@ -40,8 +40,8 @@ class Arena {
   int64_t left_;
 };
 
-// A row as accumulation type: itself where storage is that type, else widened into the buffer;
-// times the mask, if any.
+// A row in the accumulation type: the row itself if it is stored in that type, else widened into
+// the buffer; times the mask, if any.
 template <typename S, typename C>
 FASTRNN_INLINE const C* widened(const S* row, const S* mask, C* buffer, int64_t n) {
   if constexpr (!kNarrow<S>) {

@@ -74,10 +74,10 @@ constexpr int kCheckSeconds = 10;
 // Bytes of device memory that a check needs.
 int64_t check_bytes(const Variant& variant);
 
-// Runs forward and backward on random numbers, and compares each step with what follows from the
-// step before as the kernel has stored it, by plain products in double; so errors do not add up,
-// and every element counts. With the step kernels it checks those that serve all calls. Waits for
-// the stream.
+// Runs forward and backward on random numbers, and compares each step with what plain products in
+// double make of the step before, as the kernel stored it; so errors do not add up, and every
+// element counts. With the step kernels it also checks those that serve all calls. Waits for the
+// stream.
 Verdict check_variant(const Variant& variant, const Trial& trial, void* workspace,
                       cudaStream_t stream);
 

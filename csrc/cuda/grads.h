@@ -29,7 +29,7 @@ struct WeightGrads {
   WeightGradsDirection direction[2];
 };
 
-// Of each row a block takes so many units of grad_pre, and as many columns of what they multiply.
+// From each row, a block takes this many units of grad_pre, and as many columns of their factors.
 constexpr int kGradsTile = 8;
 constexpr int64_t tiles_of(int64_t size) { return (size + kGradsTile - 1) / kGradsTile; }
 

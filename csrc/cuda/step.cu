@@ -157,11 +157,12 @@ void masked_copy_kernel(const __grid_constant__ MaskedCopy task, Lanes lanes) {
   copy_row(static_cast<S*>(task.to.data) + place(rows, task.to, t, b), from, task.features, lanes);
 }
 
-// Tile plan: a thread has a row; where the order is wanted, one block has them all. A row's place
-//   is the number of those that are longer, or as long and before it: that of a stable sort.
-// Sync plan: one barrier, between the way of the lengths into shared memory and the counting.
-// Limits: with an order kMostRanked rows, which the caller checks. Why: a sort takes several
-// launches; and each length is read once, so that the order is one of all rows whatever others do.
+// Tile plan: a thread has a row; if the order is wanted, one block has all rows. A row's place is
+//   the number of those that are longer, or as long and before it: that of a stable sort.
+// Sync plan: one barrier, between copying the lengths to shared memory and counting.
+// Limits: with an order, kMostRanked rows, which the caller checks. Why: a sort takes several
+// launches; and each length is read only once, so that the order stays complete whatever others
+// write meanwhile.
 FASTRNN_KERNEL(kThreads, 1)
 void check_lengths_kernel(const int64_t* lengths, int64_t batch, int64_t seq_len, int64_t* checked,
                           int64_t* order) {

@@ -61,18 +61,18 @@ struct MaskedCopy {
 cudaError_t launch_masked_copy(const MaskedCopy& task, cudaStream_t stream);
 
 // Copies lengths [B] and checks on the device that they are between 0 and seq_len. If not, the
-// kernel says so and stops, which ends the process's use of the device, as an index out of range
-// does in torch. The other kernels read the copy, which nobody changes.
-// Where `order` is not null, it gets the rows by length, longest first, as a stable sort has them:
-// of at most kMostRanked rows, each of which a thread compares with all others, in some 2 us by an
-// estimate. A sort by torch is several launches.
+// kernel says so and traps: this process can no longer use the device, as after an index out of
+// range in torch. The other kernels read the copy, which nobody changes.
+// If `order` is not null, it gets the rows by length, longest first, as a stable sort has them: at
+// most kMostRanked rows, each compared with all others by one thread, in an estimated 2 us. A sort
+// by torch is several launches.
 constexpr int64_t kMostRanked = 256;
 cudaError_t launch_check_lengths(const int64_t* lengths, int64_t batch, int64_t seq_len,
                                  int64_t* checked, int64_t* order, cudaStream_t stream);
 
 // Brings the lengths of packed rows, longest first, from the host to the device, as arguments of
-// kernels: no copy that a captured graph could outlive. rows [B + T] are the lengths, and behind
-// them start[t] = the rows of all steps before t.
+// kernels: a captured graph could outlive the source of a copy. rows [B + T] are the lengths, and
+// behind them start[t] = the rows of all steps before t.
 cudaError_t launch_packed_rows(const int64_t* host_lengths, int64_t batch, int64_t seq_len,
                                int64_t* rows, cudaStream_t stream);
 

@@ -73,7 +73,7 @@ static_assert([] {
   return true;
 }());
 
-// Of a configuration of kConfigurations with groups.
+// The times of a configuration with groups.
 constexpr const Times& times_of(const Configuration& c) { return kTimes[c.place - kWithoutGroups]; }
 
 }  // namespace fastrnn::cuda

@@ -117,8 +117,8 @@ struct VectorGroup {
     for (int e = 0; e < kElements; ++e) c[e] = sums[e];
   }
 
-  // Of two sums a lane gives one to the lane across, and adds the other's part to the one that it
-  // keeps; of a single one both keep the whole.
+  // Of two sums, a lane gives one to the lane across, and adds that lane's part to the one that it
+  // keeps; of a single sum, both keep the whole.
   template <int kCount, int kMask>
   FASTRNN_DEVICE void add_lanes(float (&sums)[kSums]) const {
     if constexpr (kMask < 32) {

@@ -1,9 +1,9 @@
 // How a block walks the steps of rows that all have every step, without resets: the Walk of
 // block.cuh for most calls. Nothing is asked of a step but its numbers.
 //
-// What a step reads of the tensors is copied to shared memory, to a ring of kSlots steps, kSlots -
-// 1 steps before, without registers or a wait. What it writes of the state leaves in the next step,
-// when that has asked for the state.
+// What a step reads of the tensors is copied kSlots - 1 steps ahead to a ring of kSlots steps in
+// shared memory, without registers or a wait. The state that it writes is stored during the next
+// step, once that has asked for the state.
 #pragma once
 
 #include "cuda/math.cuh"
@@ -89,8 +89,8 @@ class Elements {
   uint32_t mine_ = 0;
 };
 
-// A sequence tensor in 16 bits of which a warp moves its units' rows, a lane 16 bytes of them.
-// Those of neighbouring lanes are in neighbouring rows, and so in different banks.
+// A sequence tensor in 16 bits: a warp moves the rows of its own units, each lane 16 bytes of them.
+// Those of neighboring lanes are in neighboring rows, and so in different banks.
 template <typename Group>
 class Pieces {
   using S = typename Group::Storage;
