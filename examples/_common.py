@@ -1,37 +1,35 @@
-"""What the examples share: options, data, the training loop, plots.
+"""What the examples share: options, data, the comparison of two implementations, pictures.
 
-Each example is a lesson of its own; here is only what would read the same in all of them.
+Each example is a lesson of its own, with its own training loop. Here is what surrounds the lesson.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import itertools
 import math
 import os
-import socket
 import statistics
 import sys
-import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor, nn
-from tqdm import tqdm
+from matplotlib.figure import Figure
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fastrnn import RNN
 
 RNN_CLASSES = {"fastrnn": RNN, "torch": nn.RNN}
+CLASS_NAMES = {"fastrnn": "fastrnn.RNN", "torch": "torch.nn.RNN"}
 
-CONNECT_SECONDS = 10.0
-STEPS_PER_TURN = 100  # where several models train side by side
+FIRST_STEPS = 100  # over which two trainings are compared step by step
+DPI = 150  # of the pictures
 
 
 def fail(message: str) -> NoReturn:
@@ -161,186 +159,79 @@ def make_folder(folder: Path) -> None:
         fail(f"{folder}: no permission to write there")
 
 
-def no_connection(url: str) -> str | None:
-    """Why `url` gives no answer within `CONNECT_SECONDS`, or None where it does."""
-    outcome: list[str | None] = []
-
-    def ask() -> None:
-        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "torch.hub"})
-        try:
-            urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
-            outcome.append(None)
-        except (OSError, http.client.HTTPException) as error:
-            outcome.append(str(getattr(error, "reason", error)) or type(error).__name__)
-
-    # In a thread, because looking up a host name knows no time limit.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    return outcome[0] if outcome else f"no answer in {CONNECT_SECONDS:.0f} seconds"
-
-
-def download(sha256: Mapping[str, str], url: str, folder: Path) -> str | None:
-    """Fetch the files named in `sha256` (name: checksum) from below `url` into `folder`.
-
-    A file arrives whole or not at all. Returns why there is no connection, None when all is there.
-    """
-    if not sha256:
-        return None
-    reason = no_connection(url + next(iter(sha256)))
-    if reason is not None:
-        return reason
-    make_folder(folder)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_SECONDS)  # torch.hub sets none: a stalled server would hang it
-    try:
-        for name, checksum in sha256.items():
-            print(f"downloading {url + name} to {folder}")
-            try:
-                torch.hub.download_url_to_file(
-                    url + name, str(folder / name), checksum, progress=sys.stderr.isatty()
-                )
-            except (OSError, RuntimeError, http.client.HTTPException) as error:
-                fail(f"{folder / name}: download failed: {error}")
-    finally:
-        socket.setdefaulttimeout(timeout)
-    return None
-
-
-# Training
+# Training and comparing
 
 
 @dataclass
 class Run:
-    """One model in training, and what came of it.
-
-    `step` takes one batch, updates the model and returns the loss, a detached scalar on the
-    device. A part is an epoch, or a tenth of the steps where there are no epochs.
-    """
+    """One training: whose RNN, the trained model, and the loss and the time of each step."""
 
     name: str
     model: nn.Module
-    step: Callable[..., Tensor]
-    losses: list[float] = field(default_factory=list)  # the mean of each part
     step_losses: list[float] = field(default_factory=list)
-    turn_seconds: list[float] = field(default_factory=list)
-    part: str = "an epoch"
+    step_seconds: list[float] = field(default_factory=list)
+    parts: int = 0  # epochs, or tenths of the steps
+    seconds: float = 0.0  # of the whole training
 
     @property
-    def seconds(self) -> float:
-        return sum(self.turn_seconds)
+    def losses(self) -> list[float]:
+        """The mean loss of each part."""
+        steps = len(self.step_losses)
+        ends = [steps * part // self.parts for part in range(self.parts + 1)]
+        parts = [self.step_losses[start:end] for start, end in itertools.pairwise(ends)]
+        return [statistics.fmean(part) for part in parts if part]
 
 
-def make_runs(args: argparse.Namespace, make_run: Callable[[str], Run]) -> list[Run]:
-    """`make_run(name)` for `--impl`, and with `--compare` for the other, from the same weights."""
-    names = [args.impl]
-    if args.compare:
-        names += [name for name in RNN_CLASSES if name != args.impl]
-    runs = [make_run(name) for name in names]
-    for run in runs[1:]:
-        run.model.load_state_dict(runs[0].model.state_dict())
+def implementations(args: argparse.Namespace) -> list[str]:
+    """`--impl`, and with `--compare` the other one after it."""
+    others = [name for name in RNN_CLASSES if name != args.impl]
+    return [args.impl, *(others if args.compare else [])]
+
+
+def train_each(
+    args: argparse.Namespace,
+    make_model: Callable[[type[nn.RNN]], nn.Module],
+    train: Callable[[nn.Module], list[float]],
+    parts: int = 10,
+) -> list[Run]:
+    """Train a model with the RNN of `--impl`, and with `--compare` one with the other RNN.
+
+    `train(model)` returns the loss of each step. The weights are the same at the start, and so
+    are the batches, if `train` draws them from `--seed`.
+    """
+    runs: list[Run] = []
+    for name in implementations(args):
+        print(f"training with {CLASS_NAMES[name]}")
+        torch.manual_seed(args.seed)
+        model = make_model(RNN_CLASSES[name]).to(args.device)
+        runs.append(time_training(name, model, train, parts))
     return runs
 
 
-def train(
-    runs: Sequence[Run],
-    data: Sequence[Tensor],
-    *,
-    epochs: int,
-    batch_size: int,
-    generator: torch.Generator,
-    unit: str,
-    every: int = 1,
-) -> None:
-    """Take all `runs` through the same shuffled batches of `data`, and print a line per epoch.
-
-    The rows of the tensors in `data` belong together; `unit` says what a row is. With `every`,
-    only epochs divisible by it have their line.
-    """
-    size = len(data[0])
-    for epoch in range(1, epochs + 1):
-        order = torch.randperm(size, generator=generator).to(data[0].device)
-        train_part(
-            runs,
-            ([tensor[rows] for tensor in data] for rows in order.split(batch_size)),
-            steps=math.ceil(size / batch_size),
-            label=f"epoch {epoch:{len(str(epochs))}}/{epochs}",
-            rate=(size, unit),
-            quiet=epoch % every > 0,
-        )
-
-
-def train_steps(runs: Sequence[Run], batches: Iterable[Sequence[object]], steps: int) -> None:
-    """Take all `runs` through the first `steps` of `batches`, and print a line per tenth of them.
-
-    Each batch is what `step` takes: `step(*batch)`.
-    """
-    for run in runs:
-        run.part = "a tenth of the steps"
-    batches = iter(batches)
-    ends = [steps * (tenth + 1) // 10 for tenth in range(10)]
-    for start, end in itertools.pairwise([0, *ends]):
-        if end > start:
-            part = itertools.islice(batches, end - start)
-            label = f"step {end:{len(str(steps))}}/{steps}"
-            train_part(runs, part, steps=end - start, label=label)
-
-
-def train_part(
-    runs: Sequence[Run],
-    batches: Iterable[Sequence[object]],
-    *,
-    steps: int,
-    label: str,
-    rate: tuple[int, str] | None = None,
-    quiet: bool = False,
-) -> None:
-    """Take all `runs` through the same `steps` batches, and print a line for each run.
-
-    Each batch is what `step` takes: `step(*batch)`. `rate` is what the batches hold together, a
-    number and its unit: steps where None. Several runs take turns of `STEPS_PER_TURN` steps, in
-    alternating order, so that whatever else the machine does falls on all of them alike.
-    """
-    batches = iter(batches)
-    before = [(len(run.step_losses), run.seconds) for run in runs]
-    hide = None if os.environ.get("RANK", "0") == "0" else True  # one of torchrun's processes shows
-    with tqdm(total=steps, desc=label, unit=" steps", leave=False, disable=hide) as bar:
-        for turn in itertools.count():
-            some = list(itertools.islice(batches, STEPS_PER_TURN))
-            if not some:
-                break
-            for run in runs if turn % 2 == 0 else runs[::-1]:
-                start = time.perf_counter()
-                losses = [run.step(*batch) for batch in some]
-                run.step_losses += torch.stack(losses).tolist()  # waits for the device
-                run.turn_seconds.append(time.perf_counter() - start)
-            bar.update(len(some))
-    amount, unit = rate or (steps, "steps")
-    name_width = max(len(run.name) for run in runs)
-    for run, (first_step, seconds_before) in zip(runs, before, strict=True):
-        run.losses.append(statistics.fmean(run.step_losses[first_step:]))
-        seconds = run.seconds - seconds_before
-        if not quiet:
-            print(
-                f"{label}  {run.name:{name_width}}  loss {run.losses[-1]:<9.4g}"
-                f"  {seconds:7.2f} s  {per_second(amount, seconds):>10} {unit}/s"
-            )
+def time_training(
+    name: str, model: nn.Module, train: Callable[[nn.Module], list[float]], parts: int
+) -> Run:
+    """Call `train(model)`, and note when each step of its optimizer ends."""
+    times = [time.perf_counter()]
+    hook = register_optimizer_step_post_hook(lambda *_: times.append(time.perf_counter()))
+    try:
+        losses = train(model)
+    finally:
+        hook.remove()
+    seconds = time.perf_counter() - times[0]
+    step_seconds = [end - start for start, end in itertools.pairwise(times)]
+    return Run(name, model, losses, step_seconds, parts, seconds)
 
 
 @dataclass
 class Comparison:
-    """Two runs that took the same batches, side by side.
+    """Two trainings on the same batches, from the same weights, side by side."""
 
-    Training is chaotic: one rounding of one weight grows until, after some thousand steps, the
-    losses of single batches have nothing in common. So over the first steps two implementations
-    agree as closely as they round; over epochs only as two seeds do.
-    """
-
-    first_steps: int  # of the first turn
-    step_difference: float  # the largest between the two losses of a step of the first turn
+    runs: tuple[Run, Run]
+    first_difference: float  # between the two losses of the first step: rounding
+    step_difference: float  # the largest between two losses of the first FIRST_STEPS steps
     epoch_difference: float  # the largest between the two mean losses of a part
-    speed_ratio: float  # torch's seconds by fastrnn's: the median turn's
-    part: str
+    speed_ratio: float  # the time of a step with torch, divided by that with fastrnn
 
     @classmethod
     def of(cls, run: Run, other: Run) -> Comparison:
@@ -348,23 +239,35 @@ class Comparison:
             both = torch.tensor([a, b], dtype=torch.float64)
             return (both[0] - both[1]).abs().max().item()  # nan where one of them is
 
-        first = slice(STEPS_PER_TURN)
-        ours, theirs = (run, other) if run.name == "fastrnn" else (other, run)
-        turns = zip(ours.turn_seconds, theirs.turn_seconds, strict=True)
+        def first(steps: int) -> float:
+            return largest(run.step_losses[:steps], other.step_losses[:steps])
+
+        seconds = {each.name: statistics.median(each.step_seconds) for each in (run, other)}
         return cls(
-            first_steps=min(STEPS_PER_TURN, len(run.step_losses)),
-            step_difference=largest(run.step_losses[first], other.step_losses[first]),
+            runs=(run, other),
+            first_difference=first(1),
+            step_difference=first(FIRST_STEPS),
             epoch_difference=largest(run.losses, other.losses),
-            speed_ratio=statistics.median(b / a for a, b in turns),
-            part=run.part,
+            speed_ratio=seconds["torch"] / seconds["fastrnn"],
         )
 
     def __str__(self) -> str:
-        return (
-            f"largest difference of the losses: {self.step_difference:.1e} in the first "
-            f"{self.first_steps} steps, {self.epoch_difference:.1e} between "
-            f"the means of {self.part}\n"
-            f"fastrnn trains {self.speed_ratio:.2f} times as fast as torch"
+        lines = [f"{'':14}{'first loss':>12}{'final loss':>12}{'ms/step':>10}{'ratio':>8}"]
+        for run in self.runs:
+            milliseconds = 1e3 * statistics.median(run.step_seconds)
+            ratio = self.speed_ratio if run.name == "torch" else 1.0
+            lines.append(
+                f"{CLASS_NAMES[run.name]:14}{run.step_losses[0]:12.4g}{run.losses[-1]:12.4g}"
+                f"{milliseconds:10.3f}{ratio:8.2f}"
+            )
+        steps = min(FIRST_STEPS, len(self.runs[0].step_losses))
+        return "\n".join(
+            [
+                *lines,
+                f"the losses differ by {self.first_difference:.1e} in the first step, and by at "
+                f"most {self.step_difference:.1e} in the first {steps}: each step rounds, and "
+                "training amplifies rounding errors, so two correct implementations drift apart",
+            ]
         )
 
 
@@ -377,8 +280,8 @@ def report(program: str, runs: Sequence[Run], figures: Sequence[str]) -> Compari
     if comparison is not None:
         print(comparison)
         for run, figure in zip(runs, figures, strict=True):
-            print(f"{run.name}: {figure}")
-    print(summary_line(program, figures[0], runs[0].seconds, len(runs[0].step_losses)))
+            print(f"{CLASS_NAMES[run.name]}: {figure}")
+    print(summary_line(program, figures[0], runs[0].seconds, len(runs[0].step_seconds)))
     return comparison
 
 
@@ -392,33 +295,28 @@ def per_second(amount: float, seconds: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"
 
 
-# Plots
+# Pictures
 
 COLORS = {"fastrnn": "#1f6f8b", "torch": "#e07a2f"}
 RIGHT, WRONG = "#2e8b57", "#c0392b"
 
 
 def plot_losses(axes: Axes, runs: Sequence[Run], unit: str = "epoch", log: bool = False) -> None:
-    """The loss over epochs or, with `unit` "step", steps: a dot for the mean of each part.
-
-    A thin line is the mean of each tenth of a part.
-    """
+    """The mean training loss of each epoch or, with `unit` "step", of every few steps."""
     for i, run in enumerate(runs):
-        color, dashes = COLORS[run.name], "--" if i else "-"
-        steps = len(run.step_losses) // len(run.losses)
-        scale = steps if unit == "step" else 1
-        window = max(1, steps // 10)
-        tenths = torch.tensor(run.step_losses).unfold(0, window, window).mean(1).tolist()
-        ends = [(k + 1) * window / steps * scale for k in range(len(tenths))]
-        axes.plot(ends, tenths, color=color, alpha=0.35, linewidth=1, linestyle=dashes)
-        middles = [(part + 0.5) * scale for part in range(len(run.losses))]
-        marker = "o" if len(middles) <= 30 else None
-        style = {"color": color, "linestyle": dashes, "marker": marker}
-        style["markersize"] = 6 - 3 * i  # the second run's lie within the first one's
-        axes.plot(middles, run.losses, **style, label=run.name)
-    axes.set(xlabel=unit, ylabel="training loss")
+        if unit == "epoch":
+            losses = run.losses
+            x = range(1, len(losses) + 1)
+        else:
+            window = max(1, len(run.step_losses) // 100)
+            losses = torch.tensor(run.step_losses).unfold(0, window, window).mean(1)
+            x = window * torch.arange(1, len(losses) + 1)
+        style = {"color": COLORS[run.name], "linestyle": "--" if i else "-"}
+        marker = "o" if len(losses) <= 30 else None
+        style |= {"marker": marker, "markersize": 6 - 3 * i}  # the second one's lie on the first's
+        axes.plot(x, losses, **style, label=CLASS_NAMES[run.name])
+    axes.set(xlabel=unit, ylabel="training loss", title="training loss")
     axes.set_yscale("log") if log else axes.set_ylim(0, None)
-    axes.set_xlim(0, len(runs[0].losses) * scale)
     axes.legend(frameon=False)
     tidy(axes)
 
@@ -427,3 +325,11 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
+
+
+def save_picture(figure: Figure, args: argparse.Namespace, program: str) -> Path:
+    """Write `figure` to the folder `--out`, and say so."""
+    path = args.out / f"{program}.png"
+    figure.savefig(path, dpi=DPI)
+    print(f"wrote {path}")
+    return path

@@ -1,14 +1,23 @@
-"""Sentences with a tag for each word: of a small grammar, and of a treebank's files."""
+"""Sentences with a tag for each word, from a treebank or a small grammar, and as numbers."""
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import itertools
 import random
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from _common import fail
+import torch
+from _common import fail, find_data_or
+from torch import Tensor
+
+PADDING, UNKNOWN = 0, 1  # of words and of letters
+NO_TAG = -100  # of padding, and of a tag that the training sentences do not have
+LETTERS = 16  # of a word that are read; of a longer one, its first and last eight
 
 Sentence = list[tuple[str, str]]  # words and their tags
 
@@ -84,3 +93,69 @@ def read_conllu(folder: Path, name: str) -> list[Sentence]:
     if not sentences:
         fail(f"{path}: no sentences")
     return sentences
+
+
+def load_sentences(args: argparse.Namespace) -> tuple[str, list[Sentence], list[Sentence]]:
+    """The name of the data, the sentences to train on, and those to test on."""
+    folder = find_data_or(args.data, "ud_english_ewt", "sentences of a generated grammar")
+    if folder is None:
+        name, sentences, test = "generated grammar", generated_sentences(2000, seed=1), []
+    else:
+        name, sentences = "UD English EWT", read_conllu(folder, "en_ewt-ud-dev.conllu")
+    if args.validate:
+        if len(sentences) < 2:
+            fail(f"--validate needs at least 2 training sentences, got {len(sentences)}")
+        random.Random(0).shuffle(sentences)
+        tenth = max(1, len(sentences) // 10)
+        sentences, test = sentences[tenth:], sentences[:tenth]
+    elif folder is None:
+        test = generated_sentences(500, seed=2)
+    else:
+        test = read_conllu(folder, "en_ewt-ud-test.conllu")
+    return name, sentences[: args.limit], test[: args.limit]
+
+
+class Encoder:
+    """Numbers for words, letters and tags: those of the training sentences."""
+
+    def __init__(self, sentences: Sequence[Sentence]) -> None:
+        pairs = [pair for sentence in sentences for pair in sentence]
+        self.word_counts = Counter(word.lower() for word, _ in pairs)
+        self.words = number(self.word_counts)
+        self.letters = number(sorted({letter for word, _ in pairs for letter in word}))
+        self.tags = sorted({tag for _, tag in pairs})
+
+    def __call__(self, sentences: Sequence[Sentence]) -> tuple[Tensor, Tensor, Tensor]:
+        """Words (N, T), letters (N, T, LETTERS), tags (N, T), padded to the longest sentence."""
+        longest = max(map(len, sentences))
+        words = torch.full((len(sentences), longest), PADDING)
+        letters = torch.full((len(sentences), longest, LETTERS), PADDING)
+        tags = torch.full((len(sentences), longest), NO_TAG)
+        tag_numbers = {tag: i for i, tag in enumerate(self.tags)}
+        for i, sentence in enumerate(sentences):
+            for t, (word, tag) in enumerate(sentence):
+                words[i, t] = self.words.get(word.lower(), UNKNOWN)
+                tags[i, t] = tag_numbers.get(tag, NO_TAG)
+                if len(word) > LETTERS:
+                    word = word[: LETTERS // 2] + word[-(LETTERS // 2) :]
+                for k, letter in enumerate(word):
+                    letters[i, t, k] = self.letters.get(letter, UNKNOWN)
+        return words, letters, tags
+
+
+def number(items: Sequence[str] | Counter[str]) -> dict[str, int]:
+    """1 + UNKNOWN, 2 + UNKNOWN, ... in the order of `items`."""
+    return {item: i for i, item in enumerate(items, start=1 + UNKNOWN)}
+
+
+def most_frequent_tags(sentences: Sequence[Sentence], test: Sequence[Sentence]) -> list[list[str]]:
+    """The baseline: for each word its commonest tag in `sentences`; for a new one, that of all."""
+    counts: dict[str, Counter[str]] = {}
+    for word, tag in itertools.chain.from_iterable(sentences):
+        counts.setdefault(word.lower(), Counter())[tag] += 1
+    commonest = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
+    of_all = sum(counts.values(), Counter()).most_common(1)[0][0]
+    return [[commonest.get(word.lower(), of_all) for word, _ in sentence] for sentence in test]
+
+
+# The model

@@ -31,147 +31,34 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from _common import (
+    CLASS_NAMES,
     COLORS,
-    RNN_CLASSES,
     Comparison,
     Run,
     make_folder,
     make_parser,
-    make_runs,
     positive_float,
     positive_int,
     report,
+    save_picture,
     tidy,
-    train_steps,
+    train_each,
 )
+from _gene_model import BASES, LABELS, OUTSIDE, GeneModel
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-BASES = "ACGT"
-LABELS = ("outside", "start", "phase 0", "phase 1", "phase 2", "stop")
 LABEL_COLORS = ("#e6e6e6", "#2e8b57", "#123c69", "#5b8db8", "#b8d4e8", "#c0392b")
-OUTSIDE = LABELS.index("outside")
-
-MEAN_CODONS = 30  # of a gene, between its start and its stop codon
-MEAN_GAP = 60  # bases from one gene to the next
-
-
-# The hidden Markov model, and what it says of a sequence
-
-
-class GeneModel:
-    """The hidden Markov model that makes the sequences.
-
-    A sequence is a chain of words of four kinds. A state is a kind and as much of a word of that
-    kind as is written, ("codon", "GA"): so it has one base, its last, and one label.
-    """
-
-    def __init__(self) -> None:
-        codons = ["".join(bases) for bases in itertools.product(BASES, repeat=3)]
-        stops = ["TAA", "TAG", "TGA"]
-        coding = [codon for codon in codons if codon not in stops]
-        usage = np.random.default_rng(0).dirichlet(np.full(len(coding), 2.0))
-        words: dict[str, dict[str, float]] = {
-            "outside": dict.fromkeys(BASES, 1 / 4),
-            "start": {"ATG": 1.0},
-            "codon": dict(zip(coding, usage.tolist(), strict=True)),
-            "stop": dict.fromkeys(stops, 1 / 3),
-        }
-        next_kind = {
-            "outside": {"outside": 1 - 1 / MEAN_GAP, "start": 1 / MEAN_GAP},
-            "start": {"codon": 1.0},
-            "codon": {"codon": 1 - 1 / MEAN_CODONS, "stop": 1 / MEAN_CODONS},
-            "stop": {"outside": 1.0},
-        }
-        begins: dict[tuple[str, str], float] = {}  # the probability that a word begins like that
-        for kind, probabilities in words.items():
-            for word, probability in probabilities.items():
-                for end in range(1, len(word) + 1):
-                    state = kind, word[:end]
-                    begins[state] = begins.get(state, 0) + probability
-
-        self.states = list(begins)
-        self.base = torch.tensor([BASES.index(written[-1]) for _, written in self.states])
-        self.label = torch.tensor(
-            [
-                LABELS.index(f"phase {len(written) - 1}" if kind == "codon" else kind)
-                for kind, written in self.states
-            ]
-        )
-        size = len(self.states)
-        self.transition = torch.zeros(size, size, dtype=torch.float64)
-        for i, (kind, written) in enumerate(self.states):
-            for j, (kind_j, written_j) in enumerate(self.states):
-                if written in words[kind]:  # the word is complete: another begins
-                    if len(written_j) == 1:
-                        follows = next_kind[kind].get(kind_j, 0)
-                        self.transition[i, j] = follows * begins[kind_j, written_j]
-                elif kind_j == kind and written_j[:-1] == written:
-                    self.transition[i, j] = begins[kind, written_j] / begins[kind, written]
-        self.initial = torch.where(self.label == OUTSIDE, 1 / 4, 0.0).double()
-
-    def sample(self, rows: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Bases and labels of new sequences, each (rows, length)."""
-        successors = int((self.transition > 0).sum(1).max())
-        probabilities, following = self.transition.topk(successors)
-        path = [torch.multinomial(self.initial, rows, replacement=True, generator=generator)]
-        for _ in range(length - 1):
-            choice = torch.multinomial(probabilities[path[-1]], 1, generator=generator)
-            path.append(following[path[-1]].gather(1, choice).squeeze(1))
-        z = torch.stack(path, dim=1)
-        return self.base[z], self.label[z]
-
-    def emission(self, bases: Tensor) -> Tensor:
-        """P(x[t] | z[t] = j), one or zero: (rows, length) to (rows, length, states)."""
-        return (bases.unsqueeze(2) == self.base).double()
-
-    def viterbi(self, bases: Tensor) -> Tensor:
-        """The most probable path of states, (rows, length) each.
-
-        best[t, j] = max over i (best[t-1, i] + log transition[i, j]) + log P(x[t] | z[t] = j)
-        """
-        log_emission, log_transition = self.emission(bases).log(), self.transition.log()
-        best = self.initial.log() + log_emission[:, 0]
-        pointers = []  # to the best state before, for each state
-        for t in range(1, bases.size(1)):
-            best, pointer = (best.unsqueeze(2) + log_transition).max(dim=1)
-            best = best + log_emission[:, t]
-            pointers.append(pointer)
-        path = [best.argmax(1, keepdim=True)]
-        for pointer in reversed(pointers):
-            path.append(pointer.gather(1, path[-1]))
-        return torch.cat(path[::-1], dim=1)
-
-    def posterior(self, bases: Tensor) -> Tensor:
-        """P(y[t] | x), the probability of each label of each base: (rows, length, labels).
-
-        alpha[t] ~ P(z[t], x[0..t]) runs forward, beta[t] ~ P(x[t+1..] | z[t]) backward; each is
-        scaled to the sum 1 at each step, and so is their product, P(z[t] | x).
-        """
-        emission, length = self.emission(bases), bases.size(1)
-        alpha, beta = torch.empty_like(emission), torch.empty_like(emission)
-        alpha[:, 0] = normalise(self.initial * emission[:, 0])
-        for t in range(1, length):
-            alpha[:, t] = normalise(alpha[:, t - 1] @ self.transition * emission[:, t])
-        beta[:, -1] = 1
-        for t in range(length - 1, 0, -1):
-            beta[:, t - 1] = normalise((beta[:, t] * emission[:, t]) @ self.transition.T)
-        return normalise(alpha * beta) @ F.one_hot(self.label, len(LABELS)).double()
-
-
-def normalise(weights: Tensor) -> Tensor:
-    return weights / weights.sum(-1, keepdim=True)
-
 
 # The RNN
 
@@ -195,24 +82,27 @@ class BaseTagger(nn.Module):
         return self.linear(output)
 
 
-def make_run(impl: str, args: argparse.Namespace) -> Run:
-    torch.manual_seed(args.seed)
-    model = BaseTagger(RNN_CLASSES[impl], args.hidden_size, args.layers).to(args.device)
+def train(model: nn.Module, genes: GeneModel, args: argparse.Namespace) -> list[float]:
+    """Train `model` on sequences that it sees once, and return the loss of each step."""
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.learning_rate, total_steps=args.steps
     )
-
-    def step(bases: Tensor, labels: Tensor) -> Tensor:
-        loss = F.cross_entropy(model(bases).flatten(0, 1), labels.flatten())
+    losses = []
+    every = max(1, args.steps // 10)
+    for bases, labels in itertools.islice(fresh_batches(genes, args), args.steps):
         optimizer.zero_grad()
+        scores = model(bases)
+        loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        return loss.detach()
-
-    return Run(impl, model, step)
+        losses.append(loss.item())
+        if len(losses) % every == 0:
+            mean = statistics.fmean(losses[-every:])
+            print(f"step {len(losses):4}/{args.steps}  loss {mean:.4f}")
+    return losses
 
 
 def fresh_batches(genes: GeneModel, args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
@@ -291,7 +181,7 @@ def print_table(readings: list[Reading], truth: Tensor) -> None:
     line("  exactly right", "", *(f"{len(f & genes):,}" for f in found))
 
 
-def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) -> None:
+def draw(runs: list[Run], readings: list[Reading], truth: Tensor) -> Figure:
     """The loss and its bound, the errors per label, and one sequence, read by all."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
@@ -302,7 +192,9 @@ def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) ->
         window = max(1, len(losses) // 100)
         means = losses.unfold(0, window, window).mean(1).tolist()
         steps = [(k + 1) * window for k in range(len(means))]
-        loss_axes.plot(steps, means, "--" if i else "-", color=COLORS[run.name], label=run.name)
+        loss_axes.plot(
+            steps, means, "--" if i else "-", color=COLORS[run.name], label=CLASS_NAMES[run.name]
+        )
     bound = readings[-1].loss(truth)
     loss_axes.axhline(bound, color="0.2", linewidth=1, linestyle=":", label="the optimum")
     loss_axes.set(xlabel="step", ylabel="training loss, nats a base", yscale="log")
@@ -325,7 +217,7 @@ def draw(path: Path, runs: list[Run], readings: list[Reading], truth: Tensor) ->
     starts = [row.count(LABELS.index("start")) for row in truth.tolist()]
     draw_sequence(bottom.subplots(2, 1, sharex=True), starts.index(max(starts)), readings, truth)
     figure.suptitle("Genes in DNA, base by base", fontsize=13)
-    figure.savefig(path, dpi=100)
+    return figure
 
 
 def draw_sequence(axes: list[Axes], row: int, readings: list[Reading], truth: Tensor) -> None:
@@ -394,8 +286,11 @@ def main(argv: list[str] | None = None) -> Results:
         f"{args.layers}, bidirectional), on {args.device}"
     )
 
-    runs = make_runs(args, lambda impl: make_run(impl, args))
-    train_steps(runs, fresh_batches(genes, args), args.steps)
+    runs = train_each(
+        args,
+        lambda rnn_class: BaseTagger(rnn_class, args.hidden_size, args.layers),
+        lambda model: train(model, genes, args),
+    )
 
     log_probabilities = [predict(run.model, bases, args.device) for run in runs]
     rnns = [
@@ -407,9 +302,7 @@ def main(argv: list[str] | None = None) -> Results:
     optimum = Reading("optimum", "0.35", posterior.argmax(2), posterior.log())
     readings = [rnns[0], viterbi, optimum]
     print_table(readings, truth)
-    picture = args.out / "dna_tagging.png"
-    draw(picture, runs, readings, truth)
-    print(f"wrote {picture}")
+    picture = save_picture(draw(runs, readings, truth), args, "dna_tagging")
 
     def figure(rnn: Reading) -> str:
         accuracy, best = rnn.right(truth), viterbi.right(truth)

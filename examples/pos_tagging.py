@@ -24,9 +24,8 @@ pos_tagging.png to --out.
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
-import random
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,102 +36,34 @@ import torch.nn.functional as F
 from _common import (
     COLORS,
     RIGHT,
-    RNN_CLASSES,
     WRONG,
     Comparison,
     Run,
-    fail,
-    find_data_or,
     make_folder,
     make_parser,
-    make_runs,
     plot_losses,
     positive_float,
     positive_int,
     report,
+    save_picture,
     tidy,
-    train,
+    train_each,
 )
-from _sentences import Sentence, generated_sentences, read_conllu
+from _sentences import (
+    NO_TAG,
+    PADDING,
+    UNKNOWN,
+    Encoder,
+    Sentence,
+    load_sentences,
+    most_frequent_tags,
+)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastrnn import RNN
-
-PADDING, UNKNOWN = 0, 1  # of words and of letters
-NO_TAG = -100  # of padding, and of a tag that the training sentences do not have
-LETTERS = 16  # of a word that are read; of a longer one, its first and last eight
-
-
-# Sentences
-
-
-def load_sentences(args: argparse.Namespace) -> tuple[str, list[Sentence], list[Sentence]]:
-    """The name of the data, the sentences to train on, and those to test on."""
-    folder = find_data_or(args.data, "ud_english_ewt", "sentences of a generated grammar")
-    if folder is None:
-        name, sentences, test = "generated grammar", generated_sentences(2000, seed=1), []
-    else:
-        name, sentences = "UD English EWT", read_conllu(folder, "en_ewt-ud-dev.conllu")
-    if args.validate:
-        if len(sentences) < 2:
-            fail(f"--validate needs at least 2 training sentences, got {len(sentences)}")
-        random.Random(0).shuffle(sentences)
-        tenth = max(1, len(sentences) // 10)
-        sentences, test = sentences[tenth:], sentences[:tenth]
-    elif folder is None:
-        test = generated_sentences(500, seed=2)
-    else:
-        test = read_conllu(folder, "en_ewt-ud-test.conllu")
-    return name, sentences[: args.limit], test[: args.limit]
-
-
-class Encoder:
-    """Numbers for words, letters and tags: those of the training sentences."""
-
-    def __init__(self, sentences: Sequence[Sentence]) -> None:
-        pairs = [pair for sentence in sentences for pair in sentence]
-        self.word_counts = Counter(word.lower() for word, _ in pairs)
-        self.words = number(self.word_counts)
-        self.letters = number(sorted({letter for word, _ in pairs for letter in word}))
-        self.tags = sorted({tag for _, tag in pairs})
-
-    def __call__(self, sentences: Sequence[Sentence]) -> tuple[Tensor, Tensor, Tensor]:
-        """Words (N, T), letters (N, T, LETTERS), tags (N, T), padded to the longest sentence."""
-        longest = max(map(len, sentences))
-        words = torch.full((len(sentences), longest), PADDING)
-        letters = torch.full((len(sentences), longest, LETTERS), PADDING)
-        tags = torch.full((len(sentences), longest), NO_TAG)
-        tag_numbers = {tag: i for i, tag in enumerate(self.tags)}
-        for i, sentence in enumerate(sentences):
-            for t, (word, tag) in enumerate(sentence):
-                words[i, t] = self.words.get(word.lower(), UNKNOWN)
-                tags[i, t] = tag_numbers.get(tag, NO_TAG)
-                if len(word) > LETTERS:
-                    word = word[: LETTERS // 2] + word[-(LETTERS // 2) :]
-                for k, letter in enumerate(word):
-                    letters[i, t, k] = self.letters.get(letter, UNKNOWN)
-        return words, letters, tags
-
-
-def number(items: Sequence[str] | Counter[str]) -> dict[str, int]:
-    """1 + UNKNOWN, 2 + UNKNOWN, ... in the order of `items`."""
-    return {item: i for i, item in enumerate(items, start=1 + UNKNOWN)}
-
-
-def most_frequent_tags(sentences: Sequence[Sentence], test: Sequence[Sentence]) -> list[list[str]]:
-    """The baseline: for each word its commonest tag in `sentences`; for a new one, that of all."""
-    counts: dict[str, Counter[str]] = {}
-    for word, tag in itertools.chain.from_iterable(sentences):
-        counts.setdefault(word.lower(), Counter())[tag] += 1
-    commonest = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
-    of_all = sum(counts.values(), Counter()).most_common(1)[0][0]
-    return [[commonest.get(word.lower(), of_all) for word, _ in sentence] for sentence in test]
-
-
-# The model
 
 
 class WordTagger(nn.Module):
@@ -190,32 +121,34 @@ def run_padded(rnn: nn.Module, input: Tensor, lengths: Tensor) -> tuple[Tensor, 
     return output, hn
 
 
-def make_run(impl: str, encoder: Encoder, sentences: int, args: argparse.Namespace) -> Run:
-    torch.manual_seed(args.seed)
-    model = WordTagger(RNN_CLASSES[impl], encoder, args).to(args.device)
+def train(model: WordTagger, data: Sequence[Tensor], args: argparse.Namespace) -> list[float]:
+    """Train `model` on words, letters and tags, and return the loss of each step."""
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         args.learning_rate,
-        total_steps=args.epochs * math.ceil(sentences / args.batch_size),
+        total_steps=args.epochs * math.ceil(len(data[0]) / args.batch_size),
     )
-    seeds = itertools.count(args.seed + 1)
-
-    def step(words: Tensor, letters: Tensor, tags: Tensor) -> Tensor:
-        torch.manual_seed(next(seeds))  # with --compare, both models drop the same
-        longest = int((words != PADDING).sum(1).max())
-        scores = model(words[:, :longest], letters[:, :longest])
-        loss = F.cross_entropy(
-            scores.flatten(0, 1), tags[:, :longest].flatten(), ignore_index=NO_TAG
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        scheduler.step()
-        return loss.detach()
-
-    return Run(impl, model, step)
+    generator = torch.Generator().manual_seed(args.seed)
+    losses = []
+    for epoch in range(1, args.epochs + 1):
+        order = torch.randperm(len(data[0]), generator=generator).to(args.device)
+        batches = order.split(args.batch_size)
+        for rows in batches:
+            longest = int((data[0][rows] != PADDING).sum(1).max())
+            words, letters, tags = (tensor[rows, :longest] for tensor in data)
+            torch.manual_seed(args.seed + len(losses) + 1)  # with --compare, both drop the same
+            optimizer.zero_grad()
+            scores = model(words, letters)
+            loss = F.cross_entropy(scores.flatten(0, 1), tags.flatten(), ignore_index=NO_TAG)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            scheduler.step()
+            losses.append(loss.item())
+        mean = statistics.fmean(losses[-len(batches) :])
+        print(f"epoch {epoch:2}/{args.epochs}  loss {mean:.4f}")
+    return losses
 
 
 @torch.no_grad()
@@ -282,13 +215,12 @@ def print_scores(score: Score, baseline: Score, test: Sequence[Sentence]) -> Non
 
 
 def draw(
-    path: Path,
     name: str,
     runs: list[Run],
     scores: tuple[Score, Score],
     test: Sequence[Sentence],
     found: Sequence[Sequence[str]],
-) -> None:
+) -> Figure:
     """The losses, the accuracy per tag beside the baseline's, and some tagged sentences."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
@@ -314,7 +246,7 @@ def draw(
     ]
     draw_sentences(bottom.subplots(), fitting[:4])
     figure.suptitle(f"{name}: parts of speech", fontsize=13)
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def cell_width(pair: tuple[str, str]) -> int:
@@ -387,23 +319,19 @@ def main(argv: list[str] | None = None) -> Results:
         f"both bidirectional, on {args.device}"
     )
 
-    runs = make_runs(args, lambda impl: make_run(impl, encoder, len(sentences), args))
-    train(
-        runs,
-        data,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        generator=torch.Generator().manual_seed(args.seed),
-        unit="sentences",
+    runs = train_each(
+        args,
+        lambda rnn_class: WordTagger(rnn_class, encoder, args),
+        lambda model: train(model, data, args),
+        args.epochs,
     )
 
     found = [predict(run.model, encoder, test) for run in runs]
     scores = [Score.of(test, tags, encoder) for tags in found]
     baseline = Score.of(test, most_frequent_tags(sentences, test), encoder)
     print_scores(scores[0], baseline, test)
-    picture = args.out / "pos_tagging.png"
-    draw(picture, name, runs, (scores[0], baseline), test, found[0])
-    print(f"wrote {picture}")
+    figure = draw(name, runs, (scores[0], baseline), test, found[0])
+    picture = save_picture(figure, args, "pos_tagging")
     which = "validation" if args.validate else "test"
     comparison = report(
         "pos_tagging", runs, [f"{which} accuracy {score.all:.2f} %" for score in scores]

@@ -25,133 +25,41 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
-import random
-from collections import Counter
-from dataclasses import dataclass, field
+import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from _common import (
     COLORS,
-    RNN_CLASSES,
     Comparison,
     Run,
-    fail,
-    find_data_or,
     make_folder,
     make_parser,
-    make_runs,
     plot_losses,
     positive_float,
     positive_int,
     report,
+    save_picture,
     tidy,
-    train_part,
+    train_each,
+)
+from _reviews import (
+    BLAME,
+    PADDING,
+    PRAISE,
+    Batch,
+    Sentences,
+    bag_of_words,
+    load_sentences,
+    number_words,
+    split,
+    to_tensors,
 )
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
-
-PADDING, UNKNOWN = 0, 1  # words have numbers from 2
-BLAME, PRAISE = 0, 1  # labels
-
-# Sentences
-
-
-@dataclass
-class Sentences:
-    """Words of each sentence, and its label, 1 for praise."""
-
-    words: list[list[str]]
-    labels: list[int]
-
-    def part(self, rows: list[int]) -> Sentences:
-        return Sentences([self.words[i] for i in rows], [self.labels[i] for i in rows])
-
-
-def load_sentences(args: argparse.Namespace) -> tuple[str, Sentences]:
-    """The name of the data and all of them."""
-    folder = find_data_or(args.data, "rt_polarity", "made-up sentences")
-    if folder is None:
-        return "made-up sentences", made_up_sentences(8000)
-    sentences = Sentences([], [])
-    for label, name in enumerate(("rt-polarity.neg", "rt-polarity.pos")):
-        try:
-            lines = (folder / name).read_text(encoding="latin-1").split("\n")
-        except OSError as error:
-            fail(f"{folder / name}: {error.strerror}")
-        words = [line.lower().split() for line in lines if line.strip()]
-        if not words:
-            fail(f"{folder / name}: expected a sentence a line, got an empty file")
-        sentences.words += words
-        sentences.labels += [label] * len(words)
-    return "film reviews", sentences
-
-
-def made_up_sentences(count: int) -> Sentences:
-    """Praise and blame with negations and concessions, which counts of words cannot tell apart.
-
-    "the plot is not dull , although the music is hardly moving" is praise: the main clause decides,
-    and the concession always says the opposite.
-    """
-    choose = random.Random(0).choice
-    adjectives = (["dull", "flat", "silly", "tired"], ["clever", "moving", "funny", "fresh"])
-    denials = ("is not", "is hardly", "is anything but", "is never")
-
-    def clause(label: int) -> str:
-        subject = choose(["the plot", "the acting", "the film", "the music", "this story"])
-        denied = choose([True, False])
-        verb = choose(denials) if denied else choose(["is", "is really", "stays"])
-        return f"{subject} {verb} {choose(adjectives[label != denied])}"
-
-    labels = [i % 2 for i in range(count)]
-    texts = []
-    for label in labels:
-        main, concession = clause(label), f"although {clause(1 - label)}"
-        orders = (main, f"{main} , {concession}", f"{concession} , {main}")
-        texts.append(choose(orders))
-    return Sentences([text.split() for text in texts], labels)
-
-
-def split(sentences: Sentences, limit: int | None) -> tuple[Sentences, Sentences, Sentences]:
-    """A tenth for the test, a tenth of the rest to choose by, and what is left to learn from."""
-    generator = torch.Generator().manual_seed(0)  # whatever --seed: the test stays the same
-    order = torch.randperm(len(sentences.words), generator=generator)[:limit].tolist()
-    tenth = len(order) // 10
-    held = (len(order) - tenth) // 10
-    if held == 0:
-        fail(f"expected at least 11 sentences, got {len(order)}")
-    rows = order[:tenth], order[tenth : tenth + held], order[tenth + held :]
-    test, validation, train = (sentences.part(part) for part in rows)
-    return train, validation, test
-
-
-# Sentences as tensors
-
-
-def number_words(sentences: Sentences) -> dict[str, int]:
-    """A number for each word that occurs at least twice."""
-    counts = Counter(word for words in sentences.words for word in words)
-    words = sorted(word for word, count in counts.items() if count > 1)
-    if not words:
-        fail("expected words that occur at least twice, got none")
-    return {word: number for number, word in enumerate(words, start=2)}
-
-
-Batch = tuple[Tensor, Tensor, Tensor]
-
-
-def to_tensors(sentences: Sentences, numbers: dict[str, int], device: torch.device) -> Batch:
-    """Padded numbers of words (N, T), int64, lengths (N), int64, and labels (N), float32."""
-    rows = [
-        torch.tensor([numbers.get(word, UNKNOWN) for word in words]) for words in sentences.words
-    ]
-    lengths = torch.tensor([len(row) for row in rows])
-    padded = pad_sequence(rows, batch_first=True, padding_value=PADDING)
-    return padded.to(device), lengths.to(device), torch.tensor(sentences.labels).float().to(device)
-
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 # The network
 
@@ -168,6 +76,7 @@ class SentimentModel(nn.Module):
         )
         self.linear = nn.Linear(2 * args.hidden_size, 1)
         self.dropout = nn.Dropout(args.dropout)
+        self.validation: list[float] = []  # the accuracy after each epoch, in percent
         self.packed = args.sequences == "packed" or rnn_class is nn.RNN
 
     def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
@@ -184,54 +93,36 @@ class SentimentModel(nn.Module):
         return self.linear(self.dropout(mean)).squeeze(1)
 
 
-@dataclass(kw_only=True)
-class SentimentRun(Run):
-    """A run, its accuracy on the validation part after each epoch, and the best epoch's weights."""
-
-    validation: list[float] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
+# Training
 
 
-def make_run(name: str, args: argparse.Namespace, vocabulary_size: int) -> SentimentRun:
-    torch.manual_seed(args.seed)
-    model = SentimentModel(RNN_CLASSES[name], vocabulary_size, args).to(args.device)
+def train(
+    model: SentimentModel, data: Batch, validation: Batch, args: argparse.Namespace
+) -> list[float]:
+    """Train `model` and return the loss of each step; the weights are those of the best epoch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)
-    steps = 0
-
-    def step(words: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        nonlocal steps
-        steps += 1
-        torch.manual_seed(args.seed + steps)  # two runs drop the same elements
-        loss = F.binary_cross_entropy_with_logits(model(words, lengths), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), args.clip_norm)
-        optimizer.step()
-        return loss.detach()
-
-    return SentimentRun(name, model, step)
-
-
-def train(runs: list[SentimentRun], args: argparse.Namespace, data: Batch, chosen_by: Batch):
-    """Train `runs` on the same batches, and leave in each the weights of its best epoch."""
     generator = torch.Generator().manual_seed(args.seed)
-    size = len(data[0])
+    losses = []
     for epoch in range(1, args.epochs + 1):
-        order = torch.randperm(size, generator=generator).to(args.device)
-        train_part(
-            runs,
-            ([tensor[rows] for tensor in data] for rows in order.split(args.batch_size)),
-            steps=math.ceil(size / args.batch_size),
-            label=f"epoch {epoch:{len(str(args.epochs))}}/{args.epochs}",
-            rate=(size, "sentences"),
-        )
-        for run in runs:
-            run.validation.append(accuracy(predict(run.model, chosen_by), chosen_by))
-            print(f"  {run.name}: validation accuracy {run.validation[-1]:.2f} %")
-            if run.validation[-1] == max(run.validation):
-                run.best = copy.deepcopy(run.model.state_dict())
-    for run in runs:
-        run.model.load_state_dict(run.best)
+        order = torch.randperm(len(data[0]), generator=generator).to(args.device)
+        batches = order.split(args.batch_size)
+        for rows in batches:
+            words, lengths, labels = (tensor[rows] for tensor in data)
+            torch.manual_seed(args.seed + len(losses) + 1)  # with --compare, both drop the same
+            optimizer.zero_grad()
+            loss = F.binary_cross_entropy_with_logits(model(words, lengths), labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), args.clip_norm)
+            optimizer.step()
+            losses.append(loss.item())
+        model.validation.append(accuracy(predict(model, validation), validation))
+        if model.validation[-1] == max(model.validation):
+            best = copy.deepcopy(model.state_dict())
+        mean = statistics.fmean(losses[-len(batches) :])
+        right = f"validation accuracy {model.validation[-1]:.2f} %"
+        print(f"epoch {epoch}/{args.epochs}  loss {mean:.4f}  {right}")
+    model.load_state_dict(best)
+    return losses
 
 
 @torch.no_grad()
@@ -256,29 +147,6 @@ def packed_difference(model: SentimentModel, data: Batch) -> float:
         scores.append(predict(model, data))
     model.packed = way
     return (scores[0] - scores[1]).abs().max().item()
-
-
-# Without order: a bag of words
-
-
-def bag_of_words(train: Sentences, validation: Sentences, test: Sentences) -> list[bool]:
-    """Whether logistic regression on counts of words is right about each test sentence.
-
-    The strength of its penalty is the best one on the validation part.
-    """
-    try:
-        from sklearn.feature_extraction.text import CountVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-    except ImportError:
-        fail("scikit-learn is not installed: pip install scikit-learn")
-    models = []
-    for strength in (0.03, 0.1, 0.3, 1.0, 3.0):
-        counts = CountVectorizer(analyzer=lambda words: words)
-        model = make_pipeline(counts, LogisticRegression(C=strength, max_iter=1000))
-        models.append(model.fit(train.words, train.labels))
-    best = max(models, key=lambda model: model.score(validation.words, validation.labels))
-    return [a == b for a, b in zip(best.predict(test.words), test.labels, strict=True)]
 
 
 # The program
@@ -326,15 +194,14 @@ def strongest_words(model: SentimentModel, numbers: dict[str, int], count: int) 
 
 
 def draw(
-    path: Path,
     title: str,
-    runs: list[SentimentRun],
+    runs: list[Run],
     right: dict[str, list[bool]],
     test: Sentences,
     read: list[tuple[list[str], list[float]]],
-) -> None:
+) -> Figure:
     """Losses; accuracy by length of sentence, with and without order; verdicts word by word."""
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(4, 3))
     losses, bars = upper.subplots(1, 2)
     plot_losses(losses, runs)
@@ -350,6 +217,7 @@ def draw(
         bars.bar_label(patches, fmt="%.0f", fontsize=8)
     spans = [f"{counts[group].min()}-{counts[group].max()}" for group in groups]
     bars.set(xlabel="words in the sentence", ylabel="test accuracy, %", ylim=(0, 118))
+    bars.set_title("test accuracy by length of sentence")
     bars.set_xticks(range(len(groups)), spans)
     bars.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
     tidy(bars)
@@ -362,7 +230,7 @@ def draw(
         tidy(axes)
     lower.supylabel("chance of praise, so far", fontsize=9)
     figure.suptitle(f"{title}: praise or blame?", fontsize=13)
-    figure.savefig(path, dpi=90)
+    return figure
 
 
 def percent(hits: list[bool]) -> float:
@@ -394,7 +262,7 @@ def probability(text: str) -> float:
 @dataclass
 class Results:
     data: str
-    runs: list[SentimentRun]
+    runs: list[Run]
     accuracies: list[float]  # of each run on the test sentences, in percent
     bag_of_words: float  # likewise
     packed_difference: float | None  # between scores of packed and of padded sentences
@@ -419,8 +287,12 @@ def main(argv: list[str] | None = None) -> Results:
     )
     baseline = bag_of_words(learn_part, choose_part, test_part)
     print(f"logistic regression on a bag of words: test accuracy {percent(baseline):.2f} %")
-    runs = make_runs(args, lambda impl: make_run(impl, args, len(numbers) + 2))
-    train(runs, args, data, chosen_by)
+    runs = train_each(
+        args,
+        lambda rnn_class: SentimentModel(rnn_class, len(numbers) + 2, args),
+        lambda model: train(model, data, chosen_by, args),
+        args.epochs,
+    )
 
     model = runs[0].model
     scores = predict(model, test)
@@ -434,9 +306,8 @@ def main(argv: list[str] | None = None) -> Results:
     hits = ((scores > 0) == (test[2] == PRAISE)).tolist()
     read = [turning_sentence(model, test_part, test, hits, label) for label in (PRAISE, BLAME)]
     right = {"RNN": hits, "bag of words": baseline}
-    picture = args.out / "sentiment.png"
-    draw(picture, name, runs, right, test_part, read)
-    print(f"wrote {picture}")
+    figure = draw(name, runs, right, test_part, read)
+    picture = save_picture(figure, args, "sentiment")
     comparison = report("sentiment", runs, [f"test accuracy {value:.2f} %" for value in accuracies])
     return Results(
         data=name,

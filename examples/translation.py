@@ -30,57 +30,35 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import math
 import random
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from _common import (
+    CLASS_NAMES,
     COLORS,
-    RNN_CLASSES,
     Comparison,
     Run,
-    add_common_options,
     find_data_or,
     make_folder,
-    make_runs,
     plot_losses,
-    positive_float,
-    positive_int,
     report,
+    save_picture,
     tidy,
-    train_part,
+    train_each,
 )
 from _translation_data import BEGIN, END, PADDING, UNKNOWN, Dates, Multi30k, Pairs, Task
+from _translation_options import DEFAULTS, parse_options
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastrnn import RNN
-
-# `hidden_size` is the decoder's; each direction of the encoder has half of it.
-DEFAULTS = {
-    "dates": {
-        "epochs": 12,
-        "batch_size": 64,
-        "learning_rate": 1e-3,
-        "embedding_size": 64,
-        "hidden_size": 256,
-        "dropout": 0.0,
-    },
-    "Multi30k": {
-        "epochs": 7,
-        "batch_size": 64,
-        "learning_rate": 1e-3,
-        "embedding_size": 256,
-        "hidden_size": 512,
-        "dropout": 0.3,
-    },
-}
 
 WARM_UP = {"dates": 0.3, "Multi30k": 0.1}  # the part of the steps over which the rate rises
 
@@ -236,37 +214,6 @@ def translate(model: Translator, task: Task, pairs: Pairs, width: int = 1) -> li
 # Training
 
 
-def make_run(impl: str, args: argparse.Namespace, task: Task) -> Run:
-    """A new model with its optimizer: all that trains it for `args.epochs` epochs."""
-    torch.manual_seed(args.seed)
-    model = Translator(
-        RNN_CLASSES[impl],
-        len(task.source_vocabulary),
-        len(task.target_vocabulary),
-        args.embedding_size,
-        args.hidden_size,
-        args.dropout,
-    ).to(args.device)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    steps = args.epochs * math.ceil(len(task.train) / args.batch_size)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(  # Smith 2018; it cannot warm up in one step
-        optimizer, args.learning_rate, max(steps, 20), pct_start=WARM_UP[task.name]
-    )
-    seeds = itertools.count(args.seed)
-
-    def step(source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
-        torch.manual_seed(next(seeds))  # both implementations drop the same elements
-        loss = model.loss(source, lengths, target)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        return loss.detach()
-
-    return Run(impl, model, step)
-
-
 @dataclass
 class Choice:
     """The epoch whose model had the best validation score."""
@@ -282,37 +229,43 @@ class Choice:
             self.state = copy.deepcopy(model.state_dict())
 
 
-def train(runs: list[Run], task: Task, args: argparse.Namespace) -> list[Choice]:
-    """Train all `runs` on the same batches and leave each with the weights of its best epoch."""
+def train(model: Translator, choice: Choice, task: Task, args: argparse.Namespace) -> list[float]:
+    """Train `model` and return the loss of each step; the weights are those of the best epoch."""
     pairs = task.encode(task.train, args.device)
     validation = task.encode(task.validation, args.device)
     references = [target for _, target in task.validation]
-    choices = [Choice([]) for _ in runs]
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    steps = args.epochs * math.ceil(len(task.train) / args.batch_size)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(  # Smith 2018; it cannot warm up in one step
+        optimizer, args.learning_rate, max(steps, 20), pct_start=WARM_UP[task.name]
+    )
     shuffle = random.Random(args.seed)
+    losses = []
     for epoch in range(1, args.epochs + 1):
+        model.train()
         batches = pairs.batches(args.batch_size, shuffle)
-        for run in runs:
-            run.model.train()
-        train_part(
-            runs,
-            map(pairs.batch, batches),
-            steps=len(batches),
-            label=f"epoch {epoch:{len(str(args.epochs))}}/{args.epochs}",
-            rate=(len(task.train), "pairs"),
-        )
-        for run, choice in zip(runs, choices, strict=True):
-            score = task.score(translate(run.model, task, validation), references)
-            choice.add(score, run.model)
-            print(f"  validation, {run.name}: {task.figure(score)}")
-    for run, choice in zip(runs, choices, strict=True):
-        run.model.load_state_dict(choice.state)
-    return choices
+        for rows in batches:
+            source, lengths, target = pairs.batch(rows)
+            torch.manual_seed(args.seed + len(losses))  # with --compare, both drop the same
+            optimizer.zero_grad()
+            loss = model.loss(source, lengths, target)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            losses.append(loss.item())
+        score = task.score(translate(model, task, validation), references)
+        choice.add(score, model)
+        mean = statistics.fmean(losses[-len(batches) :])
+        print(f"epoch {epoch:2}/{args.epochs}  loss {mean:.3f}  validation {task.figure(score)}")
+    model.load_state_dict(choice.state)
+    return losses
 
 
 # The program
 
 
-def draw(path: Path, task: Task, runs: list[Run], choices: list[Choice], test: Pairs) -> None:
+def draw(task: Task, runs: list[Run], choices: list[Choice], test: Pairs) -> Figure:
     """The losses, the validation scores, and where the first run looked in two of the tests."""
     figure = Figure(figsize=(11, 9), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(2, 3))
@@ -320,7 +273,7 @@ def draw(path: Path, task: Task, runs: list[Run], choices: list[Choice], test: P
     plot_losses(loss_axes, runs)
 
     for run, choice in zip(runs, choices, strict=True):
-        color, label = COLORS[run.name], f"{run.name}, best in epoch {choice.epoch}"
+        color, label = COLORS[run.name], f"{CLASS_NAMES[run.name]}, best in epoch {choice.epoch}"
         epochs = range(1, len(choice.scores) + 1)
         score_axes.plot(epochs, choice.scores, "o-", color=color, label=label)
     label = f"validation {task.measure}" + ("," + task.unit if task.unit else "")
@@ -335,7 +288,7 @@ def draw(path: Path, task: Task, runs: list[Run], choices: list[Choice], test: P
         "greedy translation: weights of the tokens read (columns) for each token written (rows)"
     )
     figure.suptitle(f"{task.name}: encoder, decoder and attention", fontsize=13)
-    figure.savefig(path, dpi=80)
+    return figure
 
 
 def draw_attention(axes: Axes, task: Task, model: Translator, pairs: Pairs, row: int) -> None:
@@ -346,42 +299,6 @@ def draw_attention(axes: Axes, task: Task, model: Translator, pairs: Pairs, row:
     axes.imshow(weights[0].cpu().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(read)), read, rotation=90 if max(map(len, read)) > 1 else 0)
     axes.set_yticks(range(len(written)), written)
-
-
-def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    text, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=text, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common_options(parser)
-    add = parser.add_argument
-    add("--dates", action="store_true", help="learn dates, even where Multi30k is there")
-    add("--limit", type=positive_int, metavar="N", help="only the first N pairs of each part")
-    add("--beam", type=positive_int, default=5, help="sentences kept at each step (%(default)s)")
-
-    def by_task(option: str) -> str:
-        return ", ".join(f"{name}: {values[option]}" for name, values in DEFAULTS.items())
-
-    for option, kind in (
-        ("epochs", positive_int),
-        ("batch_size", positive_int),
-        ("learning_rate", positive_float),
-        ("embedding_size", positive_int),
-        ("hidden_size", positive_int),
-        ("dropout", fraction),
-    ):
-        add(f"--{option.replace('_', '-')}", type=kind, help=f"({by_task(option)})")
-    args = parser.parse_args(argv)
-    if args.hidden_size is not None and args.hidden_size % 2:
-        parser.error(f"argument --hidden-size: expected an even number, got {args.hidden_size}")
-    return args
-
-
-def fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text}")
-    return value
 
 
 @dataclass
@@ -399,7 +316,7 @@ class Results:
 
 
 def main(argv: list[str] | None = None) -> Results:
-    args = parse_options(argv)
+    args = parse_options(__doc__, argv)
     folder = None if args.dates else find_data_or(args.data, "multi30k", "dates written out")
     task = Multi30k(folder, args.limit) if folder else Dates(args.limit)
     for option, value in DEFAULTS[task.name].items():
@@ -413,8 +330,17 @@ def main(argv: list[str] | None = None) -> Results:
         f"write; encoder 2 x RNN({args.embedding_size}, {args.hidden_size // 2}), decoder "
         f"RNN({args.embedding_size}, {args.hidden_size}), on {args.device}"
     )
-    runs = make_runs(args, lambda impl: make_run(impl, args, task))
-    choices = train(runs, task, args)
+
+    def make_model(rnn_class: type[nn.RNN]) -> Translator:
+        sizes = (len(task.source_vocabulary), len(task.target_vocabulary))
+        return Translator(rnn_class, *sizes, args.embedding_size, args.hidden_size, args.dropout)
+
+    def train_model(model: Translator) -> list[float]:
+        choices.append(Choice([]))
+        return train(model, choices[-1], task, args)
+
+    choices: list[Choice] = []
+    runs = train_each(args, make_model, train_model, args.epochs)
 
     test = task.encode(task.test, args.device)
     references = [target for _, target in task.test]
@@ -429,9 +355,7 @@ def main(argv: list[str] | None = None) -> Results:
         if run is runs[0]:
             for (source, target), ours in zip(task.test[:5], by_beam, strict=False):
                 print(f"  {source}\n    right: {target}\n    ours:  {ours}")
-    picture = args.out / "translation.png"
-    draw(picture, task, runs, choices, test)
-    print(f"wrote {picture}")
+    picture = save_picture(draw(task, runs, choices, test), args, "translation")
     figures = [f"test {task.figure(by_beam)}" for _, by_beam in scores]
     return Results(
         data=task.name,

@@ -35,16 +35,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from _common import (
+    CLASS_NAMES,
     COLORS,
     RNN_CLASSES,
     Comparison,
     Run,
+    implementations,
     make_folder,
     make_parser,
-    make_runs,
+    save_picture,
     summary_line,
     tidy,
-    train_part,
+    time_training,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -140,37 +142,33 @@ class Recall(nn.Module):
         return self.linear(hn[0])
 
 
-@dataclass
-class RecallRun(Run):
-    """A run that keeps the norm of the whole gradient, before clipping, of each step."""
-
-    norms: list[Tensor] | None = None
-
-
-def make_run(impl: str, radius: float, clip_norm: float, args: argparse.Namespace) -> RecallRun:
-    torch.manual_seed(args.seed)
-    model = Recall(RNN_CLASSES[impl], radius).to(args.device)
+def train(model: Recall, clip_norm: float, args: argparse.Namespace) -> list[float]:
+    """Train `model`, keep the norm of each gradient before clipping, and return the losses."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    norms: list[Tensor] = []
-
-    def step(inputs: Tensor) -> Tensor:
-        loss = F.mse_loss(model(inputs), inputs[0])
+    losses, model.norms = [], []
+    for inputs in recall_batches(args):
         optimizer.zero_grad()
+        loss = F.mse_loss(model(inputs), inputs[0])
         loss.backward()
-        norms.append(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
+        model.norms.append(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
         optimizer.step()
-        return loss.detach()
+        losses.append(loss.item())
+    return losses
 
-    return RecallRun(impl, model, step, part="all steps", norms=norms)
 
-
-def recall_batches(args: argparse.Namespace) -> Iterator[tuple[Tensor]]:
+def recall_batches(args: argparse.Namespace) -> Iterator[Tensor]:
     """Inputs (RECALL_STEPS, BATCH, 1): the first is uniform in [-1, 1], the others N(0, 0.1)."""
     generator = torch.Generator().manual_seed(args.seed)
     for _ in range(args.steps):
         inputs = 0.1 * torch.randn(RECALL_STEPS, BATCH, 1, generator=generator)
         inputs[0].uniform_(-1, 1, generator=generator)
-        yield (inputs.to(args.device),)
+        yield inputs.to(args.device)
+
+
+def train_recall(name: str, radius: float, clip_norm: float, args: argparse.Namespace) -> Run:
+    torch.manual_seed(args.seed)
+    model = Recall(RNN_CLASSES[name], radius).to(args.device)
+    return time_training(name, model, lambda model: train(model, clip_norm, args), parts=1)
 
 
 def final_loss(run: Run) -> float:
@@ -181,8 +179,8 @@ def final_loss(run: Run) -> float:
 class Clipping:
     """Training at one radius: without clipping, with it, and with it by both implementations."""
 
-    free: RecallRun
-    clipped: RecallRun
+    free: Run
+    clipped: Run
     comparison: Comparison | None
 
 
@@ -192,16 +190,17 @@ def study_clipping(args: argparse.Namespace) -> dict[float, Clipping]:
     print("  (1/3 is the variance of the input: nothing is recalled)")
     studies = {}
     for radius in RADII:
-        runs = make_runs(args, lambda impl, radius=radius: make_run(impl, radius, CLIP_NORM, args))
-        free = make_run(args.impl, radius, math.inf, args)
-        label = f"radius {radius}"
-        train_part([*runs, free], recall_batches(args), steps=args.steps, label=label, quiet=True)
-        print(f"  {label}: {final_loss(runs[0]):.4g} clipped, {final_loss(free):.4g} not clipped")
+        runs = [train_recall(name, radius, CLIP_NORM, args) for name in implementations(args)]
+        free = train_recall(args.impl, radius, math.inf, args)
+        clipped_loss, free_loss = final_loss(runs[0]), final_loss(free)
+        print(f"  radius {radius}: {clipped_loss:.4g} clipped, {free_loss:.4g} not clipped")
         comparison = Comparison.of(*runs) if args.compare else None
         if comparison is not None:
             print(comparison)
             for run in runs:
-                print(f"{run.name}: loss of the last {LAST} steps {final_loss(run):.4g}")
+                print(
+                    f"{CLASS_NAMES[run.name]}: loss of the last {LAST} steps {final_loss(run):.4g}"
+                )
         studies[radius] = Clipping(free, runs[0], comparison)
     return studies
 
@@ -308,7 +307,7 @@ class Results:
 def main(argv: list[str] | None = None) -> Results:
     args = make_parser(__doc__, steps=300).parse_args(argv)
     make_folder(args.out)
-    impls = [args.impl, *(impl for impl in RNN_CLASSES if args.compare and impl != args.impl)]
+    impls = implementations(args)
 
     norms = study_gradients(impls, args)
     studies = study_clipping(args)
@@ -320,9 +319,7 @@ def main(argv: list[str] | None = None) -> Results:
     draw_norms(panels[0, 1], "relu", norms)
     draw_clipping(panels[1, 0], studies)
     draw_times(panels[1, 1], times)
-    picture = args.out / "vanishing_gradients.png"
-    figure.savefig(picture, dpi=75)
-    print(f"wrote {picture}")
+    picture = save_picture(figure, args, "vanishing_gradients")
 
     exploding = studies[1.5]
     runs = [run for study in studies.values() for run in (study.clipped, study.free)]

@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,10 +161,11 @@ def test_no_program_is_left_out() -> None:
 @each_program
 def test_output(program: Program, folder: Path) -> None:
     output = compared(program, folder)
-    assert re.search(r"largest difference of the losses: \d.+ in the first ", output.out)
-    assert re.search(r"^fastrnn trains \d+\.\d\d times as fast as torch$", output.out, re.M)
-    for impl in ("fastrnn", "torch"):
-        assert re.search(rf"^{impl}: .*\d", output.out, re.M), impl  # its final figure
+    assert "training amplifies rounding errors" in output.out
+    for name in ("fastrnn.RNN", "torch.nn.RNN"):
+        row = rf"^{re.escape(name)} +\S+ +\S+ +\d+\.\d+ +\d+\.\d\d$"  # losses, time, ratio
+        assert re.search(row, output.out, re.M), name
+        assert re.search(rf"^{re.escape(name)}: .*\d", output.out, re.M), name  # its final figure
     assert f"wrote {output.picture.relative_to(folder)}" in output.out
     last = output.out.splitlines()[-1]
     match = re.fullmatch(rf"{program}: (\D.*), (\d+\.\d) s, ([\d,]+(\.\d+)?) steps/s", last)
@@ -177,18 +179,39 @@ def test_output(program: Program, folder: Path) -> None:
 def test_speed_is_that_of_fastrnn(
     impls: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whichever --impl names, and so trains first: the median turn's ratio."""
-    seconds = {"fastrnn": [1.0, 1.0, 4.0], "torch": [3.0, 2.0, 4.0]}
+    """Whichever --impl names, and so trains first: the ratio of the median steps."""
+    seconds = {"fastrnn": [1.0, 1.0, 4.0], "torch": [3.0, 2.0, 1.0]}
     model = torch.nn.Linear(1, 1)
-    runs = [
-        common.Run(impl, model, torch.zeros_like, [0.5], [0.5] * 3, seconds[impl]) for impl in impls
-    ]
+    runs = [common.Run(impl, model, [0.5] * 3, seconds[impl], 1, 6.0) for impl in impls]
     comparison = common.report("program", runs, [f"test error of {impl} 0" for impl in impls])
     assert comparison.speed_ratio == 2
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "fastrnn trains 2.00 times as fast as torch"
-    assert lines[2:4] == [f"{impl}: test error of {impl} 0" for impl in impls]
-    assert lines[4].startswith(f"program: test error of {impls[0]} 0, {sum(seconds[impls[0]])} s, ")
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:3]}
+    assert list(rows) == [common.CLASS_NAMES[impl] for impl in impls]
+    assert rows["fastrnn.RNN"] == ["0.5", "0.5", "1000.000", "1.00"]
+    assert rows["torch.nn.RNN"] == ["0.5", "0.5", "2000.000", "2.00"]
+    names = [common.CLASS_NAMES[impl] for impl in impls]
+    figures = [f"{name}: test error of {impl} 0" for name, impl in zip(names, impls, strict=True)]
+    assert lines[4:6] == figures
+    assert lines[6] == f"program: test error of {impls[0]} 0, 6.0 s, 0.50 steps/s"
+
+
+def test_steps_are_timed_by_their_optimizer() -> None:
+    """A time for each step, and together no more than the whole training."""
+    model = torch.nn.Linear(1, 1)
+
+    def train(model: torch.nn.Module) -> list[float]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(4):
+            time.sleep(0.01)
+            optimizer.step()
+        return [4.0, 3.0, 2.0, 1.0]
+
+    run = common.time_training("fastrnn", model, train, parts=2)
+    assert len(run.step_seconds) == 4
+    assert min(run.step_seconds) >= 0.01
+    assert sum(run.step_seconds) <= run.seconds
+    assert run.losses == [3.5, 1.5]
 
 
 @each_program
@@ -203,7 +226,7 @@ def test_both_learn_alike(program: Program, folder: Path) -> None:
     """
 
     def differences(noise: int | None = None) -> list[float]:
-        pattern = r"largest difference of the losses: (\S+) in the first"
+        pattern = r"in the first step, and by at most (\S+) in the first \d+:"
         out = compared(program, folder, noise).out
         return [float(number) for number in re.findall(pattern, out)]
 
@@ -212,6 +235,15 @@ def test_both_learn_alike(program: Program, folder: Path) -> None:
     for difference, *grown in zip(ours, differences(0), differences(1), strict=True):
         assert math.isfinite(difference)
         assert difference <= 4 * max(grown) + 2e-6
+
+
+@each_program
+def test_first_step_differs_by_rounding(program: Program, folder: Path) -> None:
+    """A loss is the mean of values below 10: a few roundings of float32, 6e-8 of each."""
+    out = compared(program, folder).out
+    differences = re.findall(r"the losses differ by (\S+) in the first step", out)
+    assert differences
+    assert all(float(difference) <= 2e-6 for difference in differences)
 
 
 @each_program
