@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import itertools
 import json
@@ -23,7 +24,14 @@ pytest.importorskip("tqdm", reason="the examples need tqdm")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 parallel = importlib.import_module("_parallel")
+parts = importlib.import_module("_char_lm")
 char_lm = importlib.import_module("char_lm")
+RNN_CLASSES = importlib.import_module("_common").RNN_CLASSES
+
+
+def parse_options(argv: list[str]) -> argparse.Namespace:
+    return parts.parse_options(char_lm.__doc__, argv)
+
 
 REAL_TEXT = Path(os.environ.get("FASTRNN_DATA", "/nowhere")).absolute() / "tinyshakespeare.txt"
 SMALL = ("--limit", "12000", "--hidden-size", "32", "--batch-size", "8", "--num-steps", "20")
@@ -65,8 +73,8 @@ def double_parameters(vocabulary_size: int, hidden_size: int) -> char_lm.Paramet
 @pytest.mark.parametrize("impl", ["fastrnn", "torch"])
 def test_from_scratch_equals_the_module(impl: str) -> None:
     start = double_parameters(7, 5)
-    model = char_lm.CharModel(char_lm.RNN_CLASSES[impl], start).double()
-    model.load_state_dict(char_lm.CharModel(char_lm.RNN_CLASSES[impl], start).state_dict())
+    model = char_lm.CharModel(RNN_CLASSES[impl], start).double()
+    model.load_state_dict(char_lm.CharModel(RNN_CLASSES[impl], start).state_dict())
     codes, targets, state = torch.randint(7, (3, 6)), torch.randint(7, (3, 6)), torch.randn(3, 5)
     state = state.double()
     parameters = tuple(
@@ -116,7 +124,7 @@ def test_start_is_normal_with_zero_biases() -> None:
 def test_perplexity_of_an_untrained_model_is_the_vocabulary() -> None:
     """Weights of zero give every character the same chance."""
     zeros = tuple(torch.zeros_like(p) for p in char_lm.draw_parameters(23, 4, seed=0))
-    model = char_lm.CharModel(char_lm.RNN_CLASSES["fastrnn"], zeros)
+    model = char_lm.CharModel(RNN_CLASSES["fastrnn"], zeros)
     assert char_lm.perplexity(model, torch.randint(23, (50,))) == pytest.approx(23, rel=1e-5)
 
 
@@ -160,15 +168,15 @@ def test_sequential_batches_go_on() -> None:
 
 def test_state_is_carried_in_sequential_sampling() -> None:
     """The loss of a batch depends on the batch before just where the rows go on."""
-    args = char_lm.parse_options(["--device", "cpu"])
+    args = parse_options(["--device", "cpu"])
     start = tuple(p.float() for p in double_parameters(9, 6))
     inputs, other, targets = (torch.randint(9, (2, 5)) for _ in range(3))
 
     def loss_after(first: torch.Tensor, goes_on: bool) -> float:
-        run = char_lm.make_run("fastrnn", args, start)
-        run.optimizer.param_groups[0]["lr"] = 0.0  # the weights stay, the state moves
-        run.step(first, targets, False)
-        return run.step(inputs, targets, goes_on).item()
+        model = char_lm.CharModel(RNN_CLASSES["fastrnn"], start)
+        standstill = torch.optim.SGD(model.parameters(), lr=0.0)  # the state moves, no weight does
+        batches = [(first, targets, False), (inputs, targets, goes_on)]
+        return char_lm.train_epoch(model, batches, standstill, args)[1]
 
     assert loss_after(inputs, True) != loss_after(other, True)
     assert loss_after(inputs, False) == loss_after(other, False)
@@ -182,10 +190,10 @@ def test_learns_python_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert results.text == "Python's help texts"
     for sampling in ("random", "sequential"):
         (run,) = results.runs[sampling]
-        assert len(run.losses) == len(run.held_out) == 4
+        assert len(run.losses) == len(run.model.held_out) == 4
         assert run.losses == sorted(run.losses, reverse=True)
         assert math.exp(run.losses[-1]) < 15  # of some 80 characters
-        assert run.held_out[-1] < 15
+        assert run.model.held_out[-1] < 15
     assert len(results.sample) == len("the ") + 700
     assert results.sample.startswith("the ")
     lines = capsys.readouterr().out.splitlines()
@@ -218,17 +226,18 @@ def test_compare_trains_both_alike(capsys: pytest.CaptureFixture[str]) -> None:
         assert comparison.step_difference <= 1e-5
         assert comparison.epoch_difference <= 1e-5
     out = capsys.readouterr().out
-    assert "fastrnn trains" in out
+    assert "training amplifies rounding errors" in out
     for runs in results.runs.values():
         for run in runs:
-            assert f"\n{run.name}: held-out perplexity {run.held_out[-1]:.2f}\n" in out
+            name = {"fastrnn": "fastrnn.RNN", "torch": "torch.nn.RNN"}[run.name]
+            assert f"\n{name}: held-out perplexity {run.model.held_out[-1]:.2f} (" in out
 
 
 def test_writes_the_same_text_for_the_same_seed() -> None:
-    args = char_lm.parse_options(["--device", "cpu", *SMALL])
-    text = char_lm.load_text(args)
+    args = parse_options(["--device", "cpu", *SMALL])
+    text = parts.load_text(args)
     start = char_lm.draw_parameters(len(text.vocabulary), 16, seed=0)
-    model = char_lm.CharModel(char_lm.RNN_CLASSES["fastrnn"], start)
+    model = char_lm.CharModel(RNN_CLASSES["fastrnn"], start)
     first, again, other = (char_lm.write(model, text, "for ", 30, seed) for seed in (1, 1, 2))
     assert first == again != other
     assert len(first) == 34
@@ -241,7 +250,7 @@ def test_beats_pairs_of_characters_on_shakespeare() -> None:
     if not REAL_TEXT.is_file():
         pytest.skip("no file $FASTRNN_DATA/tinyshakespeare.txt")
     results = char_lm.main(["--device", "cpu", "--data", str(REAL_TEXT.parent), "--epochs", "1"])
-    text = char_lm.load_text(char_lm.parse_options(["--data", str(REAL_TEXT.parent)]))
+    text = parts.load_text(parse_options(["--data", str(REAL_TEXT.parent)]))
     size = len(text.vocabulary)
     counts = torch.ones(size, size)  # one more than seen: no pair is impossible
     counts.index_put_((text.train[:-1], text.train[1:]), torch.tensor(1.0), accumulate=True)
@@ -249,7 +258,7 @@ def test_beats_pairs_of_characters_on_shakespeare() -> None:
     pairs = math.exp(-chances.log().mean())
     assert 8 < pairs < 16
     for run, *_ in results.runs.values():
-        assert run.held_out[-1] < 0.8 * pairs
+        assert run.model.held_out[-1] < 0.8 * pairs
 
 
 @pytest.mark.gpu
@@ -263,8 +272,8 @@ def test_compare_on_cuda() -> None:
 # Checkpoints
 
 
-def figures(run: char_lm.LanguageRun) -> tuple[list[float], ...]:
-    return run.losses, run.step_losses, run.held_out
+def figures(run: char_lm.Run) -> tuple[list[float], ...]:
+    return run.losses, run.step_losses, run.model.held_out
 
 
 def test_resumed_training_is_the_uninterrupted_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -375,12 +384,13 @@ import sys
 import torch
 
 sys.path.insert(0, sys.argv[1])
+import _common
 import _parallel
 import char_lm
 
 parameters, state, batches = torch.load("start.pt")
 with _parallel.processes(torch.device("cpu")):
-    model = char_lm.CharModel(char_lm.RNN_CLASSES["fastrnn"], parameters).double()
+    model = char_lm.CharModel(_common.RNN_CLASSES["fastrnn"], parameters).double()
     model.load_state_dict(state)
     shared = _parallel.parallel(model)
     grads = []
@@ -396,7 +406,7 @@ with _parallel.processes(torch.device("cpu")):
 @gloo
 def test_gradients_of_two_processes_are_those_of_one_on_the_whole_batch() -> None:
     parameters = double_parameters(13, 17)
-    model = char_lm.CharModel(char_lm.RNN_CLASSES["fastrnn"], parameters).double()
+    model = char_lm.CharModel(RNN_CLASSES["fastrnn"], parameters).double()
     batches = [(torch.randint(13, (6, 9)), torch.randint(13, (6, 9))) for _ in range(2)]
     torch.save((parameters, model.state_dict(), batches), "start.pt")
     Path("gradients.py").write_text(GRADIENTS)
@@ -415,7 +425,7 @@ def test_gradients_of_two_processes_are_those_of_one_on_the_whole_batch() -> Non
 
 def losses_in(folder: str, sampling: str) -> list[float]:
     (record,) = Path(folder, sampling).glob("epoch-*/record.json")
-    return json.loads(record.read_text())["results"]["step_losses"]
+    return json.loads(record.read_text())["results"]["losses"]
 
 
 PROGRAM = str(EXAMPLES / "char_lm.py")
@@ -428,14 +438,14 @@ def test_two_processes_learn_as_one() -> None:
     whole = example("--epochs", "2")
     options = (PROGRAM, "--device", "cpu", *SMALL, "--checkpoint", "kept")
     out = output_of(torchrun(*options, "--epochs", "1"))
-    assert out.count("epoch 1/1  fastrnn  loss") == 2  # one line for each sampling: from rank 0
+    assert out.count("epoch 1/1  perplexity") == 2  # one line for each sampling: from rank 0
     assert "2 processes" in out
     assert out.splitlines()[-1].startswith("char_lm: held-out perplexity ")
     resumed = example("--epochs", "2", "--checkpoint", "kept", "--resume")
     for sampling in ("random", "sequential"):
         ours, theirs = whole.runs[sampling][0], resumed.runs[sampling][0]
         assert theirs.step_losses == pytest.approx(ours.step_losses, abs=1e-5)
-        assert theirs.held_out == pytest.approx(ours.held_out, abs=1e-3)
+        assert theirs.model.held_out == pytest.approx(ours.model.held_out, abs=1e-3)
 
 
 @gloo
@@ -472,7 +482,7 @@ def test_batch_that_processes_cannot_share() -> None:
     ("argv", "message"),
     [
         (["--data", "."], "tinyshakespeare.txt: No such file"),
-        (["--limit", "500"], "475 characters to learn from are too few for a batch of 32 rows"),
+        (["--limit", "500"], "475 training characters are too few for a batch of 32 rows"),
         (["--limit", "30", "--batch-size", "1", "--num-steps", "1"], "too few"),
         (["--prefix", ""], "--prefix: expected at least one character"),
         (["--prefix", "☃ the ☀☃"], "--prefix: '☃☀' does not occur in Python's help texts"),
@@ -491,8 +501,8 @@ def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixt
 def test_reads_a_text_of_any_language(tmp_path: Path) -> None:
     text = "Füße und Blumen, 花。\n" * 400
     (tmp_path / "tinyshakespeare.txt").write_text(text, encoding="utf-8")
-    args = char_lm.parse_options([*SMALL, "--data", str(tmp_path), "--prefix", "花"])
-    read = char_lm.load_text(args)
+    args = parse_options([*SMALL, "--data", str(tmp_path), "--prefix", "花"])
+    read = parts.load_text(args)
     assert Counter(read.vocabulary) == Counter(set(text))
     codes = torch.cat([read.train, read.held_out]).tolist()
     assert "".join(read.vocabulary[code] for code in codes) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import http.server
@@ -24,7 +25,8 @@ pytest.importorskip("tqdm", reason="the examples need tqdm")
 pytest.importorskip("sklearn", reason="the digits of the example come with scikit-learn")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-common = importlib.import_module("_common")
+digits_data = importlib.import_module("_digits")
+recipes = importlib.import_module("_recipes")
 mnist_rows = importlib.import_module("mnist_rows")
 
 REAL_DATA = Path(os.environ.get("FASTRNN_DATA", "/nowhere")).absolute() / "mnist"
@@ -71,6 +73,10 @@ def small_mnist(folder: Path, packed: bool = True) -> dict[str, torch.Tensor]:
     return arrays
 
 
+def parse_options(argv: list[str]) -> argparse.Namespace:
+    return recipes.parse_options(mnist_rows.__doc__, argv)
+
+
 def example(*options: str) -> mnist_rows.Results:
     return mnist_rows.main(["--device", "cpu", *options])
 
@@ -90,8 +96,8 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_learns_mnist(mnist: str) -> None:
     results = example("--data", mnist, "--limit", "800", "--epochs", "3")
     assert results.data == "MNIST"
-    assert len(results.losses) == 3
-    assert results.losses[2] < 0.75 * results.losses[0]
+    assert len(results.runs[0].losses) == 3
+    assert results.runs[0].losses[2] < 0.75 * results.runs[0].losses[0]
     assert results.accuracy > 30  # guessing gives 10
 
 
@@ -99,7 +105,7 @@ def test_best_recipe_learns_mnist_faster(mnist: str) -> None:
     options = ["--data", mnist, "--limit", "2000", "--epochs", "3", "--batch-size", "32"]
     plain = example(*options)
     best = example(*options, "--recipe", "best")
-    assert best.losses[-1] < plain.losses[-1]
+    assert best.runs[0].losses[-1] < plain.runs[0].losses[-1]
     assert best.accuracy > max(plain.accuracy, 70)
 
 
@@ -122,7 +128,7 @@ def test_learns_digits(
     assert results.accuracy > least
     out, err = capsys.readouterr()
     assert out.splitlines()[0].endswith("taking scikit-learn's digits of 8 x 8 pixels instead")
-    assert out.count("epoch ") == len(results.losses)
+    assert out.count("epoch ") == len(results.runs[0].losses)
     assert re.search(r"mnist_rows: test accuracy \d+\.\d\d %, \S+ s, \S+ steps/s$", out)
     assert err == ""  # no progress bar where stderr is no terminal
 
@@ -145,9 +151,9 @@ def test_compare_trains_both_alike(options: list[str], capsys: pytest.CaptureFix
     assert results.comparison.step_difference <= 1e-5
     assert results.comparison.epoch_difference <= 1e-5
     out = capsys.readouterr().out
-    assert "fastrnn trains" in out
-    assert f"\nfastrnn: test accuracy {results.accuracy:.2f} %\n" in out
-    assert "\ntorch: test accuracy " in out
+    assert "training amplifies rounding errors" in out
+    assert f"\nfastrnn.RNN: test accuracy {results.accuracy:.2f} %\n" in out
+    assert "\ntorch.nn.RNN: test accuracy " in out
 
 
 def test_compare_on_mnist(mnist: str) -> None:
@@ -162,7 +168,7 @@ def test_mixed_precision_learns_digits(
 ) -> None:
     options = ["--epochs", "4", "--impl", impl, "--batch-size", "32", "--learning-rate", "4e-3"]
     plain, mixed = example(*options), example(*options, "--amp", dtype)
-    assert plain.losses != mixed.losses
+    assert plain.runs[0].losses != mixed.runs[0].losses
     assert mixed.accuracy > plain.accuracy - 3
     assert f", in {dtype} and float32" in capsys.readouterr().out
     state = torch.load(mixed.checkpoint, weights_only=True)
@@ -184,12 +190,12 @@ def test_compare_on_cuda() -> None:
     options = ("--compare", "--limit", "800", "--epochs", "2", "--recipe", "best")
     results = mnist_rows.main(["--device", "cuda", *options])
     assert results.comparison.step_difference <= 1e-4
-    assert results.losses[1] < results.losses[0]
+    assert results.runs[0].losses[1] < results.runs[0].losses[0]
 
 
 def test_same_seed_same_result() -> None:
     first, again, other = (
-        example("--limit", "200", "--epochs", "1", "--seed", seed).losses
+        example("--limit", "200", "--epochs", "1", "--seed", seed).runs[0].losses
         for seed in ("3", "3", "4")
     )
     assert first == again
@@ -197,10 +203,10 @@ def test_same_seed_same_result() -> None:
 
 
 def test_options_override_the_recipe() -> None:
-    args = mnist_rows.parse_options(["--recipe", "best", "--epochs", "3", "--clip-norm", "inf"])
+    args = parse_options(["--recipe", "best", "--epochs", "3", "--clip-norm", "inf"])
     assert (args.epochs, args.clip_norm) == (3, float("inf"))
     assert (args.batch_size, args.nonlinearity, args.start) == (64, "relu", "identity")
-    args = mnist_rows.parse_options([])
+    args = parse_options([])
     assert (args.batch_size, args.learning_rate, args.nonlinearity) == (8, 1e-3, "tanh")
 
 
@@ -243,8 +249,8 @@ def test_reads_idx_files(
     options = {"--data": ["--data", str(root / "mnist")], "--data parent": ["--data", str(root)]}
     if way == "environment":
         monkeypatch.setenv("FASTRNN_DATA", str(root))
-    args = mnist_rows.parse_options([*options.get(way, []), "--device", "cpu"])
-    digits = mnist_rows.load_digits(args)
+    args = parse_options([*options.get(way, []), "--device", "cpu"])
+    digits = digits_data.load_digits(args)
     assert digits.name == "MNIST"
     read = (digits.train_images, digits.train_labels, digits.test_images, digits.test_labels)
     for name, ours in zip(FILES, read, strict=True):
@@ -257,7 +263,7 @@ def test_reads_idx_files(
 
 def test_limit_takes_the_first(tmp_path: Path) -> None:
     arrays = small_mnist(tmp_path / "data" / "mnist")
-    digits = mnist_rows.load_digits(mnist_rows.parse_options(["--limit", "7"]))
+    digits = digits_data.load_digits(parse_options(["--limit", "7"]))
     assert digits.train_labels.tolist() == arrays[FILES[1]][:7].tolist()
     assert len(digits.train_images) == len(digits.test_images) == len(digits.test_labels) == 7
 
@@ -374,13 +380,13 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "mirror"
     small_mnist(folder)
     sums = {name: hashlib.sha256((folder / f"{name}.gz").read_bytes()) for name in FILES}
-    monkeypatch.setattr(mnist_rows, "SHA256", {name: sums[name].hexdigest() for name in FILES})
+    monkeypatch.setattr(digits_data, "SHA256", {name: sums[name].hexdigest() for name in FILES})
 
     def handler(*args: object) -> _Handler:
         return _Handler(*args, directory=str(folder))
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        monkeypatch.setattr(mnist_rows, "MIRROR", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(digits_data, "MIRROR", f"http://127.0.0.1:{server.server_port}/")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield folder
@@ -411,7 +417,7 @@ def test_download_with_wrong_checksum(mirror: Path, capsys: pytest.CaptureFixtur
 def test_download_that_stalls(
     mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(common, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(digits_data, "CONNECT_SECONDS", 0.3)
     serve = _Handler.do_GET
 
     def stall(self: _Handler) -> None:
@@ -439,7 +445,7 @@ def test_no_connection_within_the_time_limit(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(common, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(digits_data, "CONNECT_SECONDS", 0.5)
     released = threading.Event()
     look_up = socket.getaddrinfo
 
@@ -455,15 +461,15 @@ def test_no_connection_within_the_time_limit(
         if trouble == "refused":
             silent.close()
         if trouble in ("refused", "hangs"):
-            monkeypatch.setattr(mnist_rows, "MIRROR", f"http://127.0.0.1:{port}/")
+            monkeypatch.setattr(digits_data, "MIRROR", f"http://127.0.0.1:{port}/")
         elif trouble == "404":
             (mirror / f"{FILES[0]}.gz").unlink()
         else:
             fails = never if trouble == "slow name look-up" else no_host
             monkeypatch.setattr(socket, "getaddrinfo", fails)
-        args = mnist_rows.parse_options(["--download", "--limit", "10"])
+        args = parse_options(["--download", "--limit", "10"])
         start = time.perf_counter()
-        digits = mnist_rows.load_digits(args)
+        digits = digits_data.load_digits(args)
         seconds = time.perf_counter() - start
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     released.set()
@@ -482,5 +488,5 @@ def test_incomplete_folder_without_connection(
 ) -> None:
     small_mnist(tmp_path / "data" / "mnist")
     (tmp_path / "data" / "mnist" / f"{FILES[3]}.gz").unlink()
-    monkeypatch.setattr(mnist_rows, "MIRROR", "http://127.0.0.1:1/")
+    monkeypatch.setattr(digits_data, "MIRROR", "http://127.0.0.1:1/")
     assert f"data/mnist: no {FILES[3]}.gz, and no connection" in refused(["--download"], capsys)

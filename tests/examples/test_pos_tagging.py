@@ -17,6 +17,8 @@ pytest.importorskip("tqdm", reason="the examples need tqdm")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 pos_tagging = importlib.import_module("pos_tagging")
+sentences_data = importlib.import_module("_sentences")
+RNN_CLASSES = importlib.import_module("_common").RNN_CLASSES
 
 REAL_DATA = Path(os.environ.get("FASTRNN_DATA", "/nowhere")).absolute() / "ud_english_ewt"
 SMALL = ("--hidden-size", "24", "--letter-hidden-size", "16", "--embedding-size", "16")
@@ -78,21 +80,21 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_reads_conllu(small_treebank: Path) -> None:
     for name in ("en_ewt-ud-dev.conllu", "en_ewt-ud-test.conllu"):
-        assert pos_tagging.read_conllu(small_treebank, name) == SENTENCES
+        assert sentences_data.read_conllu(small_treebank, name) == SENTENCES
 
 
 def test_reads_the_treebank(treebank: str) -> None:
-    sentences = pos_tagging.read_conllu(Path(treebank), "en_ewt-ud-dev.conllu")
-    test = pos_tagging.read_conllu(Path(treebank), "en_ewt-ud-test.conllu")
+    sentences = sentences_data.read_conllu(Path(treebank), "en_ewt-ud-dev.conllu")
+    test = sentences_data.read_conllu(Path(treebank), "en_ewt-ud-test.conllu")
     assert (len(sentences), len(test)) == (2001, 2077)
     assert len({tag for sentence in test for _, tag in sentence}) == 17
     assert sum(map(len, test)) == 25_094
 
 
 def test_generated_sentences() -> None:
-    sentences = pos_tagging.generated_sentences(2000, seed=1)
-    assert sentences == pos_tagging.generated_sentences(2000, seed=1)
-    assert sentences[:500] != pos_tagging.generated_sentences(500, seed=2)
+    sentences = sentences_data.generated_sentences(2000, seed=1)
+    assert sentences == sentences_data.generated_sentences(2000, seed=1)
+    assert sentences[:500] != sentences_data.generated_sentences(500, seed=2)
     assert all(sentence[-1] == (".", "PUNCT") for sentence in sentences)
     assert max(map(len, sentences)) < 100
     tags: dict[str, set[str]] = {}
@@ -113,8 +115,8 @@ def test_most_frequent_tags() -> None:
 
 
 def test_baseline_on_the_treebank(treebank: str) -> None:
-    sentences = pos_tagging.read_conllu(Path(treebank), "en_ewt-ud-dev.conllu")
-    test = pos_tagging.read_conllu(Path(treebank), "en_ewt-ud-test.conllu")
+    sentences = sentences_data.read_conllu(Path(treebank), "en_ewt-ud-dev.conllu")
+    test = sentences_data.read_conllu(Path(treebank), "en_ewt-ud-test.conllu")
     tags = pos_tagging.most_frequent_tags(sentences, test)
     score = pos_tagging.Score.of(test, tags, pos_tagging.Encoder(sentences))
     assert score.all == pytest.approx(81.8, abs=0.1)
@@ -130,7 +132,7 @@ def test_encoder() -> None:
     words, letters, tags = encoder([[("GO", "VERB"), ("?", "X")], [("Do", "AUX")]])
     assert words.tolist() == [[4, 1], [2, 0]]
     assert tags.tolist() == [[3, -100], [0, -100]]
-    assert letters.shape == (2, 2, pos_tagging.LETTERS)
+    assert letters.shape == (2, 2, sentences_data.LETTERS)
     d, o = encoder.letters["D"], encoder.letters["o"]
     assert letters[1, 0].tolist() == [d, o] + [0] * 14
     assert letters[0, 1].tolist() == [1] + [0] * 15
@@ -140,16 +142,16 @@ def test_encoder() -> None:
 
 def small_model(impl: str) -> tuple[pos_tagging.WordTagger, pos_tagging.Encoder]:
     torch.manual_seed(0)
-    encoder = pos_tagging.Encoder(pos_tagging.generated_sentences(50, seed=1))
+    encoder = pos_tagging.Encoder(sentences_data.generated_sentences(50, seed=1))
     args = pos_tagging.parse_options([*SMALL])
-    return pos_tagging.WordTagger(pos_tagging.RNN_CLASSES[impl], encoder, args), encoder
+    return pos_tagging.WordTagger(RNN_CLASSES[impl], encoder, args), encoder
 
 
 @pytest.mark.parametrize("impl", ["fastrnn", "torch"])
 def test_a_sentence_does_not_see_the_others(impl: str) -> None:
     model, encoder = small_model(impl)
     model = model.double().eval()
-    sentences = pos_tagging.generated_sentences(8, seed=2)
+    sentences = sentences_data.generated_sentences(8, seed=2)
     words, letters, _ = encoder(sentences)
     together = model(words, letters)
     for row, sentence in enumerate(sentences):
@@ -160,7 +162,7 @@ def test_a_sentence_does_not_see_the_others(impl: str) -> None:
 def test_both_implementations_score_alike() -> None:
     (ours, encoder), (theirs, _) = small_model("fastrnn"), small_model("torch")
     theirs.load_state_dict(ours.state_dict())
-    words, letters, _ = encoder(pos_tagging.generated_sentences(8, seed=2))
+    words, letters, _ = encoder(sentences_data.generated_sentences(8, seed=2))
     valid = words != pos_tagging.PADDING
     scores = []
     for model in (ours.double(), theirs.double()):
@@ -171,7 +173,7 @@ def test_both_implementations_score_alike() -> None:
 
 def test_hides_rare_words_in_training() -> None:
     model, encoder = small_model("fastrnn")
-    assert model.hide_probability[: 1 + pos_tagging.UNKNOWN].tolist() == [0, 0]
+    assert model.hide_probability[: 1 + sentences_data.UNKNOWN].tolist() == [0, 0]
     for word, i in encoder.words.items():
         expected = 1 / (1 + 4 * encoder.word_counts[word])
         assert model.hide_probability[i].item() == pytest.approx(expected)

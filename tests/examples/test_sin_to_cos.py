@@ -6,6 +6,8 @@ import argparse
 import importlib
 import itertools
 import math
+import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -17,6 +19,7 @@ pytest.importorskip("tqdm", reason="the examples need tqdm")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 sin_to_cos = importlib.import_module("sin_to_cos")
+FastRNN = importlib.import_module("_common").RNN_CLASSES["fastrnn"]
 
 
 each_network = pytest.mark.parametrize(
@@ -38,7 +41,7 @@ def example(*options: str) -> sin_to_cos.Results:
 
 def test_half_waves() -> None:
     """Ten points of each half wave, the last of one step at the time of the first of the next."""
-    waves = sin_to_cos.half_waves(2, torch.device("cpu"))
+    waves = sin_to_cos.half_waves(2)
     steps = [next(waves) for _ in range(300)]
     for k, (sines, cosines) in enumerate(steps):
         t = torch.arange(10, dtype=torch.float64).mul(math.pi / 9).add(k * math.pi).view(1, 10, 1)
@@ -63,47 +66,48 @@ def test_linear_layer_in_a_loop_and_by_reshape() -> None:
 def test_carries_the_state_and_detaches_it(network: str, inputs: int, layers: int) -> None:
     """The same steps written with nn.RNN alone, whose backward pass would fail on a state that is
     not detached. Five steps of Adam let roundings of 1e-7 grow to 1e-5 at most."""
-    args = argparse.Namespace(seed=3, steps=300, device=torch.device("cpu"))
-    run = sin_to_cos.make_run("fastrnn", args, network)
+    model = sin_to_cos.CosineFromSine(FastRNN, inputs, layers)
     rnn = torch.nn.RNN(inputs, 32, layers, batch_first=True)
-    rnn.load_state_dict(run.model.rnn.state_dict())
+    rnn.load_state_dict(model.rnn.state_dict())
     linear = torch.nn.Linear(32, 1)
-    linear.load_state_dict(run.model.linear.state_dict())
+    linear.load_state_dict(model.linear.state_dict())
+    losses = sin_to_cos.train(model, argparse.Namespace(steps=5, device=torch.device("cpu")))
+
     adam = torch.optim.Adam([*rnn.parameters(), *linear.parameters()], lr=0.02)
-    schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.05, total_iters=300)
     state = torch.zeros(layers, 1, 32)
-    waves = sin_to_cos.half_waves(inputs, args.device)
-    for sines, cosines in itertools.islice(waves, 5):
-        loss = run.step(sines, cosines)
+    waves = itertools.islice(sin_to_cos.half_waves(inputs), 5)
+    for k, (sines, cosines) in enumerate(waves):
         output, hn = rnn(sines, state)
         expected = linear(output)
         state = hn.data
-        expected_loss = ((expected - cosines) ** 2).mean()
+        loss = ((expected - cosines) ** 2).mean()
         adam.zero_grad()
-        expected_loss.backward()
+        loss.backward()
         adam.step()
-        schedule.step()
-        torch.testing.assert_close(run.predictions[-1], expected.detach(), rtol=0, atol=1e-5)
-        torch.testing.assert_close(loss, expected_loss.detach(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.predictions[k], expected.detach(), rtol=0, atol=1e-5)
+        assert losses[k] == pytest.approx(loss.item(), abs=1e-5)
     assert state.abs().max() > 0.1
 
 
-def train(network: str, inputs: int, seed: int, steps: int) -> sin_to_cos.CosineRun:
-    args = argparse.Namespace(seed=seed, steps=steps, device=torch.device("cpu"))
-    run = sin_to_cos.make_run("fastrnn", args, network)
-    sin_to_cos.train_steps([run], sin_to_cos.half_waves(inputs, args.device), steps)
-    return run
+def train(inputs: int, layers: int, seed: int, steps: int) -> list[float]:
+    torch.manual_seed(seed)
+    model = sin_to_cos.CosineFromSine(FastRNN, inputs, layers)
+    return sin_to_cos.train(model, argparse.Namespace(steps=steps, device=torch.device("cpu")))
 
 
 @each_network
 def test_learns_the_cosine(network: str, inputs: int, layers: int) -> None:
-    runs = [train(network, inputs, seed, 300) for seed in range(5)]
-    assert max(sin_to_cos.final_loss(run) for run in runs) < 0.01
+    """A network that remembers nothing ends above 0.5, the mean of the squared cosine.
+
+    At a constant learning rate the loss jumps up now and then, so the median of five seeds counts.
+    """
+    finals = [statistics.fmean(train(inputs, layers, seed, 300)[-10:]) for seed in range(5)]
+    assert statistics.median(finals) < 0.02
 
 
 @each_network
 def test_same_seed_same_losses(network: str, inputs: int, layers: int) -> None:
-    first, again, other = (train(network, inputs, seed, 20).step_losses for seed in (3, 3, 4))
+    first, again, other = (train(inputs, layers, seed, 20) for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
@@ -115,4 +119,4 @@ def test_few_steps(steps: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert results.picture.is_file()
     for run, *others in results.runs.values():
         assert (run.name, len(run.step_losses), others) == ("torch", int(steps), [])
-    assert f"step {steps}/{steps}" in capsys.readouterr().out
+    assert re.search(rf"step +{steps}/{steps} ", capsys.readouterr().out)
