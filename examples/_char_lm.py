@@ -86,7 +86,7 @@ def load_text(args: argparse.Namespace) -> Text:
     train, held_out = codes.split([len(codes) - len(codes) // 20, len(codes) // 20])
     if len(held_out) < 2 or len(train) <= args.num_steps * (args.batch_size + 1):
         fail(
-            f"{name}: {len(train):,} characters to learn from are too few for a batch of "
+            f"{name}: {len(train):,} training characters are too few for a batch of "
             f"{args.batch_size} rows of {args.num_steps} characters"
         )
     if missing := dict.fromkeys(c for c in args.prefix if c not in index):  # each once, as typed

@@ -8,21 +8,21 @@ writing, and how far it has come; the reader sees the bases x, and is to find th
     P(z[t] = j | z[t-1] = i) = transition[i, j],    x[t] = base[z[t]],    y[t] = label[z[t]]
 
 ATG and the stop codons come up by chance, too, in the background and across the codons of a gene.
-What tells a gene is the whole of it: which codons it uses, and that no stop codon stands in phase.
+Only the whole of a gene gives it away: which codons it uses, and that no stop codon is in phase.
 So the RNN reads from both ends (h from the left, g from the right), and has to count in threes:
 
     h[t] = relu(W x[t] + b + U h[t-1]),   g[t] = relu(W' x[t] + b' + U' g[t+1]),   in two layers
     scores of the six labels of base t = A h[t] + B g[t] + c
 
-The RNN learns from labelled sequences alone. To who knows the model, two algorithms give what there
-is to reach: Viterbi's, the most probable path of hidden states, and forward-backward, the
-probability of each label of each base. To take the most probable label of each base is optimal:
-no reader gets more bases right on average, and none has a lower mean loss than its entropy.
+The RNN learns from labeled sequences alone. Two algorithms that know the model give the bound:
+Viterbi's finds the most probable path of hidden states, forward-backward the probability of each
+label of each base. Taking the most probable label of each base is optimal: no reader gets more bases
+right on average, and none has a lower mean loss than the entropy of these probabilities.
 
     python examples/dna_tagging.py                 3,000 steps, no sequence seen twice
-    python examples/dna_tagging.py --compare       against torch.nn.RNN, loss and speed
+    python examples/dna_tagging.py --compare       against torch.nn.RNN: losses and speed
 
-It writes dna_tagging.png to --out. Hidden Markov models: L. Rabiner, Proc. IEEE 77, 1989; for
+Writes dna_tagging.png to --out. Hidden Markov models: L. Rabiner, Proc. IEEE 77, 1989; for
 genes: A. Krogh, I. S. Mian, D. Haussler, Nucleic Acids Research 22, 1994.
 """
 
@@ -121,7 +121,7 @@ def predict(model: nn.Module, bases: Tensor, device: torch.device) -> Tensor:
     return torch.cat(parts).double().log_softmax(2)
 
 
-# What came of it
+# Results
 
 
 def percent(these: Tensor) -> float:
@@ -261,7 +261,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 @dataclass
 class Results:
-    """What came of `--impl`, and with `--compare` how it stands to the other implementation."""
+    """The results of `--impl`, and with `--compare` how the other implementation compares."""
 
     losses: list[float]
     accuracy: float  # of the test bases, in percent

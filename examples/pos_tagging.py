@@ -1,8 +1,9 @@
 """Parts of speech: an RNN that reads a sentence from both ends gives each word its tag.
 
-A sequence of words comes in, a sequence of tags of the same length goes out. What a word is depends
-on its neighbours ("can" in "the can" and "can see") and, for a word never seen before, on how it is
-spelt. So one RNN reads the letters of each word from both ends, another the words of the sentence:
+A sequence of words comes in, a sequence of tags of the same length goes out. The tag of a word
+depends on its neighbors ("can" in "the can" and "can see") and, for a word never seen before, on its
+spelling. So one RNN reads the letters of each word in both directions, another one the words of the
+sentence:
 
     s = [h, g]: the letter RNN's state after the last letter, and, from the right, at the first
     x[t] = [embedding of word t, s of word t]
@@ -13,12 +14,12 @@ Words and sentences differ in length: `rnn(x, lengths=lengths)` starts g at each
 
     python examples/pos_tagging.py                 train, then tag the test sentences
     python examples/pos_tagging.py --validate      the same on a tenth of the training sentences
-    python examples/pos_tagging.py --compare       against torch.nn.RNN, loss and speed
+    python examples/pos_tagging.py --compare       against torch.nn.RNN: losses and speed
 
-It reads Universal Dependencies' English Web Treebank from --data, $FASTRNN_DATA/ud_english_ewt or
+Reads Universal Dependencies' English Web Treebank from --data, $FASTRNN_DATA/ud_english_ewt or
 data/ud_english_ewt: the files en_ewt-ud-dev.conllu, to train on, and en_ewt-ud-test.conllu, gzip or
-not. Without them it learns sentences of a small grammar with invented words. It writes
-pos_tagging.png to --out.
+not. Without them it learns sentences of a small grammar with invented words. Writes pos_tagging.png
+to --out.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def train(model: WordTagger, data: Sequence[Tensor], args: argparse.Namespace) -
             scheduler.step()
             losses.append(loss.item())
         mean = statistics.fmean(losses[-len(batches) :])
-        print(f"epoch {epoch:2}/{args.epochs}  loss {mean:.4f}")
+        print(f"epoch {epoch:2}/{args.epochs}  loss {mean:.4g}")
     return losses
 
 
@@ -169,7 +170,7 @@ def predict(model: nn.Module, encoder: Encoder, sentences: Sequence[Sentence]) -
     return found
 
 
-# What came of it
+# Results
 
 
 def percent(right: Sequence[bool]) -> float:
@@ -295,7 +296,7 @@ def probability(text: str) -> float:
 
 @dataclass
 class Results:
-    """What came of `--impl`, and with `--compare` how it stands to the other implementation."""
+    """The results of `--impl`, and with `--compare` how the other implementation compares."""
 
     data: str
     losses: list[float]  # the mean of each epoch

@@ -13,11 +13,11 @@ also compares with a logistic regression on counts of words, which knows no orde
 
     python examples/sentiment.py
     python examples/sentiment.py --sequences packed
-    python examples/sentiment.py --compare             against torch.nn.RNN, loss and speed
+    python examples/sentiment.py --compare             against torch.nn.RNN: losses and speed
 
-It reads rt-polarity.pos and rt-polarity.neg, a sentence a line, from --data,
+Reads rt-polarity.pos and rt-polarity.neg, a sentence a line, from --data,
 $FASTRNN_DATA/rt_polarity or data/rt_polarity, else it makes up sentences. A tenth of them is the
-test; of the rest, a tenth chooses the epoch whose weights are kept. It writes sentiment.png to
+test; of the rest, a tenth chooses the epoch whose weights are kept. Writes sentiment.png to
 --out.
 """
 

@@ -18,12 +18,12 @@ few sentences so far (beam search).
 
     python examples/translation.py                  dates, as written in many ways, to ISO 8601
     python examples/translation.py --data DIR       German to English: Multi30k in DIR
-    python examples/translation.py --compare        against torch.nn.RNN, loss and speed
+    python examples/translation.py --compare        against torch.nn.RNN: losses and speed
 
 Multi30k is train, val and test_2016_flickr, each .de and .en, .gz or not: in --data,
 $FASTRNN_DATA/multi30k or data/multi30k; sacrebleu marks the translations, and must be installed.
 Without the data, or with --dates, the program learns to read dates. The epoch with the best
-validation score is the one that is tested. It writes translation.png to --out.
+validation score is the one that is tested. Writes translation.png to --out.
 """
 
 from __future__ import annotations
@@ -303,7 +303,7 @@ def draw_attention(axes: Axes, task: Task, model: Translator, pairs: Pairs, row:
 
 @dataclass
 class Results:
-    """What came of `--impl`, and with `--compare` how it stands to the other implementation."""
+    """The results of `--impl`, and with `--compare` how the other implementation compares."""
 
     data: str
     losses: list[float]  # the mean of each epoch

@@ -17,9 +17,9 @@ the bound is a straight line on a log plot (Pascanu, Mikolov and Bengio 2013).
    layer, with as many weights, takes all steps at once.
 
     python examples/vanishing_gradients.py             300 steps of training for each network
-    python examples/vanishing_gradients.py --compare   against torch.nn.RNN, loss and speed
+    python examples/vanishing_gradients.py --compare   against torch.nn.RNN: losses and speed
 
-It writes vanishing_gradients.png to --out.
+Writes vanishing_gradients.png to --out.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor, nn
 
 HIDDEN = 64
-RADII = {0.5: "#2f6db3", 1.0: "#2e8b57", 1.5: "#c0392b"}  # with their colours
+RADII = {0.5: "#2f6db3", 1.0: "#2e8b57", 1.5: "#c0392b"}  # with their colors
 STEPS_BACK = 64
 RECALL_STEPS, BATCH = 20, 32
 CLIP_NORM = 1.0
@@ -296,7 +296,7 @@ def draw_times(axes: Axes, times: dict[str, list[float]]) -> None:
 
 @dataclass
 class Results:
-    """What came of `--impl`: norms by nonlinearity and radius, training by radius, times."""
+    """The results of `--impl`: norms by nonlinearity and radius, training by radius, times."""
 
     norms: dict[tuple[str, float], Tensor]
     clipping: dict[float, Clipping]
