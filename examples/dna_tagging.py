@@ -16,8 +16,8 @@ So the RNN reads from both ends (h from the left, g from the right), and has to 
 
 The RNN learns from labeled sequences alone. Two algorithms that know the model give the bound:
 Viterbi's finds the most probable path of hidden states, forward-backward the probability of each
-label of each base. Taking the most probable label of each base is optimal: no reader gets more bases
-right on average, and none has a lower mean loss than the entropy of these probabilities.
+label of each base. Taking the most probable label of each base is optimal: no reader gets more
+bases right on average, and none has a lower mean loss than the entropy of these probabilities.
 
     python examples/dna_tagging.py                 3,000 steps, no sequence seen twice
     python examples/dna_tagging.py --compare       against torch.nn.RNN: losses and speed

@@ -1,9 +1,9 @@
 """Parts of speech: an RNN that reads a sentence from both ends gives each word its tag.
 
 A sequence of words comes in, a sequence of tags of the same length goes out. The tag of a word
-depends on its neighbors ("can" in "the can" and "can see") and, for a word never seen before, on its
-spelling. So one RNN reads the letters of each word in both directions, another one the words of the
-sentence:
+depends on its neighbors ("can" in "the can" and "can see") and, for a word never seen before, on
+its spelling. So one RNN reads the letters of each word in both directions, another one the words of
+the sentence:
 
     s = [h, g]: the letter RNN's state after the last letter, and, from the right, at the first
     x[t] = [embedding of word t, s of word t]

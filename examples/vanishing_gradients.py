@@ -168,7 +168,7 @@ def recall_batches(args: argparse.Namespace) -> Iterator[Tensor]:
 def train_recall(name: str, radius: float, clip_norm: float, args: argparse.Namespace) -> Run:
     torch.manual_seed(args.seed)
     model = Recall(RNN_CLASSES[name], radius).to(args.device)
-    return time_training(name, model, lambda model: train(model, clip_norm, args), parts=1)
+    return time_training(name, model, lambda model: train(model, clip_norm, args), parts=10)
 
 
 def final_loss(run: Run) -> float:
