@@ -1,8 +1,8 @@
 """The notebook docs/lesson.ipynb: it runs, prints what it shows, and has something to look at.
 
-After a change, run it again and store its outputs (nbclient brings the command):
+After a change, run it again and store its outputs:
 
-    jupyter execute --NotebookClient.record_timing=False --inplace docs/lesson.ipynb
+    python -m tests.project.test_notebook
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ def read() -> Any:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-@pytest.fixture
-def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run a copy of a notebook, in a folder of its own, with the package that the tests import."""
+def run(notebook: Any, folder: Path, **environment: str) -> Any:
+    """A copy, run in `folder` with the package that is imported here; it keeps no times."""
     package = str(Path(fastrnn.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", package + os.pathsep + os.environ.get("PYTHONPATH", ""))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # no one's own settings
+    path = package + os.pathsep + os.environ.get("PYTHONPATH", "")
+    made = copy.deepcopy(notebook)
+    resources = {"metadata": {"path": str(folder)}}
+    client = nbclient.NotebookClient(made, timeout=600, record_timing=False, resources=resources)
+    client.execute(env=os.environ | {"PYTHONPATH": path} | environment)
+    return made
 
-    def run(notebook: Any) -> Any:
-        made = copy.deepcopy(notebook)
-        folder = {"metadata": {"path": str(tmp_path)}}
-        nbclient.NotebookClient(made, timeout=600, resources=folder).execute()
-        return made
 
-    return run
+@pytest.fixture
+def execute(tmp_path: Path) -> Any:
+    """Run a copy of a notebook, in a folder of its own and without anyone's own settings."""
+    return lambda notebook: run(notebook, tmp_path, IPYTHONDIR=str(tmp_path / "ipython"))
 
 
 def code(notebook: Any) -> list[Any]:
@@ -94,6 +95,7 @@ def test_it_is_stored_as_it_was_run() -> None:
     assert without_a_picture(notebook) == []
     counts = [cell.execution_count for cell in code(notebook)]
     assert counts == list(range(1, len(counts) + 1))
+    assert not any("execution" in cell.metadata for cell in notebook.cells)  # the times of a run
     assert notebook.metadata.kernelspec.name == "python3"
     assert NOTEBOOK.stat().st_size < LARGEST
 
@@ -143,3 +145,7 @@ def test_a_section_without_a_picture_is_found() -> None:
     for cell in code(notebook):
         cell.outputs = [output for output in cell.outputs if not is_picture(output)]
     assert len(without_a_picture(notebook)) > 5
+
+
+if __name__ == "__main__":
+    nbformat.write(run(read(), NOTEBOOK.parent), NOTEBOOK)
