@@ -231,7 +231,7 @@ class Comparison:
     first_difference: float  # between the two losses of the first step: rounding
     step_difference: float  # the largest between two losses of the first FIRST_STEPS steps
     epoch_difference: float  # the largest between the two mean losses of a part
-    speed_ratio: float  # the time of a step with torch, divided by that with fastrnn
+    speed_ratio: float  # the median step with torch, divided by that with fastrnn
 
     @classmethod
     def of(cls, run: Run, other: Run) -> Comparison:
@@ -267,6 +267,8 @@ class Comparison:
                 f"the losses differ by {self.first_difference:.1e} in the first step, and by at "
                 f"most {self.step_difference:.1e} in the first {steps}: each step rounds, and "
                 "training amplifies rounding errors, so two correct implementations drift apart",
+                "one trained after the other, so the ratio also shows if the machine was busier "
+                "during one of them; `python -m benchmarks.compare` times both in turns",
             ]
         )
 
