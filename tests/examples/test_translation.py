@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import itertools
 import os
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,37 +94,11 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 # Tokens, numbers, batches
 
 
-def test_vocabulary() -> None:
-    vocabulary = data.Vocabulary([["b", "a", "b"], ["b", "c", "a"]], least=2)
-    assert vocabulary.tokens == [*data.SPECIAL, "b", "a"]  # the frequent ones first
-    numbers = vocabulary.encode(["a", "c", "b"])
-    assert numbers == [5, data.UNKNOWN, 4]
-    assert vocabulary.decode([*numbers, data.END, 4]) == ["a", "<unknown>", "b"]
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("A man, asleep.", ["A", "man", ",", "asleep", "."]),
-        (
-            "The dog's T-shirt is 3/4 wet!",
-            ["The", "dog's", "T-shirt", "is", "3", "/", "4", "wet", "!"],
-        ),
-        ("Männer fahren (schnell)", ["Männer", "fahren", "(", "schnell", ")"]),
-        ("", []),
-    ],
-)
-def test_words(text: str, tokens: list[str], small_multi30k: Path) -> None:
-    task = data.Multi30k(small_multi30k, None)
-    assert task.split(text) == tokens
-    spaced = text.replace("3/4", "3 / 4").replace("(", "( ")
-    assert task.join(tokens) == spaced
-
-
 def test_bleu_is_sacrebleus(small_multi30k: Path) -> None:
     import sacrebleu
 
     task = data.Multi30k(small_multi30k, None)
+    assert [task.join(task.split(text)) for text in ENGLISH] == ENGLISH
     assert task.score(ENGLISH, ENGLISH) == pytest.approx(100)
     worse = ["A dog is running.", *ENGLISH[1:]]
     expected = sacrebleu.corpus_bleu(worse, [ENGLISH]).score
@@ -134,18 +107,7 @@ def test_bleu_is_sacrebleus(small_multi30k: Path) -> None:
     assert task.figure(expected) == f"BLEU {expected:.2f}"
 
 
-def test_batches(small_multi30k: Path) -> None:
-    generator = random.Random(0)
-    sources = [torch.full((generator.randint(1, 30),), 4) for _ in range(100)]
-    pairs = data.Pairs(sources, sources, torch.device("cpu"))
-    batches = pairs.batches(8, random.Random(1))
-    assert sorted(itertools.chain(*batches)) == list(range(100))
-    for rows in batches:  # of 100 lengths up to 30, 8 in order span but a few
-        lengths = [len(sources[row]) for row in rows]
-        assert max(lengths) - min(lengths) <= 6
-    assert batches == pairs.batches(8, random.Random(1))
-    assert batches != pairs.batches(8, random.Random(2))
-
+def test_batches_are_padded(small_multi30k: Path) -> None:
     task = data.Multi30k(small_multi30k, None)
     task.source_vocabulary = data.Vocabulary(map(task.split, GERMAN), least=1)
     task.target_vocabulary = data.Vocabulary(map(task.split, ENGLISH), least=1)
@@ -163,40 +125,6 @@ def test_batches(small_multi30k: Path) -> None:
 def ways_to_write(year: int, month: int, day: int) -> list[str]:
     pieces = dates.pieces(datetime.date(year, month, day))
     return [way.format(**pieces) for way in dates.WAYS]
-
-
-def test_ways_to_write() -> None:
-    assert ways_to_write(1999, 3, 3) == [
-        "3 March 1999",
-        "3 Mar 1999",
-        "Wednesday, 3 March 1999",
-        "Wed 3 Mar 99",
-        "March 3, 1999",
-        "Mar. 3, 1999",
-        "Wednesday, March the 3rd, 1999",
-        "3rd of March 1999",
-        "3rd Mar '99",
-        "3.3.1999",
-        "03.03.99",
-        "03/03/1999",
-        "3-MAR-99",
-        "1999 March 3",
-        "the third of March, 1999",
-        "March the third, nineteen ninety-nine",
-    ]
-    ends = [ways_to_write(2001, 1, day)[7].split()[0] for day in range(1, 32)]
-    assert [end for end in ends if not end.endswith("th")] == [
-        *("1st", "2nd", "3rd", "21st", "22nd", "23rd", "31st")
-    ]
-    days = (1, 2, 3, 4, 5, 8, 9, 12, 19, 20, 21, 30)
-    assert [dates.ordinal(day) for day in days] == [
-        *("first", "second", "third", "fourth", "fifth", "eighth", "ninth", "twelfth"),
-        *("nineteenth", "twentieth", "twenty-first", "thirtieth"),
-    ]
-    assert [dates.year_in_words(year) for year in (1950, 2000, 2007, 2010, 2049)] == [
-        *("nineteen fifty", "two thousand", "two thousand and seven", "twenty ten"),
-        "twenty forty-nine",
-    ]
 
 
 def test_no_way_to_write_means_two_dates() -> None:
@@ -365,35 +293,6 @@ def test_the_best_epoch_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(second, weight) for weight in tested)
 
 
-def test_both_learn_alike() -> None:
-    """Losses of 1 to 4, whose float32 spacing is 2e-7, over 30 steps; see the bound of
-    test_examples.py for what training makes of a rounding.
-    """
-    comparison = example(
-        "--compare",
-        "--limit",
-        "300",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "20",
-        "--dropout",
-        "0.2",
-        *SMALL,
-    ).comparison
-    assert comparison.step_difference <= 1e-5
-    assert comparison.epoch_difference <= 1e-5
-
-
-def test_same_seed_same_result() -> None:
-    first, again, other = (
-        example("--limit", "60", "--epochs", "1", "--dropout", "0.5", "--seed", seed, *SMALL).losses
-        for seed in ("3", "3", "4")
-    )
-    assert first == again
-    assert first != other
-
-
 def test_small_files(small_multi30k: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in (small_multi30k, small_multi30k.parent):
         results = example("--data", str(folder), "--epochs", "1", *SMALL)
@@ -406,7 +305,7 @@ def test_small_files(small_multi30k: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_compare_on_multi30k(multi30k: str) -> None:
-    """Losses of 6 to 7, whose float32 spacing is 5e-7, over 10 steps."""
+    """With dropout. Losses of 6 to 7, whose float32 spacing is 5e-7, over 10 steps."""
     results = example(
         *("--compare", "--data", multi30k, "--limit", "160", "--epochs", "2"),
         *("--batch-size", "32", *SMALL),
@@ -488,20 +387,9 @@ def test_bad_files(
         (["--dropout", "1"], "--dropout: expected a number from 0 to below 1, got 1"),
         (["--dropout", "nan"], "--dropout: expected a number from 0 to below 1, got nan"),
         (["--beam", "0"], "--beam: expected a whole number of at least 1, got 0"),
-        (["--limit", "-1"], "--limit: expected"),
         (["--learning-rate", "0"], "--learning-rate: expected a number above 0, got 0"),
-        (["--batch-size", "some"], "--batch-size: expected a whole number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in refused(argv, capsys)
-
-
-def test_defaults_follow_the_task(small_multi30k: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example("--limit", "4", "--epochs", "1")
-    assert "decoder RNN(64, 256)" in capsys.readouterr().out
-    example("--data", str(small_multi30k), "--epochs", "1")
-    assert "decoder RNN(256, 512)" in capsys.readouterr().out
-    example("--limit", "4", "--epochs", "1", "--hidden-size", "6")
-    assert "decoder RNN(64, 6)" in capsys.readouterr().out
