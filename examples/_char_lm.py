@@ -1,13 +1,10 @@
-"""What surrounds the lesson of char_lm.py: its options, its text, times, and its picture."""
+"""What surrounds the lesson of char_lm.py: its options, its text, and its picture."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import textwrap
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,19 +105,6 @@ def settings(sampling: str, args: argparse.Namespace, text: Text) -> dict[str, o
 def difference(a: Tensor, b: Tensor) -> float:
     """The largest between elements of `a` and `b`, as a part of the largest element of `b`."""
     return ((a - b).abs().max() / b.abs().max()).item()
-
-
-def time_in_turns(steps: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """The median milliseconds of each of `steps`, called in turns, so the machine is the same."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(11):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def draw(

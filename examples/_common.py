@@ -223,6 +223,19 @@ def time_training(
     return Run(name, model, losses, step_seconds, parts, seconds)
 
 
+def time_in_turns(steps: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """The median milliseconds of each of `steps`, in turns: load slows them all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(11):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(values[1:]) for name, values in seconds.items()}
+
+
 @dataclass
 class Comparison:
     """Two trainings on the same batches, from the same weights, side by side."""

@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _char_lm import Text, difference, draw, load_text, parse_options, settings, time_in_turns
+from _char_lm import Text, difference, draw, load_text, parse_options, settings
 from _common import (
     CLASS_NAMES,
     RNN_CLASSES,
@@ -43,6 +43,7 @@ from _common import (
     make_folder,
     save_picture,
     summary_line,
+    time_in_turns,
     train_each,
 )
 from _parallel import (

@@ -27,9 +27,9 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,6 +46,7 @@ from _common import (
     save_picture,
     summary_line,
     tidy,
+    time_in_turns,
     time_training,
 )
 from matplotlib.axes import Axes
@@ -208,21 +209,6 @@ def study_clipping(args: argparse.Namespace) -> dict[float, Clipping]:
 # 3. Time
 
 
-def seconds_of(call: Callable[[], Tensor], device: torch.device) -> float:
-    """The median time of a call and its backward pass."""
-
-    def timed() -> float:
-        start = time.perf_counter()
-        call().sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    timed()
-    first = timed()
-    return statistics.median([first, *(timed() for _ in range(min(50, int(0.05 / first))))])
-
-
 def study_time(impls: list[str], args: argparse.Namespace) -> dict[str, list[float]]:
     """Microseconds a time step of a training call, by model and length; prints them."""
     torch.manual_seed(args.seed)
@@ -230,20 +216,21 @@ def study_time(impls: list[str], args: argparse.Namespace) -> dict[str, list[flo
         impl: RNN_CLASSES[impl](HIDDEN, HIDDEN).to(args.device) for impl in impls
     }
     models["linear"] = nn.Linear(HIDDEN, HIDDEN).to(args.device)
+
+    def train_on(model: nn.Module, inputs: Tensor) -> None:
+        output = model(inputs)
+        (output if isinstance(output, Tensor) else output[0]).sum().backward()
+
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for length in LENGTHS:
+        inputs = torch.randn(length, 8, HIDDEN, device=args.device)
+        calls = {name: partial(train_on, model, inputs) for name, model in models.items()}
+        for name, milliseconds in time_in_turns(calls, args.device).items():
+            times[name].append(1e3 * milliseconds / length)
     print("microseconds a time step, forward and backward, batch 8:")
     print("  length  " + "".join(f"{length:8}" for length in LENGTHS))
-    times = {}
-    for name, model in models.items():
-        times[name] = []
-        for length in LENGTHS:
-            inputs = torch.randn(length, 8, HIDDEN, device=args.device)
-
-            def call(model: nn.Module = model, inputs: Tensor = inputs) -> Tensor:
-                output = model(inputs)
-                return output if isinstance(output, Tensor) else output[0]
-
-            times[name].append(1e6 * seconds_of(call, args.device) / length)
-        print(f"  {name:8}" + "".join(f"{microseconds:8.2f}" for microseconds in times[name]))
+    for name, microseconds in times.items():
+        print(f"  {name:8}" + "".join(f"{each:8.2f}" for each in microseconds))
     return times
 
 
