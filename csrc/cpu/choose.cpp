@@ -1,6 +1,7 @@
 // The plan of a call on the CPU, and which kernels run it: every threshold, with its reason.
 #include "cpu/choose.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/kernels.h"
@@ -123,6 +124,9 @@ Plan choose(const Problem& p, const KernelTraits& kernels, int threads) {
   Plan plan{};
   plan.threads = threads_for(p, threads);
   plan.share_columns = shares_columns(p, plan.threads);
+  // Forward, a thread without rows would only pack; backward, it shares the weights' gradients.
+  if (!p.backward && !plan.share_columns && p.batch < plan.threads)
+    plan.threads = static_cast<int>(std::max<int64_t>(p.batch, 1));
   plan.share_input_grad = p.rows >= kTileRows * plan.threads;
   plan.form = form_for(p, kernels);
   plan.split = p.batch <= kSplitBatch;

@@ -55,9 +55,14 @@ def row(expected: dict[str, Any], **given: Any) -> Any:
 
 
 THREADS = [
-    row({"threads": 1}, threads=2, seq_len=23, batch=1, input_size=50, hidden_size=50),
-    row({"threads": 2}, threads=2, seq_len=24, batch=1, input_size=50, hidden_size=50),
-    row({"threads": 1}, threads=1, seq_len=24, batch=1, input_size=50, hidden_size=50),
+    row({"threads": 1}, threads=2, seq_len=11, batch=2, input_size=50, hidden_size=50),
+    row({"threads": 2}, threads=2, seq_len=12, batch=2, input_size=50, hidden_size=50),
+    row({"threads": 1}, threads=1, seq_len=12, batch=2, input_size=50, hidden_size=50),
+    # Forward no thread without a row, unless it has columns.
+    row({"threads": 1}, threads=2, seq_len=2000, batch=1, hidden_size=128),
+    row({"threads": 3}, threads=4, seq_len=2000, batch=3, hidden_size=128),
+    row({"threads": 2}, threads=2, seq_len=2000, batch=1, hidden_size=128, backward=True),
+    row({"threads": 2}, threads=2, batch=1, hidden_size=500),
     # Rows as they lie in memory: all of a padded call, those that there are of a packed one.
     row({"threads": 2}, threads=2, rows=20),
     row({"threads": 1}, threads=2, rows=20, packed=True),
