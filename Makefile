@@ -53,7 +53,7 @@ test: build ## run the tests and doctests; ARGS="-m slow" runs the slow ones, ex
 build: $(BUILT) $(EDITABLE) ## build the extension in place
 
 docs: build $(INSTALLED_DOCS) ## build the documentation site in build/docs/html
-	$(PY) -m sphinx --fail-on-warning --keep-going --quiet -d build/docs/doctrees docs build/docs/html
+	$(PY) -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -d build/docs/doctrees docs build/docs/html
 
 # With the torch of $(VENV), for which the extension was built.
 test-clients: build $(if $(VENV),$(CLIENTS)/.installed) ## test with the small tools of docs/pytorch.md's table
