@@ -57,11 +57,18 @@ def class_table(documents: Sequence[Record], with_capability: bool) -> str:
     return table(header, lines)
 
 
+def command_of(document: Record) -> str:
+    """The command with the ceiling of the instruction set, where it was below the processor's."""
+    limited = capability(document["machine"]) == "AVX2" and generation(document["machine"]["cpu"])
+    ceiling = "ATEN_CPU_CAPABILITY=avx2 " if limited in WITH_AVX512 else ""
+    return f"{ceiling}{document['command']}"
+
+
 def sources(documents: Iterable[Record]) -> str:
     """A line for each column: what it was measured on, and the command."""
     return "\n".join(
         f"- {source(d.get('machine') or d['machine_info'])}"
-        + (f": `{d['command']}`" if "command" in d else f"; command {UNKNOWN}")
+        + (f": `{command_of(d)}`" if "command" in d else f"; command {UNKNOWN}")
         for d in documents
     )
 
@@ -89,7 +96,7 @@ def two_threads(document: Record) -> str:
         found.setdefault(kinds[shape], []).append(ratio)
     parts = [f"{mean_and_least(found[k])} times as fast on {k} shapes" for k in ("medium", "large")
              if k in found]  # fmt: skip
-    return f"On two threads fastrnn is {listed(parts)}." if parts else ""
+    return f"On two threads fastrnn is {listed(parts)} as on one." if parts else ""
 
 
 def intel(documents: Sequence[Record]) -> str:
@@ -266,7 +273,7 @@ def kernels(files: Files) -> Iterator[str]:
     rows = dict.fromkeys((sizes, mode) for sizes, mode, _ in found)
     lines = [[f"`{s}`, {mode}", *(number(found.get((s, mode, form))) for form in forms)]
              for s, mode in rows]  # fmt: skip
-    yield "## Kernels\n"
+    yield "## The overhead of a call\n"
     yield (
         "What a call costs where there is little to compute, in microseconds. The empty module "
         "computes nothing: it shows what Python, torch and autograd take.\n"

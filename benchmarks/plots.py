@@ -122,7 +122,7 @@ def peers(folder: Path, name: str, rows: Sequence[Record]) -> Path:
 def speed(folder: Path, rows: Sequence[Record], subtitle: str) -> Path:
     """A bar of each class and mode: the geometric mean; a tick where the least shape is."""
     kinds = list(kinds_of(rows))
-    figure, ax = plt.subplots(figsize=(7, 1.9 + 0.6 * len(kinds)), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8, 1.6 + 0.45 * len(kinds)), layout="constrained")
     values = []
     for i, (mode, colour) in enumerate(zip(MODES, ("tab:blue", "tab:orange"), strict=True)):
         for y, kind in enumerate(kinds):
@@ -134,17 +134,17 @@ def speed(folder: Path, rows: Sequence[Record], subtitle: str) -> Path:
             ax.barh(place, mean - 1, left=1, height=0.36, color=colour, label=label)
             ax.plot([min(found)] * 2, [place - 0.18, place + 0.18], color="black", linewidth=1.5)
             ax.annotate(f"{number(mean)}×", (mean, place), (4, 0), textcoords="offset points",
-                        va="center", fontsize=13)  # fmt: skip
+                        va="center", fontsize=11)  # fmt: skip
             values += [mean, min(found)]
     times_axis(ax, values)
     ax.set_xlim(right=2.2 * max(values))
     class_axis(ax, kinds)
     ax.set_ylim(top=-0.95)
     ax.text(1.03, -0.82, "torch.nn.RNN = 1×", fontsize=12, va="center_baseline")
-    ax.tick_params(labelsize=13)
+    ax.tick_params(labelsize=11)
     ax.set_xlabel("bar: geometric mean; tick: the shape that gains least", fontsize=12)
     ax.legend(fontsize=13, loc="lower right")
-    figure.suptitle(f"fastrnn: how many times as fast as torch.nn.RNN\n{subtitle}", fontsize=13)
+    figure.suptitle(f"fastrnn: speedup over torch.nn.RNN\n{subtitle}", fontsize=12)
     return save(figure, folder, "speed")
 
 

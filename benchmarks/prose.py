@@ -10,8 +10,8 @@ INTRODUCTION = """\
 How fast `fastrnn.RNN` is beside `torch.nn.RNN` and other libraries, by class of shape. A ratio is
 the other's time divided by ours: above 1, fastrnn is faster. Inference is a call without gradients;
 training is forward and backward, to the gradients of the input, the initial state and every weight.
-A whole training step also has other layers, a loss and an optimizer, whose time stays. Tables give
-the geometric mean of a class, and its least ratio in brackets.
+A whole training step also has other layers, a loss and an optimizer, which fastrnn does not speed
+up. Tables give the geometric mean of a class, and its least ratio in brackets.
 
 A name such as `B32-T20-I1-H64` gives batch, time steps, input size and hidden size; `L2` stands for
 two layers.
@@ -39,7 +39,7 @@ state goes to memory.
 its length. The backward loop does only what has to go step by step. The gradients of the weights
 follow after it, as matrix products over the rows of all time steps.
 
-{limit} [The lesson](rnn.md#6-one-step-after-the-other-and-what-a-fused-kernel-does-about-it)
+{limit} [The lesson](rnn.md#6-why-steps-must-wait-and-what-a-fused-kernel-does-about-it)
 explains each of these; [csrc/cpu](../csrc/cpu) and [csrc/cuda](../csrc/cuda) have the kernels.
 """
 
@@ -77,5 +77,5 @@ make bench-report                # write this page, its tables and plots from th
 python -m benchmarks.compare --only small H512     # some classes or shapes
 ```
 
-Every number on this page comes from a file in [benchmarks/results](../benchmarks/results).
+Every measured number on this page comes from a file in [benchmarks/results](../benchmarks/results).
 """

@@ -1,21 +1,33 @@
-"""The two blocks of README.md that the report writes, each between its marks."""
+"""The blocks of README.md that the report writes, each between its marks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.compare import peer_names
+from benchmarks.compare import MODES, peer_names
 from benchmarks.gpu import report as gpu_report
-from benchmarks.markdown import listed, mean_and_least, reflow
+from benchmarks.markdown import geometric_mean, listed, mean_and_least, reflow, span
 from benchmarks.page import NOTHING, class_table, peer_counts
-from benchmarks.provenance import source
-from benchmarks.results import Files, cpu_columns, of_kind, with_avx512
-from benchmarks.tables import peer_ratios
+from benchmarks.provenance import capability, source
+from benchmarks.results import Files, cpu_columns, of_kind, one_thread, with_avx512
+from benchmarks.tables import peer_ratios, ratios_of
 
-PLACE = "https://github.com/fastrnn/fastrnn"  # the README is shown outside the repository too
-PAGE = f"{PLACE}/blob/main/docs/benchmarks.md"
-PICTURE = f"{PLACE}/raw/main/docs/images/speed.png"
+
+def headline(files: Files) -> str:
+    """The range of the means of the classes, for the top of the page."""
+    parts = []
+    for d in cpu_columns(files):
+        rows = one_thread(d)
+        means = [
+            geometric_mean(ratios_of(rows, kind=kind, mode=mode))
+            for kind in {r["kind"] for r in rows}
+            for mode in MODES
+        ]
+        parts.append(f"{span(means)} with {capability(d['machine'])}")
+    if not parts:
+        return NOTHING
+    return f"Speedup over `torch.nn.RNN` on one CPU thread, class means: {listed(parts)}."
 
 
 def peers_line(files: Files) -> Iterator[str]:
@@ -26,23 +38,22 @@ def peers_line(files: Files) -> Iterator[str]:
             names = peer_names(rows)
             means = [f"{name} {mean_and_least(peer_ratios(rows, name))}" for name in names]
             ahead, cells = peer_counts(document)
-            yield f"Other libraries' time divided by ours: {listed(means)}. They are ahead in"
-            yield f"{ahead} of {cells} cells, which [the benchmarks]({PAGE}) name."
+            yield f"Over {listed(means)} in both;"
+            yield f"they win {ahead} of {cells} comparisons."
 
 
 def speed(files: Files) -> str:
-    documents = with_avx512(cpu_columns(files)) or cpu_columns(files)
-    if not documents:
+    columns = cpu_columns(files)
+    if not columns:
         return NOTHING
     title = (
-        "How many times as fast as `torch.nn.RNN` in float32, on one thread of a CPU: geometric "
-        "mean (and least) of each class. Training is forward and backward of the RNN alone."
+        "Speedup on one CPU thread, geometric mean (and least); training is forward and backward "
+        "alone:"
     )
-    where = [f"{source(d['machine'])}: `{d['command']}`." for d in documents]
-    picture = f"![Speed relative to torch.nn.RNN, by class]({PICTURE})"
-    words = "\n".join([*where, *peers_line(files)])
-    table = class_table(documents, with_capability=False)
-    return reflow("\n\n".join([title, table, words, picture])).rstrip()
+    measured = dict.fromkeys(source(d["machine"]) for d in with_avx512(columns) or columns)
+    words = "\n".join([*(f"Measured on {x}." for x in measured), *peers_line(files)])
+    table = class_table(columns, with_capability=True)
+    return reflow("\n\n".join([title, table, words])).rstrip()
 
 
 def gpu(files: Files) -> str:
@@ -50,7 +61,7 @@ def gpu(files: Files) -> str:
     for document in of_kind(files, "gpu").values():
         if words := gpu_report.readme_line(document):
             where = source(document["machine"])
-            lines += [f"On a GPU, beside cuDNN: {words} ({where}).", ""]
+            lines += [f"On a GPU, eager, over cuDNN: {words} ({where}).", ""]
     return reflow("\n".join(lines)).rstrip() if lines else "On a GPU nothing has been measured yet."
 
 
@@ -66,6 +77,10 @@ def replaced(text: str, name: str, block: str) -> str:
 
 def write(path: Path, files: Files) -> None:
     text = path.read_text()
-    for name, block in [("speed", speed(files)), ("gpu-table", gpu(files))]:
+    for name, block in [
+        ("headline", headline(files)),
+        ("speed", speed(files)),
+        ("gpu-table", gpu(files)),
+    ]:
         text = replaced(text, name, block)
     path.write_text(text)

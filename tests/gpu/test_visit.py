@@ -193,7 +193,9 @@ def test_results_are_merged_and_reported(faulty: tuple[Path, str], tmp_path: Pat
     assert [x["what"] for x in document["limits"]] == ["hop", "complete"]
     assert {t["name"] for t in document["times"]} == {"tile:64x8x1", "tile:8x8x1"}
     assert len(document["times"]) == 2
-    blocks = "".join(f"<!-- {x} -->\nold\n<!-- /{x} -->\n" for x in ("gpu-table", "speed"))
+    blocks = "".join(
+        f"<!-- {x} -->\nold\n<!-- /{x} -->\n" for x in ("headline", "speed", "gpu-table")
+    )
     readme.write_text(f"before\n{blocks}after\n")
     all_reports.main(["--results", str(results), "--docs", str(docs), "--readme", str(readme)])
     assert "fastrnn µs, eager" in (docs / "benchmarks/gpu-cpu.md").read_text()

@@ -84,7 +84,7 @@ def test_no_figure_without_results() -> None:
     """All that is left are the constants of the method."""
     text = page.page({})
     assert re.findall(r"\d+\.\d+", text) == [f"{timing.OTHERS_ALLOWED:g}"]
-    assert readme.speed({}) == page.NOTHING
+    assert readme.speed({}) == readme.headline({}) == page.NOTHING
     assert "nothing has been measured" in readme.gpu({})
 
 
@@ -93,9 +93,6 @@ def test_the_pages_can_be_read() -> None:
     prose = [x for x in test_docs.BLOCK.sub("", text).split("\n") if not x.startswith("|")]
     assert 500 < len(" ".join(prose).split()) <= 1500
     assert len(text.split()) <= 2500
-    section = (ROOT / "README.md").read_text().partition("\n## Speed\n")[2].partition("\n## ")[0]
-    machines = results.with_avx512(results.cpu_columns(FILES))
-    assert len(section.rstrip().split("\n")) < 30 + 3 * (len(machines) - 1)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda path: path.stem)
@@ -156,7 +153,7 @@ def test_a_column_for_each_generation() -> None:
     files = {**FILES, "cpu-zen4": zen4, "cpu-newer": newer}
     assert results.with_avx512(results.cpu_columns(files)) == [newer, zen4]
     header = next(line for line in readme.speed(files).split("\n") if line.startswith("| class"))
-    assert header.count("Zen 5") == header.count("Zen 4") == 2
+    assert header.count("Zen 5, AVX-512") == header.count("Zen 4, AVX-512") == 2
 
 
 def test_blocks_are_replaced_where_they_stand() -> None:
