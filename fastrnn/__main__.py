@@ -47,5 +47,5 @@ try:
 except BrokenPipeError:  # the reader has gone, as in `python -m fastrnn check | head -2`
     # Python flushes stdout once more at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    status = 1
+    status = 141  # as a shell reports SIGPIPE
 sys.exit(status)

@@ -26,7 +26,8 @@ def info(
     Args:
         module: A :class:`fastrnn.RNN` or :class:`fastrnn.RNNCell`.
         input: An input for it. The answer holds for a call in eager mode without ``lengths`` or
-            ``reset`` and, for an RNN, without ``hx``. The input's sizes are not checked.
+            ``reset`` and, for an RNN, without ``hx``. Arguments that the call would reject are not
+            detected.
 
     Returns:
         Names and values: versions, the library of the operators for C++ programs, the instruction

@@ -85,7 +85,7 @@ def restore(model: _Model) -> _Model:
 
 
 def as_torch(model: _Model) -> AbstractContextManager[_Model]:
-    """Within a ``with`` block, restore a model's modules as :func:`restore` does.
+    """Turn a model's modules into torch's own for a ``with`` block, and back at its end.
 
     For tools that go by a module's class: exporters, converters, FLOP counters. A model that
     passes ``lengths`` or ``reset`` to an RNN, or calls ``step``, cannot run inside the block. A

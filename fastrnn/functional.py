@@ -58,7 +58,7 @@ def rnn(
         dropout: Probability of zeroing an element of the output of every layer but the last, if
             ``training``.
         training: Whether dropout applies.
-        lengths: (B) integers, in any order: the number of valid steps of each row of padded
+        lengths: (B,) integers, in any order: the number of valid steps of each row of padded
             input, 0 to T. The output beyond them is zero, ``hn`` is the state after each row's
             last valid step, and the reverse direction starts there.
         reset: (T, B), or (B, T) with ``batch_first``, or (T) without a batch: true where a new

@@ -52,7 +52,7 @@ class RNN(RNNBase):
         input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a
             ``PackedSequence``.
         hx: The initial state (L*D, B, H), or (L*D, H) without a batch; zeros by default.
-        lengths: (B) integers from 0 to T, in any order, as a tensor, array or list: the number of
+        lengths: (B,) integers from 0 to T, in any order, as a tensor, array or list: the number of
             valid steps of each row of padded input. Outputs beyond them are zero, ``hn`` is the
             state after the last valid step, and the reverse direction starts at each row's own end.
         reset: (T, B), or (B, T) with ``batch_first``, as a tensor, array or list: true where a new
@@ -197,7 +197,7 @@ class RNN(RNNBase):
         Args:
             input: (B, I), or (I) without a batch, whatever ``batch_first``.
             hx: The state (L, B, H), or (L, H) without a batch; zeros by default.
-            reset: (B): true where a new sequence begins; the state before the step is zero there.
+            reset: (B,), true where a new sequence begins; the state before the step is zero there.
                 Bool, or numbers, where any but 0 is true; a last dimension of 1 is allowed.
             reset_state: (L, B, H), the state there, instead of zeros.
 

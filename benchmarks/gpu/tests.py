@@ -17,7 +17,7 @@ from benchmarks.gpu.process import Record, Worker, work_through
 
 # Slow, and they say least of the kernels.
 LATE = ("test_compile.py", "test_examples.py", "test_char_lm.py", "test_mnist_rows.py",
-        "test_sentiment.py")  # fmt: skip
+        "test_sentiment.py", "test_parallel.py", "test_digits.py")  # fmt: skip
 LATE_SECONDS = 40.0
 SELECT = "gpu and not slow"  # pytest's -m
 FIRST_TEST_SECONDS = 90.0  # imports and collection, of eight processes at once

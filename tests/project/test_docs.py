@@ -93,6 +93,14 @@ def reasons(function: ast.FunctionDef) -> list[str]:
     return [text for text in found if len(text) > 3 and text != "None"]
 
 
+# How the reasons begin that the CUDA half gives.
+CUDA_REASONS = {
+    "devices.cpp": ("no kernel for sm_", "the driver cannot", "this torch lacks"),
+    "guard.cpp": (" has not been checked yet",),
+    "rnn_cuda.cpp": ("torch (cuDNN",),
+}
+
+
 def test_every_reason_is_explained() -> None:
     """Why a call takes no kernel, as `fastrnn.info` says it."""
     functions = [
@@ -105,7 +113,16 @@ def test_every_reason_is_explained() -> None:
     page = (ROOT / "docs/howto/which_kernel.md").read_text(encoding="utf-8")
     texts = [text for function in functions for text in reasons(function)]
     assert len(texts) > 8
+    for name, begins in CUDA_REASONS.items():
+        source = (ROOT / "csrc/cuda" / name).read_text(encoding="utf-8")
+        found = [text for text in re.findall(r'"([^"\n]+)"', source) if text.startswith(begins)]
+        assert len(found) == len(begins), name
+        texts += [re.sub(r"^torch \(|\)$|: call it once $", "", text).strip() for text in found]
     assert [text for text in texts if text not in page] == []
+
+
+def test_readme_is_read_in_a_minute() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
 
 
 @documents
