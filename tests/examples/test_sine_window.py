@@ -65,4 +65,4 @@ def test_few_epochs(capsys: pytest.CaptureFixture[str]) -> None:
     assert results.runs[0].name == "torch"
     assert results.comparison is None
     assert results.picture.is_file()
-    assert len(re.findall(r"^epoch \d/3", capsys.readouterr().out, re.M)) == 3
+    assert len(re.findall(r"^epoch +\d/3", capsys.readouterr().out, re.M)) == 3
