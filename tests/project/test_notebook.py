@@ -17,7 +17,7 @@ import pytest
 
 import fastrnn
 
-NEEDED = "needs nbformat, nbclient and ipykernel, of requirements-dev.txt"
+NEEDED = "needs nbformat, nbclient and ipykernel, of requirements.txt"
 nbformat = pytest.importorskip("nbformat", reason=NEEDED)
 nbclient = pytest.importorskip("nbclient", reason=NEEDED)
 pytest.importorskip("ipykernel", reason=NEEDED)
