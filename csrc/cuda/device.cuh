@@ -69,6 +69,12 @@ FASTRNN_DEVICE float fast_reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// tanh(x), to a relative error of 2^-11: one instruction.
+FASTRNN_DEVICE float fast_tanh(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // x, hidden from the compiler: what is computed from it is not moved out of a loop, where it would
 // take registers.

@@ -44,19 +44,11 @@ FASTRNN_DEVICE float tanh_of(float x) {
 }
 FASTRNN_DEVICE double tanh_of(double x) { return tanh(x); }
 
-// The same for a result in 16 bits: below 1/64 x itself, to a relative error of 2^-13.
-FASTRNN_DEVICE float narrow_tanh_of(float x) {
-  const float a = fabsf(x);
-  const float e = fast_exp2(a * 2.885390081777927f);
-  const float large = fmaf(-2.0f, fast_reciprocal(e + 1.0f), 1.0f);
-  return a < 0.015625f ? x : copysignf(large, x);
-}
-
 // f(x), as exact as a result of type S shows.
 template <typename S, typename C>
 FASTRNN_DEVICE C activate(C x, Nonlinearity f) {
   if (f == Nonlinearity::kTanh) {
-    if constexpr (sizeof(S) == 2) return narrow_tanh_of(x);
+    if constexpr (sizeof(S) == 2) return fast_tanh(x);
     return tanh_of(x);
   }
   return x <= 0 ? C(0) : x;  // NaN stays

@@ -114,19 +114,28 @@ inline uint32_t tf32_of(float x) {
   const uint32_t u = bits_of(x);
   return (u >> 23 & 0xff) == 0xff ? u : (u + 0x1000) & ~0x1fffu;
 }
-// As the device's approximation: never denormal, and off by as many ulp as a test plants, which
-// `sign` turns round.
+// By how many ulp a test lets the device's approximation of `exact` err.
+inline int planted_ulps(float exact) {
+  const uint32_t size = bits_of(exact) & 0x7fffffff;
+  const int spread = planted.most_ulps - planted.least_ulps + 1;
+  return planted.least_ulps + static_cast<int>((size * 2654435761u >> 16) % spread);
+}
+// As the device's approximation: never denormal, and off by what a test plants, which `sign` turns
+// round.
 inline float approximate(float exact, int sign) {
   const uint32_t size = bits_of(exact) & 0x7fffffff, minus = bits_of(exact) ^ size;
   if (size < 0x800000) return float_of(minus);
   if (size >= 0x7f800000) return exact;  // infinity or NaN
-  const int spread = planted.most_ulps - planted.least_ulps + 1;
-  const int ulps = planted.least_ulps + static_cast<int>((size * 2654435761u >> 16) % spread);
-  return float_of(minus | std::min(size + sign * ulps, 0x7f800000u));
+  return float_of(minus | std::min(size + sign * planted_ulps(exact), 0x7f800000u));
 }
 // In 1 / (2^x + 1) errors of the same sign would cancel.
 inline float fast_exp2(float x) { return approximate(std::exp2(x), 1); }
 inline float fast_reciprocal(float x) { return approximate(1 / x, -1); }
+// Off by 2^-11 where the others are by 2 ulp: the limits of each.
+inline float fast_tanh(float x) {
+  const float exact = std::tanh(x);
+  return std::clamp(exact * (1 + std::ldexp(float(planted_ulps(exact)), -12)), -1.0f, 1.0f);
+}
 
 inline uint32_t unknown(uint32_t x) { return x; }
 template <typename T>
