@@ -73,9 +73,10 @@ void check_memory(const char* name, const Tensor& x, int64_t index = -1) {
               " to have memory, got a tensor without any, such as a compiler's or a wrapper's");
 }
 
-// Throws unless `x` has these sizes, and the dtype and device of `like`.
+}  // namespace
+
 void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, const Tensor& like,
-                  int64_t index = -1) {
+                  int64_t index) {
   TORCH_CHECK(x.sizes() == sizes, "rnn: expected ", name, " of shape ", sizes, ", got ", x.sizes());
   TORCH_CHECK(x.scalar_type() == like.scalar_type(), "rnn: expected ", name, " of dtype ",
               like.scalar_type(), ", got ", x.scalar_type());
@@ -83,6 +84,8 @@ void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, cons
               x.device());
   check_memory(index < 0 ? name : "weights", x, index);
 }
+
+namespace {
 
 void check_count(const Shape& s, TensorList weights, bool has_biases) {
   TORCH_CHECK(s.num_layers > 0, "rnn: expected num_layers > 0, got ", s.num_layers);
@@ -309,10 +312,10 @@ Tensor Arguments::without_begun(const Tensor& state) const {
 }
 
 Gradients::Gradients(const Arguments& a, const OptionalTensor& grad_output,
-                     const OptionalTensor& grad_hn, const Tensor& saved) {
+                     const OptionalTensor& grad_hn, const Tensor& saved, int64_t layers) {
   const Shape& s = a.shape;
   const Tensor& like = *a.input;
-  check_tensor("saved", saved, {s.num_layers, s.rows, s.features()}, like);
+  check_tensor("saved", saved, {layers, s.rows, s.features()}, like);
   TORCH_CHECK(saved.is_contiguous(), "rnn_backward: expected saved to be contiguous");
   if (grad_output) {
     a.packed ? check_tensor("grad_output", *grad_output, {s.rows, s.features()}, like)

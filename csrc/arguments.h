@@ -35,6 +35,10 @@ FASTRNN_API void check_storages(const Tensor& input, const OptionalTensor& hx, T
                                 const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                 const OptionalTensor& reset, const OptionalTensor& dropout_mask);
 
+// Throws unless `x` has these sizes, the dtype and device of `like`, and memory.
+void check_tensor(const char* name, const Tensor& x, at::IntArrayRef sizes, const Tensor& like,
+                  int64_t index = -1);
+
 // Throws if the arguments are wrong. The values of `lengths` are checked later, with the kernels,
 // as they may have to be fetched from a device.
 Shape check(FASTRNN_ARGUMENTS);
@@ -74,8 +78,9 @@ struct Arguments {
 
 // What a backward pass takes in addition.
 struct Gradients {
+  // `saved` is of so many layers: of a leaky call, each counts twice.
   Gradients(const Arguments& arguments, const OptionalTensor& grad_output,
-            const OptionalTensor& grad_hn, const Tensor& saved);
+            const OptionalTensor& grad_hn, const Tensor& saved, int64_t layers);
 
   MaybeOwned output;  // in the input's layout, with contiguous features, or undefined
   MaybeOwned hn;      // [L*D, B, H] contiguous, or undefined

@@ -2,8 +2,6 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 #include <torch/library.h>
@@ -15,6 +13,7 @@
 #include "arguments.h"
 #include "by_torch.h"
 #include "kept.h"
+#include "node.h"
 #include "ops.h"
 
 namespace fastrnn {
@@ -25,39 +24,9 @@ ReferenceBackward& reference_backward() {
   return f;
 }
 
-bool functorch_is_active() {
-  return c10::impl::tls_local_dispatch_key_set().included_.has(
-      c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
-}
-
-// A gradient that no kernel takes: a batch of gradients (is_grads_batched), or one with a
-// forward-mode tangent.
-bool needs_reference(const OptionalTensor& grad) {
-  return grad && (grad->key_set().has(c10::DispatchKey::Batched) || grad->_fw_grad(0).defined());
-}
-
-OptionalTensor defined(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// A gradient may be sparse.
-OptionalTensor dense(const Tensor& x) {
-  return x.defined() && x.layout() != at::kStrided ? x.to_dense() : defined(x);
-}
-
-// For a tensor that a saved-tensor hook may have returned: contiguous() does not check storages.
-OptionalTensor contiguous(const char* name, const Tensor& x) {
-  if (!x.defined()) return std::nullopt;
-  check_storage(name, x);
-  return x.contiguous();
-}
-
-// The node whose backward pass this thread runs. Autograd knows it only while its engine runs, not
-// if the node is called directly.
-thread_local const torch::autograd::Node* running_node = nullptr;
-
 struct RnnFunction : torch::autograd::Function<RnnFunction> {
+  static constexpr const char* kName = "RnnBackward";
+
   static variable_list forward(AutogradContext* ctx, const torch::autograd::edge_list& edges,
                                FASTRNN_ARGUMENTS) {
     at::AutoDispatchBelowADInplaceOrView below;
@@ -68,14 +37,11 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     const auto if_needed = [](bool is_needed, const OptionalTensor& x) {
       return is_needed && x ? kept_of(*x) : Tensor();
     };
-    const auto mark = [](const OptionalTensor& x) {  // autograd keeps no inference tensor
-      return !x ? Tensor() : x->is_inference() ? x->clone() : *x;
-    };
     variable_list kept{if_needed(needed.input, input),
                        if_needed(needed.hx, hx),
                        batch_sizes ? batch_sizes->clone() : Tensor(),
-                       mark(lengths),
-                       mark(reset),
+                       no_inference(lengths),
+                       no_inference(reset),
                        if_needed(needed.dropout_mask, dropout_mask),
                        saved};  // the caller may write to output
     kept.reserve(kept.size() + weights.size());
@@ -122,7 +88,6 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const torch::autograd::Node* const node = running_node;
     auto [input, hx, batch_sizes, lengths, reset, dropout_mask, saved, weights, options] =
         call_of(ctx);
     const auto [has_biases, num_layers, f, bidirectional, batch_first] = options;
@@ -135,22 +100,12 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = ctx->needs_input_grad(i);
     if (at::GradMode::is_enabled() || functorch_is_active() || needs_reference(grad_output) ||
         needs_reference(grad_hn)) {
-      TORCH_CHECK(
-          reference_backward(),
-          "rnn: gradients of gradients need the Python package fastrnn, which is not loaded");
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          is_of(node, ctx),
-          "rnn: create_graph=True is not supported under compiled autograd; compute gradients of "
-          "gradients outside of it");
-      // The call decided where gradients go: an argument may have been detached since, or not kept.
-      const auto connect = [&](Tensor& x, size_t i) {
-        x = x.tensor_data();
-        if (const auto& edge = node->next_edge(i); edge.is_valid())
-          torch::autograd::impl::set_gradient_edge(x, edge);
-      };
-      connect(input, 0);
-      if (hx) connect(*hx, 1);
-      for (size_t i = 0; i < weights.size(); ++i) connect(weights[i], 2 + i);
+      TORCH_CHECK(reference_backward(), kNoReference);
+      const torch::autograd::Node* const node = node_of<RnnFunction>(ctx);
+      TORCH_CHECK_NOT_IMPLEMENTED(node, kNoGraphInCompiledAutograd);
+      connect(input, *node, 0);
+      if (hx) connect(*hx, *node, 1);
+      for (size_t i = 0; i < weights.size(); ++i) connect(weights[i], *node, 2 + i);
       std::vector<Tensor> found =
           reference_backward()(grad_output, grad_hn, saved, wanted, FASTRNN_PASS);
       for (size_t i = 0, next = 0; i < results.size(); ++i) {
@@ -169,34 +124,7 @@ struct RnnFunction : torch::autograd::Function<RnnFunction> {
     }
     return results;
   }
-
-  static bool is_of(const torch::autograd::Node* node, const AutogradContext* ctx);
 };
-
-struct RnnNode : torch::autograd::CppNode<RnnFunction> {
-  variable_list apply(variable_list&& grads) override {
-    struct Running {
-      const torch::autograd::Node* before;
-      ~Running() { running_node = before; }
-    } running{std::exchange(running_node, this)};
-    return CppNode::apply(std::move(grads));
-  }
-  std::string name() const override { return "RnnBackward"; }
-};
-
-bool RnnFunction::is_of(const torch::autograd::Node* node, const AutogradContext* ctx) {
-  return node && &static_cast<const RnnNode*>(node)->ctx_ == ctx;
-}
-
-// Versions of torch differ in what holds a node of the graph.
-template <typename Node>
-std::shared_ptr<Node> new_node(const std::shared_ptr<torch::autograd::Node>&) {
-  return {new Node, [](Node* node) { deleteNode(node); }};
-}
-template <typename Node>
-auto new_node(const c10::intrusive_ptr<torch::autograd::Node>&) {
-  return c10::make_intrusive<Node>();
-}
 
 // Attaches the node of torch.tanh or torch.relu, whose backward pass reads only the result.
 template <typename Node>
@@ -208,23 +136,12 @@ Tensor with_node(Tensor h, const Tensor& pre) {
   return h;
 }
 
-// Does what RnnFunction::apply does, which costs a small step more: apply also notes the sizes of
-// all arguments and results, to make zeros for missing gradients (forward asks for none), and looks
-// for arguments among the results. The edges are those of input, hx (even if missing) and weights.
 std::tuple<Tensor, Tensor> rnn_recorded(FASTRNN_ARGUMENTS) {
-  if (const auto& functorch = at::functorch::functorchTLSAccessor())
-    functorch->checkSupportsCppAutogradFunction();
-  auto node = new_node<RnnNode>(torch::autograd::Edge().function);
-  node->is_variable_input_.assign(2 + weights.size(), true);
-  node->set_ctx_grad_fn(node);
-  node->set_next_edges(torch::autograd::collect_next_edges(input, hx, weights));
-  variable_list results;
-  {
-    at::AutoGradMode no_grad(false);
-    results = RnnFunction::forward(&node->ctx_, node->next_edges(), FASTRNN_PASS);
-  }
-  for (const Tensor& x : results) torch::autograd::set_history(x, node);
-  node->save_variables_to_ctx();
+  const variable_list results =
+      recorded<RnnFunction>(torch::autograd::collect_next_edges(input, hx, weights),
+                            [&](AutogradContext* ctx, const torch::autograd::edge_list& edges) {
+                              return RnnFunction::forward(ctx, edges, FASTRNN_PASS);
+                            });
   return {results[0], results[1]};
 }
 

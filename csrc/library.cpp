@@ -13,6 +13,13 @@
 //   output        (T, B, D*H) in the input's layout, with the strides of a time-major tensor
 //   hn            (L*D, B, H)
 //   saved         (L, rows, D*H): the output of every layer
+// Of rnn_extended:
+//   gates         (1 or L, T, B, D*H) or (1 or L, rows, D*H), time-major: added to the projected
+//                 input of the first layer or of every layer
+//   alpha         (L*D, H) float32, float64 for float64: the leak of every unit; null: alpha_value
+//   form          "rate" or "current", see rnn.h. With alpha_value 1, the rate form does not leak
+//   layers        (L, T, B, D*H) or (L, rows, D*H), time-major: the output of every layer
+//   saved         (L, rows, D*H) or, with a leak, (2*L, rows, D*H): then also what rnn.h calls kept
 #include <torch/library.h>
 
 #define FASTRNN_SCHEMA                                                      \
@@ -20,10 +27,23 @@
   "Tensor? lengths, Tensor? reset, Tensor? dropout_mask, bool has_biases, " \
   "int num_layers, str nonlinearity, bool bidirectional, bool batch_first"
 
+#define FASTRNN_EXTRAS_SCHEMA \
+  "Tensor? gates, Tensor? alpha, float alpha_value, str form, bool return_layers"
+
 TORCH_LIBRARY(fastrnn, m) {
   m.def("rnn(" FASTRNN_SCHEMA ") -> (Tensor output, Tensor hn)");
   m.def("rnn_forward(" FASTRNN_SCHEMA ", bool save) -> (Tensor output, Tensor hn, Tensor saved)");
   m.def("rnn_backward(Tensor? grad_output, Tensor? grad_hn, Tensor saved, " FASTRNN_SCHEMA
         ", bool want_input, bool want_hx, bool want_weights) "
         "-> (Tensor grad_input, Tensor grad_hx, Tensor[] grad_weights)");
+  m.def("rnn_extended(" FASTRNN_SCHEMA ", " FASTRNN_EXTRAS_SCHEMA
+        ") -> (Tensor output, Tensor hn, Tensor layers)");
+  m.def("rnn_extended_forward(" FASTRNN_SCHEMA ", " FASTRNN_EXTRAS_SCHEMA
+        ") -> (Tensor output, Tensor hn, Tensor layers, Tensor saved)");
+  m.def(
+      "rnn_extended_backward(Tensor? grad_output, Tensor? grad_hn, Tensor? grad_layers, "
+      "Tensor saved, " FASTRNN_SCHEMA ", " FASTRNN_EXTRAS_SCHEMA
+      ", bool want_input, bool want_hx, bool want_weights, bool want_gates, bool want_alpha) "
+      "-> (Tensor grad_input, Tensor grad_hx, Tensor[] grad_weights, Tensor grad_gates, "
+      "Tensor grad_alpha)");
 }

@@ -13,6 +13,25 @@
 //   grad_input = grad_pre @ w_ih   grad_w_ih = grad_pre^T @ input   grad_w_hh = grad_pre^T @ h_prev
 //   grad_b = sum(grad_pre)
 // The reverse direction is the same with t running from T-1 to 0.
+//
+// A leaky layer moves its state only part of the way, alpha of each unit (fastrnn/leaky.py has the
+// sources). What its kernels keep besides the output is `kept`. Pre-activations
+// pre[t] = igates[t] + ..., and igates may have terms from outside (gates), whose gradient is
+// grad_pre.
+//   rate:    h[t] = (1 - alpha) * h[t-1] + alpha * f(pre[t]),   output[t] = h[t]
+//            kept[t] = f(pre[t]). From h alone it would be (h[t] - (1 - alpha) * h[t-1]) / alpha,
+//            which has an error of 1 / alpha roundings.
+//            grad_pre[t] = alpha * grad_h[t] * f'(kept[t])
+//            grad_h[t-1] = (1 - alpha) * grad_h[t] + grad_pre[t] @ w_hh
+//            grad_alpha  = sum(grad_h[t] * (kept[t] - h[t-1]))
+//   current: v[t] = (1 - alpha) * v[t-1] + alpha * pre[t],   output[t] = f(v[t])
+//            pre[t] = igates[t] + f(v[t-1]) @ w_hh^T;   hx, hn are currents, and f(hx) is h[-1]
+//            kept[t] = pre[t] - v[t-1], for alpha's gradient only, for the same reason
+//            grad_v[t]   = grad_output[t] * f'(output[t]) + ...,   grad_pre[t] = alpha * grad_v[t]
+//            grad_v[t-1] = (1 - alpha) * grad_v[t] + (grad_pre[t] @ w_hh) * f'(output[t-1])
+//            grad_alpha  = sum(grad_v[t] * kept[t])
+// The state passes from step to step in the accumulation type: in 16 bits a small alpha * f would
+// round to nothing.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +42,8 @@
 namespace fastrnn {
 
 enum class Nonlinearity : int { kTanh, kRelu };
+
+enum class Leak : int { kNone, kRate, kCurrent };
 
 enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 constexpr int kDtypes = 4;

@@ -87,17 +87,31 @@ void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
       row += n;
     }
   }
-  with_epilogue<C>(p.epilogue, [&](auto f) __attribute__((always_inline)) {
+  const auto sum_of = [&](int64_t r, int64_t c, int n) __attribute__((always_inline)) {
+    const C* start = p.added ? p.added[r] : p.start ? p.start[r] : p.bias;
+    const Vec<C> sum = load_widened<C>(p.out[r] + c, n);
+    return start ? sum + load_widened<C>(start + c, n) : sum;
+  };
+  const auto for_vectors = [&](auto finish_vector) __attribute__((always_inline)) {
     for (int64_t r = 0; r < rows; ++r) {
-      const C* start = p.added ? p.added[r] : p.start ? p.start[r] : p.bias;
-      for (int64_t c = begin; c < end; c += L) {
-        const int n = static_cast<int>(end - c < L ? end - c : L);
-        Vec<C> sum = load_widened<C>(p.out[r] + c, n);
-        if (start) sum += load_widened<C>(start + c, n);
-        const Vec<C> y = f(sum, p.state ? load_widened<C>(p.state[r] + c, n) : Vec<C>{});
-        n < L ? store_first(p.out[r] + c, y, n) : store(p.out[r] + c, y);
-      }
+      for (int64_t c = begin; c < end; c += L)
+        finish_vector(r, c, static_cast<int>(end - c < L ? end - c : L));
     }
+  };
+  if (p.leak.form != Leak::kNone) {
+    with_leak<C>(p.leak.form, p.epilogue, [&](auto f) __attribute__((always_inline)) {
+      for_vectors([&](int64_t r, int64_t c, int n) __attribute__((always_inline)) {
+        leak_vector<C>(f, p, r, c, n, sum_of(r, c, n));
+      });
+    });
+    return;
+  }
+  with_epilogue<C>(p.epilogue, [&](auto f) __attribute__((always_inline)) {
+    for_vectors([&](int64_t r, int64_t c, int n) __attribute__((always_inline)) {
+      const Vec<C> h = p.state ? load_widened<C>(p.state[r] + c, n) : Vec<C>{};
+      const Vec<C> y = f(sum_of(r, c, n), h);
+      n < L ? store_first(p.out[r] + c, y, n) : store(p.out[r] + c, y);
+    });
   });
 }
 

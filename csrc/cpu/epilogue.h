@@ -144,5 +144,59 @@ FASTRNN_INLINE void with_epilogue(Epilogue epilogue, const With& with) {
   }
 }
 
+// What a leaky step makes of a sum x, or of its gradient; F is the epilogue without a leak.
+template <typename C>
+struct Leaked {
+  Vec<C> out, carry, kept;  // see Leaking in product.h
+};
+template <typename C, typename F>
+struct RateStep {
+  FASTRNN_INLINE Leaked<C> operator()(Vec<C> x, Vec<C> h, Vec<C> carried, Vec<C> alpha) const {
+    const Vec<C> rate = F{}(x, h), next = (1 - alpha) * carried + alpha * rate;
+    return {next, next, rate};
+  }
+};
+template <typename C, typename F>
+struct RateGrad {
+  FASTRNN_INLINE Leaked<C> operator()(Vec<C> x, Vec<C> h, Vec<C> carried, Vec<C> alpha) const {
+    const Vec<C> g = x + carried;
+    return {alpha * F{}(g, h), (1 - alpha) * g, g};
+  }
+};
+template <typename C, typename F>
+struct CurrentStep {
+  FASTRNN_INLINE Leaked<C> operator()(Vec<C> x, Vec<C> h, Vec<C> carried, Vec<C> alpha) const {
+    const Vec<C> next = (1 - alpha) * carried + alpha * x;
+    return {F{}(next, h), next, x - carried};
+  }
+};
+template <typename C, typename F>
+struct CurrentGrad {
+  FASTRNN_INLINE Leaked<C> operator()(Vec<C> x, Vec<C> h, Vec<C> carried, Vec<C> alpha) const {
+    const Vec<C> g = F{}(x, h) + carried;
+    return {alpha * g, (1 - alpha) * g, g};
+  }
+};
+
+// Calls with(f) for the leaky step's function f.
+template <typename C, typename With>
+FASTRNN_INLINE void with_leak(Leak form, Epilogue epilogue, const With& with) {
+  const bool rate = form == Leak::kRate;
+  switch (epilogue) {
+    case Epilogue::kStore:
+      return;
+    case Epilogue::kTanh:
+      return rate ? with(RateStep<C, TanhEpilogue<C>>{}) : with(CurrentStep<C, TanhEpilogue<C>>{});
+    case Epilogue::kRelu:
+      return rate ? with(RateStep<C, ReluEpilogue<C>>{}) : with(CurrentStep<C, ReluEpilogue<C>>{});
+    case Epilogue::kTanhGrad:
+      return rate ? with(RateGrad<C, TanhGradEpilogue<C>>{})
+                  : with(CurrentGrad<C, TanhGradEpilogue<C>>{});
+    case Epilogue::kReluGrad:
+      return rate ? with(RateGrad<C, ReluGradEpilogue<C>>{})
+                  : with(CurrentGrad<C, ReluGradEpilogue<C>>{});
+  }
+}
+
 }  // namespace
 }  // namespace fastrnn::cpu

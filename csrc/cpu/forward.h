@@ -16,7 +16,7 @@ namespace {
 // Sync plan: none where a thread has all columns, for a row needs only its own past. Where columns
 //   are shared, all wait at the end of a step: each has written its columns of h before any reads.
 // Limits: none. h_prev is read from the output itself, or, where products take no rows of 16 bits,
-//   from float copies of it.
+//   from float copies of it. A leaky state stays in the accumulation type: see rnn.h.
 // Why: with the projection, activation and time loop outside, memory and dispatch cost more than
 //   the sums (benchmarks/test_overhead.py, benchmarks/test_kernels.py).
 template <typename S>
@@ -33,7 +33,8 @@ class ForwardBlock {
         layout_(layout_of(plan_.form, Layout::kTransposed)),
         fused_(block.rows >= plan_.fused_rows[task.above]),
         chunk_(fused_ ? 1 : kBlockRows / block.rows) {
-    Arena<C> arena(scratch, I_, H_);
+    const bool extended = task.gates.data || task.leak != Leak::kNone;
+    Arena<C> arena(scratch, I_, H_, extended);
     inputs_ = arena.take(kBlockRows * I_);
     igates_ = arena.take(fused_ ? 0 : kBlockRows * padded(H_));
     for (C*& states : states_) states = arena.take(kNarrow<S> ? block.rows * H_ : 0);
@@ -43,6 +44,9 @@ class ForwardBlock {
       hx_rows_[i] =
           task.hx ? operand<S, C>(layout_, hx_row(i), nullptr, initial + i * H_, H_) : zeros_;
     }
+    for (int64_t k = 0; k < kBlockRows && task.gates.data; ++k)
+      start_rows_[k] =
+          k == 0 ? arena.take(kBlockRows * padded(H_)) : start_rows_[0] + k * padded(H_);
     projection_ = {.layout = layout_,
                    .terms = {{x_rows_, I_, task.w_ih, plan_.fetch_w_ih[task.above]}},
                    .bias = static_cast<const C*>(task.bias),
@@ -53,10 +57,15 @@ class ForwardBlock {
              .out = out_rows_,
              .columns = H_,
              .epilogue = epilogue_of(task.nonlinearity)};
+    if (task.gates.data) {
+      projection_.start = start_rows_;
+      projection_.bias = nullptr;
+    }
     if (fused_) {
       step_.terms[0] = projection_.terms[0];
       step_.bias = projection_.bias;
     }
+    if (task.leak != Leak::kNone) prepare_leak(arena);
   }
 
   void run() {
@@ -72,10 +81,59 @@ class ForwardBlock {
   }
 
  private:
-  const S* hx_row(int64_t i) const {
-    return static_cast<const S*>(task_.hx) + block_.original(i) * task_.hx_row_stride;
+  const S* hx_row(int64_t i) const { return hx_row(task_.hx, i); }
+  const S* hx_row(const void* hx, int64_t i) const {
+    return static_cast<const S*>(hx) + block_.original(i) * task_.hx_row_stride;
   }
   S* hn_row(int64_t i) const { return static_cast<S*>(task_.hn) + block_.original(i) * H_; }
+
+  // Rows that leak, and their memory: of a current that is not stored, of 16 bits in float.
+  void prepare_leak(Arena<C>& arena) {
+    const int64_t n = block_.rows * H_;
+    C* const initial = arena.take(kNarrow<S> ? n : 0);
+    rounded_ = arena.take(kNarrow<S> && layout_ != Layout::kPairs ? n : 0);
+    currents_ = arena.take(kNarrow<S> && task_.leak == Leak::kCurrent ? n : 0);
+    kept_ = arena.take(kNarrow<S> && task_.kept.data ? n : 0);
+    for (int64_t i = 0; i < block_.rows; ++i) {
+      leaky_hx_[i] = zeros_;
+      if (!task_.leaky_hx) continue;
+      leaky_hx_[i] = widened<S, C>(hx_row(task_.leaky_hx, i), nullptr, initial + i * H_, H_);
+    }
+    step_.leak = {.form = task_.leak,
+                  .alpha = static_cast<const C*>(task_.alpha),
+                  .carried = carried_rows_,
+                  .carry = task_.leak == Leak::kCurrent ? current_rows_ : nullptr,
+                  .kept = task_.kept.data ? kept_rows_ : nullptr};
+    for (int64_t i = 0; i < block_.rows; ++i) {
+      if constexpr (kNarrow<S>) {
+        current_rows_[i] = currents_ + i * H_;
+        kept_rows_[i] = kept_ + i * H_;
+      } else {
+        current_rows_[i] = hn_row(i);  // each thread its own columns
+      }
+    }
+  }
+
+  // Of step t: where the state leaks from, and where what is kept goes.
+  void place_leak(int64_t s, int64_t t, int64_t i) {
+    if (!block_.continues(t, i)) {
+      carried_rows_[i] = block_.begins_anew(t, i) ? zeros_ : leaky_hx_[i];
+    } else if (task_.leak == Leak::kCurrent) {
+      carried_rows_[i] = current_rows_[i];
+    } else {
+      carried_rows_[i] = state_row(s - 1, block_.walk.before(t), i);
+    }
+    if constexpr (!kNarrow<S>) {
+      if (task_.kept.data) kept_rows_[i] = block_.row<S>(task_.kept, t, i);
+    }
+  }
+
+  // Where the projection of a row starts: the biases and the gates.
+  void add_gates(int64_t t, int64_t i, C* start) const {
+    const C* bias = static_cast<const C*>(task_.bias);
+    widen(start, block_.row<const S>(task_.gates, t, i), H_);
+    for (int64_t k = 0; k < H_; ++k) start[k] += bias[k];
+  }
 
   // The rows of the input at steps s0 .. s1 - 1 of the walk.
   int64_t gather_inputs(int64_t s0, int64_t s1) {
@@ -87,6 +145,7 @@ class ForwardBlock {
         const S* mask =
             task_.input_mask.data ? block_.row<const S>(task_.input_mask, t, i) : nullptr;
         x_rows_[gathered] = operand<S, C>(layout_, x, mask, inputs_ + gathered * I_, I_);
+        if (task_.gates.data) add_gates(t, i, start_rows_[gathered]);
         if (!fused_) gate_rows_[gathered] = chunk_rows_[gathered] = igates_ + gathered * padded(H_);
       }
     }
@@ -100,10 +159,11 @@ class ForwardBlock {
     for (int64_t i = 0; i < n; ++i) {
       h_rows_[i] = h_prev_row(s, t, i);
       out_rows_[i] = state_row(s, t, i);
+      if (task_.leak != Leak::kNone) place_leak(s, t, i);
     }
     const bool skip = s == 0 && task_.skips_zeros;  // alike in every thread, as sums change
     step_.terms[1] = {h_rows_, skip ? 0 : H_, task_.w_hh, plan_.fetch_w_hh};
-    step_.start = fused_ ? nullptr : gate_rows;
+    step_.start = !fused_ ? gate_rows : task_.gates.data ? start_rows_ : nullptr;
     turn(step_, plan_, t);
     fetch_ahead(s, n);
     run_product<S>(step_, n, share);
@@ -114,7 +174,8 @@ class ForwardBlock {
 
   const void* h_prev_row(int64_t s, int64_t t, int64_t i) const {
     if (!block_.continues(t, i)) return block_.begins_anew(t, i) ? zeros_ : hx_rows_[i];
-    if (kNarrow<S> && layout_ != Layout::kPairs) return states_[(s + 1) & 1] + i * H_;
+    if (kNarrow<S> && layout_ != Layout::kPairs)
+      return (task_.leak == Leak::kNone ? states_[(s + 1) & 1] : rounded_) + i * H_;
     return block_.row<const S>(task_.output, block_.walk.before(t), i);
   }
   // Where a product leaves the new state.
@@ -144,17 +205,26 @@ class ForwardBlock {
     S* out = block_.row<S>(task_.output, t, i);
     if constexpr (kNarrow<S>) {
       narrow(out, out_rows_[i], H_);
-      if (layout_ != Layout::kPairs) widen(out_rows_[i], out, H_);
+      if (layout_ != Layout::kPairs)
+        widen(task_.leak == Leak::kNone ? out_rows_[i] : rounded_ + i * H_, out, H_);
+      if (task_.leak != Leak::kNone && task_.kept.data)
+        narrow(block_.row<S>(task_.kept, t, i), kept_rows_[i], H_);
     }
     if (task_.copy.data) std::memcpy(block_.row<S>(task_.copy, t, i), out, H_ * sizeof(S));
-    if (block_.is_last(t, i)) std::memcpy(hn_row(i), out, H_ * sizeof(S));
+    if (!block_.is_last(t, i)) return;
+    if (task_.leak != Leak::kCurrent) {
+      std::memcpy(hn_row(i), out, H_ * sizeof(S));
+    } else if constexpr (kNarrow<S>) {
+      narrow(hn_row(i), current_rows_[i], H_);
+    }
   }
 
   // The hn of a row without a step is its hx.
   void pass_hx_on() const {
     for (int64_t i = block_.present(); i < block_.rows; ++i) {
       if (task_.hx) {
-        std::memcpy(hn_row(i), hx_row(i), H_ * sizeof(S));
+        const void* hx = task_.leak == Leak::kNone ? task_.hx : task_.leaky_hx;
+        std::memcpy(hn_row(i), hx_row(hx, i), H_ * sizeof(S));
       } else {
         std::memset(hn_row(i), 0, H_ * sizeof(S));
       }
@@ -178,6 +248,11 @@ class ForwardBlock {
   const C* gate_rows_[kBlockRows];
   C *chunk_rows_[kBlockRows], *out_rows_[kBlockRows];
   const void *ahead_out_[kBlockRows], *ahead_in_[kBlockRows];
+  C* start_rows_[kBlockRows];  // with gates from outside
+  // Of a leaky layer.
+  C *rounded_, *currents_, *kept_;
+  const C *leaky_hx_[kBlockRows], *carried_rows_[kBlockRows];
+  C *current_rows_[kBlockRows], *kept_rows_[kBlockRows];
 };
 
 }  // namespace

@@ -253,6 +253,48 @@ class WeightGrad {
   const X *grad_rows_[kDepthBlock], *state_rows_[kDepthBlock], *input_rows_[kDepthBlock];
 };
 
+// grad_alpha, for a range of hidden units: from the gradient of every state and the way that the
+// state would have gone on with a larger alpha. Sync plan: as WeightGrad.
+template <typename S>
+void alpha_grad(const AlphaGradTask& task, int64_t begin, int64_t end, void* scratch) {
+  using C = typename Accumulate<S>::type;
+  if (begin >= end) return;
+  const Steps& steps = *task.steps;
+  const Walk walk{steps, task.reverse};
+  const int64_t units = end - begin, H = task.hidden_size;
+  Arena<C> arena(scratch, task.input_size, H);
+  C* const products = arena.take(kDepthBlock * units);
+  C* const wide[] = {arena.take(units), arena.take(units)};
+  const C* const zeros = arena.take_zeros(units);
+  RowSum<C> sum(arena, units);
+  const C* rows[kDepthBlock];
+  int64_t depth = 0;
+  const auto state_before = [&](int64_t t, int64_t i) -> const S* {  // null: zeros
+    if (task.leak == Leak::kCurrent) return nullptr;                 // it has been subtracted
+    if (walk.continues(t, i)) return row_of<const S>(task.state, steps, walk.before(t), i) + begin;
+    if (!task.hx || walk.begins_anew(t, i)) return nullptr;
+    const int64_t row = original_row(steps, i);
+    return static_cast<const S*>(task.hx) + row * task.hx_row_stride + begin;
+  };
+  for (int64_t t = 0; t < steps.seq_len; ++t) {
+    for (int64_t i = 0; i < active_rows(steps, t); ++i) {
+      const C* g = row_of<const C>(task.grad_state, steps, t, i) + begin;
+      const S* before = state_before(t, i);
+      const C* kept =
+          widened<S, C>(row_of<const S>(task.kept, steps, t, i) + begin, nullptr, wide[0], units);
+      const C* h = before ? widened<S, C>(before, nullptr, wide[1], units) : zeros;
+      C* product = products + depth * units;
+      for (int64_t k = 0; k < units; ++k) product[k] = g[k] * (kept[k] - h[k]);
+      rows[depth] = product;
+      if (++depth < kDepthBlock) continue;
+      sum.add_block(rows, depth);
+      depth = 0;
+    }
+  }
+  sum.add_block(rows, depth);
+  std::memcpy(static_cast<C*>(task.grad_alpha) + begin, sum.total(), units * sizeof(C));
+}
+
 template <typename S>
 void weight_grad(const WeightGradTask& task, int64_t begin, int64_t end, void* scratch) {
   if (begin >= end) return;

@@ -64,6 +64,12 @@ struct ForwardTask {
   Sequence output;   // storage type
   Sequence copy;     // storage type; data null: none
   void* hn;          // storage type, [B, H] contiguous
+  Sequence gates;    // storage type: more of igates, from outside; data null: none
+  // Of a leaky layer:
+  Leak leak;
+  const void* alpha;     // accumulation type, [H] padded
+  const void* leaky_hx;  // as hx: the state that leaks, where hx is f of it (current form)
+  Sequence kept;         // storage type; data null: not wanted
 };
 
 struct BackwardTask {
@@ -79,6 +85,29 @@ struct BackwardTask {
   const void* grad_hn;   // storage type, [B, H] contiguous; null: zeros
   Sequence grad_pre;     // accumulation type, or 16 bits with kPackedPairs
   void* grad_hx;         // storage type, [B, H] contiguous; null: not wanted
+  Sequence grad_layer;   // storage type: more of the output's gradient; data null: none
+  Sequence grad_gates;   // storage type: grad_pre for the caller; data null: not wanted
+  // Of a leaky layer:
+  Leak leak;
+  const void* alpha;  // accumulation type, [H] padded
+  Sequence kept;      // storage type
+  const void* hx;     // storage type, [B, H]: f(hx), in the current form; null: zeros
+  int64_t hx_row_stride;
+  Sequence grad_state;  // accumulation type; data null: not wanted
+};
+
+struct AlphaGradTask {
+  const Steps* steps;
+  bool reverse;
+  Leak leak;
+  int64_t input_size;
+  int64_t hidden_size;
+  Sequence grad_state;  // accumulation type
+  Sequence kept;        // storage type
+  Sequence state;       // storage type
+  const void* hx;       // storage type, [B, H]; null: zeros
+  int64_t hx_row_stride;
+  void* grad_alpha;  // accumulation type, [H]
 };
 
 struct InputGradTask {
@@ -128,6 +157,7 @@ struct TypedKernels {
   void (*backward)(const BackwardTask&, int64_t row_begin, int64_t row_end, void* scratch);
   void (*input_grad)(const InputGradTask&, int64_t row_begin, int64_t row_end, void* scratch);
   void (*weight_grad)(const WeightGradTask&, int64_t unit_begin, int64_t unit_end, void* scratch);
+  void (*alpha_grad)(const AlphaGradTask&, int64_t unit_begin, int64_t unit_end, void* scratch);
 };
 
 struct Kernels {
@@ -149,13 +179,15 @@ static inline int64_t unit_stride(int64_t units) {
 }
 
 // Bytes of scratch of any one task of these sizes: the parts that the blocks of forward.h,
-// backward.h and grads.h take from it, with room for their padding.
-static inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size) {
+// backward.h and grads.h take from it, with room for their padding. Calls of the operator
+// rnn_extended need more.
+static inline int64_t task_scratch_bytes(Dtype dtype, int64_t input_size, int64_t hidden_size,
+                                         bool extended) {
   const int64_t in = padded(input_size), hidden = padded(hidden_size);
-  const int64_t rows = kBlockRows * (in + 4 * hidden) + 2 * hidden;
+  const int64_t rows = kBlockRows * (in + (extended ? 9 : 4) * hidden) + 2 * hidden;
   const int64_t units =
       unit_chunks(hidden_size) * (hidden < kUnitChunk ? hidden + 16 : unit_stride(kUnitChunk));
-  const int64_t grads = kDepthBlock * (in + hidden + units + 64) + 4 * hidden;
+  const int64_t grads = kDepthBlock * (in + hidden + units + 64) + 6 * hidden;
   return ((rows > grads ? rows : grads) + 256) * accumulator_bytes(dtype);
 }
 

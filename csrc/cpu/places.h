@@ -52,8 +52,17 @@ class Places {
   Sequence mask_of_input(int64_t layer) const {
     return layer == 0 ? Sequence{} : layer_of(s_.dropout_mask, layer - 1);
   }
-  const void* hx(int64_t index) const {
-    return s_.hx ? static_cast<const char*>(s_.hx) + index * s_.hx_layer_stride * bytes_ : nullptr;
+  const void* hx(int64_t index) const { return hx(s_.hx, index); }
+  const void* hx(const void* data, int64_t index) const {
+    return data ? static_cast<const char*>(data) + index * s_.hx_layer_stride * bytes_ : nullptr;
+  }
+  // Like gates: only some layers have them.
+  Sequence gates(const void* stacked, int64_t layer) const {
+    return layer < s_.gate_layers ? layer_of(stacked, layer) : Sequence{};
+  }
+  const void* alpha(int64_t index) const {
+    const int64_t bytes = padded(H_) * accumulator_bytes(s_.dtype);
+    return s_.alpha ? static_cast<const char*>(s_.alpha) + index * bytes : nullptr;
   }
   // Slice `index` of [L*D, B, H] contiguous.
   template <typename T>

@@ -41,6 +41,17 @@ enum class Layout {
   kTransposed,  // [columns, depth] row-major, as they came
 };
 
+// What a leaky layer's step does besides, see rnn.h. Forward, the state leaks from step to step;
+// backward, its gradient. All rows of C.
+template <typename C>
+struct Leaking {
+  Leak form = Leak::kNone;
+  const C* alpha = nullptr;           // of each column, padded
+  const C* const* carried = nullptr;  // the state before; the gradient that leaks back
+  C* const* carry = nullptr;          // the state; (1 - alpha) times its gradient; or null
+  C* const* kept = nullptr;           // what rnn.h calls kept; the state's gradient; or null
+};
+
 // out[r] = epilogue(start[r] + sum over terms of rows[r] @ matrix + added[r]), for n rows.
 // The order in which an element is summed depends on layout and split, not on the tile that it
 // falls into: so results do not depend on how rows and columns are shared out.
@@ -65,7 +76,24 @@ struct Product {
   const void* const* ahead[3] = {};  // rows of C to fetch into cache meanwhile; or null
   int64_t columns = 0;
   Epilogue epilogue = Epilogue::kStore;
+  Leaking<C> leak = {};
 };
+
+// Ends n columns of a row of a leaky step.
+template <typename C, typename F>
+FASTRNN_INLINE void leak_vector(F f, const Product<C>& p, int64_t row, int64_t column, int n,
+                                Vec<C> sum) {
+  const Leaking<C>& leak = p.leak;
+  const auto put = [&](C* to, Vec<C> x) __attribute__((always_inline)) {
+    n < kLanes<C> ? store_first(to + column, x, n) : store(to + column, x);
+  };
+  const Vec<C> h = p.state ? load_widened<C>(p.state[row] + column, n) : Vec<C>{};
+  const Leaked<C> y =
+      f(sum, h, load_widened<C>(leak.carried[row] + column, n), load(leak.alpha + column));
+  put(p.out[row], y.out);
+  if (leak.carry) put(leak.carry[row], y.carry);
+  if (leak.kept) put(leak.kept[row], y.kept);
+}
 
 }  // namespace
 }  // namespace fastrnn::cpu

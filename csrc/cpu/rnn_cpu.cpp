@@ -6,6 +6,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/tanh.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -15,6 +18,7 @@
 #include "by_torch.h"
 #include "cpu/stack.h"
 #include "cpu/workspace.h"
+#include "extras.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -138,13 +142,69 @@ void run(const Run& run_task, const Task& task, const Call& call, bool backward)
   }
 }
 
-// Runs the call; saved is where the output of every layer goes, or undefined.
-std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved) {
+// The same of rnn_extended.
+struct ExtendedCall : Call {
+  Extras extras;
+
+  ExtendedCall(FASTRNN_ARGUMENTS, FASTRNN_EXTRAS)
+      : Call(FASTRNN_PASS), extras(*this, FASTRNN_PASS_EXTRAS) {
+    stack.extended = true;
+    if (gates) {
+      stack.gates = extras.gates->const_data_ptr();
+      stack.gate_layers = extras.gate_layers;
+    }
+    stack.leak = extras.leak;
+    if (extras.leak == Leak::kNone) return;
+    alpha_ = dtype == Dtype::kFloat64 ? padded_alpha<double>() : padded_alpha<float>();
+    stack.alpha = alpha_.const_data_ptr();
+    if (!hx) return;
+    leaky_hx_ = this->hx->contiguous();
+    stack.leaky_hx = stack.hx = leaky_hx_.const_data_ptr();
+    stack.hx_layer_stride = leaky_hx_.stride(0);
+    stack.hx_row_stride = leaky_hx_.stride(1);
+    if (extras.leak == Leak::kRate) return;
+    const bool is_relu = shape.nonlinearity == Nonlinearity::kRelu;
+    active_hx_ = is_relu ? at::relu(leaky_hx_) : at::tanh(leaky_hx_);
+    stack.hx = active_hx_.const_data_ptr();
+  }
+
+  Tensor new_layers(int64_t count) const {
+    Tensor x = new_tensor(layers_shape(shape, count, packed), *input);
+    if (lengths) x.zero_();
+    return x;
+  }
+
+ private:
+  template <typename C>
+  Tensor padded_alpha() const {
+    const int64_t H = shape.hidden_size;
+    Tensor all = at::detail::empty_cpu({shape.states(), padded(H)}, c10::CppTypeToScalarType<C>());
+    C* const values = all.mutable_data_ptr<C>();
+    std::fill_n(values, all.numel(), static_cast<C>(extras.alpha_value));
+    if (!extras.alpha) return all;
+    const MaybeOwned given = extras.alpha->expect_contiguous();
+    for (int64_t i = 0; i < shape.states(); ++i)
+      std::copy_n(given->const_data_ptr<C>() + i * H, H, values + i * padded(H));
+    return all;
+  }
+
+  Tensor alpha_, leaky_hx_, active_hx_;
+};
+
+// What a leaky call keeps, behind the states.
+const void* second_half(const void* data, const Tensor& saved) {
+  return static_cast<const char*>(data) + saved.nbytes() / 2;
+}
+
+// Runs the call; saved is where the output of every layer goes, or undefined, and of a leaky call
+// in its second half what else is kept.
+std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved, bool keep = false) {
   Tensor output = call.new_sequence(call.shape.features(), true);
   Tensor hn = call.new_state();
-  void* kept = saved.defined() ? saved.mutable_data_ptr() : nullptr;
-  run(run_forward, Forward{call.stack, call.sequence(output), hn.mutable_data_ptr(), kept}, call,
-      false);
+  void* const states = saved.defined() ? saved.mutable_data_ptr() : nullptr;
+  void* const kept = keep ? const_cast<void*>(second_half(states, saved)) : nullptr;
+  const Forward task{call.stack, call.sequence(output), hn.mutable_data_ptr(), states, kept};
+  run(run_forward, task, call, false);
   return {output, hn};
 }
 
@@ -161,17 +221,20 @@ std::tuple<Tensor, Tensor, Tensor> rnn_forward_cpu(FASTRNN_ARGUMENTS, bool save)
   return {output, hn, saved};
 }
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalTensor& grad_output,
-                                                                 const OptionalTensor& grad_hn,
-                                                                 const Tensor& saved,
-                                                                 FASTRNN_ARGUMENTS, bool want_input,
-                                                                 bool want_hx, bool want_weights) {
-  const Call call(FASTRNN_PASS);
+// Of input, hx and weights.
+using Grads = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
+
+// Runs the backward pass of a call; `backward` has what a plain call does not.
+Grads backward(const Call& call, Backward backward, const OptionalTensor& grad_output,
+               const OptionalTensor& grad_hn, const Tensor& saved, const Tensor& input,
+               TensorList weights, bool want_input, bool want_hx, bool want_weights) {
   const Shape& s = call.shape;
-  const Gradients grads(call, grad_output, grad_hn, saved);
-  Backward backward{};
+  const int64_t states = s.num_layers,
+                layers = call.stack.leak == Leak::kNone ? states : 2 * states;
+  const Gradients grads(call, grad_output, grad_hn, saved, layers);
   backward.stack = call.stack;
   backward.saved = saved.const_data_ptr();
+  if (layers > states) backward.kept = second_half(backward.saved, saved);
   if (grad_output) backward.grad_output = call.sequence(*grads.output);
   if (grad_hn) backward.grad_hn = grads.hn->const_data_ptr();
   // Results may not share memory with one another, not even empty ones.
@@ -198,8 +261,77 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cpu(const OptionalT
     backward.grad_weights = grad_weight_data.data();
   }
   if (s.batch > 0) run(run_backward, backward, call, true);  // else of any number of steps
-  if (want_hx && reset) grad_hx = call.without_begun(grad_hx);
+  if (want_hx && call.reset) grad_hx = call.without_begun(grad_hx);
   return {grad_input, grad_hx, std::move(grad_weights)};
+}
+
+Grads rnn_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_hn,
+                       const Tensor& saved, FASTRNN_ARGUMENTS, bool want_input, bool want_hx,
+                       bool want_weights) {
+  const Call call(FASTRNN_PASS);
+  return backward(call, Backward{}, grad_output, grad_hn, saved, input, weights, want_input,
+                  want_hx, want_weights);
+}
+
+std::tuple<Tensor, Tensor, Tensor> rnn_extended_cpu(FASTRNN_ARGUMENTS, FASTRNN_EXTRAS) {
+  const ExtendedCall call(FASTRNN_PASS, FASTRNN_PASS_EXTRAS);
+  if (!return_layers) {
+    auto [output, hn] = forward(call, Tensor());
+    return {output, hn, new_tensor({0}, input)};
+  }
+  const Tensor layers = call.new_layers(num_layers);
+  auto [output, hn] = forward(call, layers);
+  return {output, hn, layers};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_extended_forward_cpu(FASTRNN_ARGUMENTS,
+                                                                    FASTRNN_EXTRAS) {
+  const ExtendedCall call(FASTRNN_PASS, FASTRNN_PASS_EXTRAS);
+  const Shape& s = call.shape;
+  const bool leaks = call.extras.leak != Leak::kNone;
+  const Tensor saved = new_tensor({(leaks ? 2 : 1) * num_layers, s.rows, s.features()}, input);
+  if (return_layers && lengths) saved.zero_();
+  auto [output, hn] = forward(call, saved, leaks);
+  // What is saved is another tensor than what the caller may write to.
+  const Tensor layers =
+      return_layers
+          ? saved.narrow(0, 0, num_layers).clone().view(layers_shape(s, num_layers, call.packed))
+          : new_tensor({0}, input);
+  return {output, hn, layers, saved};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> rnn_extended_backward_cpu(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_hn,
+    const OptionalTensor& grad_layers, const Tensor& saved, FASTRNN_ARGUMENTS, FASTRNN_EXTRAS,
+    bool want_input, bool want_hx, bool want_weights, bool want_gates, bool want_alpha) {
+  const ExtendedCall call(FASTRNN_PASS, FASTRNN_PASS_EXTRAS);
+  const Shape& s = call.shape;
+  TORCH_CHECK((!want_gates || gates) && (!want_alpha || alpha),
+              "rnn_extended_backward: expected gates and alpha if their gradients are wanted");
+  Backward task{};
+  MaybeOwned layers;
+  if (grad_layers) {
+    layers = check_grad_layers(call, *grad_layers);
+    task.grad_layers = layers->const_data_ptr();
+  }
+  Tensor grad_gates = new_tensor({0}, input), grad_alpha = new_tensor({0}, input);
+  if (want_gates) {
+    grad_gates = call.new_layers(call.extras.gate_layers);
+    task.grad_gates = grad_gates.mutable_data_ptr();
+  }
+  if (want_alpha) {
+    grad_alpha = at::empty_like(*alpha, at::MemoryFormat::Contiguous);
+    if (s.batch == 0) grad_alpha.zero_();
+    task.grad_alpha = grad_alpha.mutable_data_ptr();
+  }
+  auto [grad_input, grad_hx, grad_weights] = backward(
+      call, task, grad_output, grad_hn, saved, input, weights, want_input, want_hx, want_weights);
+  if (want_gates && gates->sizes() != grad_gates.sizes()) {  // packed data with more rows
+    const Tensor found = grad_gates;
+    grad_gates = new_tensor(gates->sizes(), input).zero_();
+    grad_gates.narrow(1, 0, s.rows).copy_(found);
+  }
+  return {grad_input, grad_hx, std::move(grad_weights), grad_gates, grad_alpha};
 }
 
 std::tuple<Tensor, Tensor> rnn_autograd_cpu(FASTRNN_ARGUMENTS) {
@@ -219,6 +351,9 @@ TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("rnn", rnn_cpu);
   m.impl("rnn_forward", rnn_forward_cpu);
   m.impl("rnn_backward", rnn_backward_cpu);
+  m.impl("rnn_extended", rnn_extended_cpu);
+  m.impl("rnn_extended_forward", rnn_extended_forward_cpu);
+  m.impl("rnn_extended_backward", rnn_extended_backward_cpu);
 }
 TORCH_LIBRARY_IMPL(fastrnn, AutogradCPU, m) { m.impl("rnn", rnn_autograd_cpu); }
 

@@ -18,9 +18,9 @@ FASTRNN_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
 template <typename C>
 class Arena {
  public:
-  Arena(void* scratch, int64_t input_size, int64_t hidden_size)
+  Arena(void* scratch, int64_t input_size, int64_t hidden_size, bool extended = false)
       : next_(static_cast<C*>(scratch)),
-        left_(task_scratch_bytes(kDtype, input_size, hidden_size)) {}
+        left_(task_scratch_bytes(kDtype, input_size, hidden_size, extended)) {}
   C* take(int64_t n) {
     C* p = next_;
     next_ += padded(n);

@@ -23,7 +23,7 @@ int64_t largest_features(const Stack& s) {
 }
 
 int64_t scratch_bytes(const Stack& s) {
-  return aligned(task_scratch_bytes(s.dtype, largest_features(s), s.hidden_size));
+  return aligned(task_scratch_bytes(s.dtype, largest_features(s), s.hidden_size, s.extended));
 }
 
 // What a member of the team works on, and the memory it uses.
@@ -106,7 +106,12 @@ class ForwardCall {
             .bias = weights_.bias(index),
             .output = places_.direction(output, d),
             .copy = places_.direction(copied ? call_.output : Sequence{}, d),
-            .hn = places_.state(call_.hn, index)};
+            .hn = places_.state(call_.hn, index),
+            .gates = places_.direction(places_.gates(stack_.gates, layer), d),
+            .leak = stack_.leak,
+            .alpha = places_.alpha(index),
+            .leaky_hx = places_.hx(stack_.leaky_hx, index),
+            .kept = places_.direction(places_.layer_of(call_.kept, layer), d)};
   }
 
   const Forward& call_;
@@ -139,6 +144,8 @@ class BackwardCall {
     sums_of_w_ih_ = workspace_.take(sums_size(largest_features(stack_)));
     sums_of_w_hh_ = workspace_.take(sums_size(stack_.hidden_size));
     scratches_ = workspace_.take(most_members(plan.threads) * scratch_);
+    grad_state_ = places_.dense(workspace_.take(grad_state_size()), places_.width());
+    if (!call.grad_alpha) grad_state_.data = nullptr;
   }
 
   // What one member of the team does.
@@ -153,11 +160,14 @@ class BackwardCall {
       if (below.grad_input.data) {
         kernels_.input_grad(below, work.row_begin, work.row_end, work.scratch);
       }
-      if (call_.grad_weights || plan_.share_columns) team.wait();
-      if (!call_.grad_weights) continue;
+      if (call_.grad_weights || call_.grad_alpha || plan_.share_columns) team.wait();
+      if (!call_.grad_weights && !call_.grad_alpha) continue;
+      const int64_t begin = team.begin(stack_.hidden_size), end = team.end(stack_.hidden_size);
       for (int64_t d = 0; d < stack_.num_directions; ++d) {
-        kernels_.weight_grad(weight_grad_task(layer, d), team.begin(stack_.hidden_size),
-                             team.end(stack_.hidden_size), work.scratch);
+        if (call_.grad_weights)
+          kernels_.weight_grad(weight_grad_task(layer, d), begin, end, work.scratch);
+        if (call_.grad_alpha)
+          kernels_.alpha_grad(alpha_grad_task(layer, d), begin, end, work.scratch);
       }
       if (layer > 0) team.wait();  // until all have read grad_pre
     }
@@ -177,8 +187,12 @@ class BackwardCall {
     const int64_t wide = accumulator_bytes(stack_.dtype);
     return storage_bytes(stack_.dtype) < wide ? aligned(stack_.hidden_size * columns * wide) : 0;
   }
+  int64_t grad_state_size() const {
+    if (!call_.grad_alpha) return 0;
+    return aligned(places_.layer_elements() * accumulator_bytes(stack_.dtype));
+  }
   int64_t bytes() const {
-    return weights_.bytes() + grad_pre_size() + handed_down_size() +
+    return grad_state_size() + weights_.bytes() + grad_pre_size() + handed_down_size() +
            sums_size(largest_features(stack_)) + sums_size(stack_.hidden_size) +
            most_members(plan_.threads) * scratch_;
   }
@@ -203,7 +217,33 @@ class BackwardCall {
             .grad_output = places_.direction(grad_output, d),
             .grad_hn = places_.state(call_.grad_hn, index(layer, d)),
             .grad_pre = grad_pre(d),
-            .grad_hx = places_.state(call_.grad_hx, index(layer, d))};
+            .grad_hx = places_.state(call_.grad_hx, index(layer, d)),
+            .grad_layer = places_.direction(places_.layer_of(call_.grad_layers, layer), d),
+            .grad_gates = places_.direction(places_.gates(call_.grad_gates, layer), d),
+            .leak = stack_.leak,
+            .alpha = places_.alpha(index(layer, d)),
+            .kept = places_.direction(places_.layer_of(call_.kept, layer), d),
+            .hx = places_.hx(index(layer, d)),
+            .hx_row_stride = stack_.hx_row_stride,
+            .grad_state = grad_state(d)};
+  }
+  Sequence grad_state(int64_t d) const {
+    return places_.direction(grad_state_, d, accumulator_bytes(stack_.dtype));
+  }
+
+  AlphaGradTask alpha_grad_task(int64_t layer, int64_t d) const {
+    return {.steps = &stack_.steps,
+            .reverse = d == 1,
+            .leak = stack_.leak,
+            .input_size = places_.features(layer),
+            .hidden_size = stack_.hidden_size,
+            .grad_state = grad_state(d),
+            .kept = places_.direction(places_.layer_of(call_.kept, layer), d),
+            .state = state(layer, d),
+            .hx = places_.hx(index(layer, d)),
+            .hx_row_stride = stack_.hx_row_stride,
+            .grad_alpha = static_cast<char*>(call_.grad_alpha) +
+                          index(layer, d) * stack_.hidden_size * accumulator_bytes(stack_.dtype)};
   }
 
   InputGradTask input_grad_task(int64_t layer, const Share& share) const {
@@ -256,7 +296,7 @@ class BackwardCall {
   const int64_t pre_bytes_;  // of an element of grad_pre
   const int64_t scratch_;    // bytes
   Workspace workspace_;
-  Sequence grad_pre_;
+  Sequence grad_pre_, grad_state_;
   char *handed_down_, *sums_of_w_ih_, *sums_of_w_hh_, *scratches_;
 };
 

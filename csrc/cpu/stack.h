@@ -23,6 +23,13 @@ struct Stack {
                                // b_ih [H], b_hh [H]
   const void* dropout_mask;    // [L-1, rows, D*H] contiguous; multiplies the output of every layer
                                // but the last; or null
+  // Of the operator rnn_extended:
+  bool extended;
+  const void* gates;  // [gate_layers, rows, D*H] contiguous, of the lowest layers; or null
+  int64_t gate_layers;
+  Leak leak;
+  const void* alpha;     // accumulation type, [L*D, padded H]
+  const void* leaky_hx;  // the state that leaks, where hx is f of it: with the same strides
 };
 
 struct Forward {
@@ -31,6 +38,7 @@ struct Forward {
   void* hn;         // [L*D, B, H] contiguous
   void* saved;      // [L, rows, D*H] contiguous, the output of every layer, for the backward pass;
                     // null: not wanted
+  void* kept;       // likewise, what a leaky layer keeps besides
 };
 
 struct Backward {
@@ -41,6 +49,10 @@ struct Backward {
   Sequence grad_input;        // [T, B, I]; data null: not wanted
   void* grad_hx;              // [L*D, B, H] contiguous, or null: not wanted
   void* const* grad_weights;  // contiguous, in the order of weights; null: not wanted
+  const void* kept;
+  const void* grad_layers;  // [L, rows, D*H] contiguous; null: zeros
+  void* grad_gates;         // like gates; null: not wanted
+  void* grad_alpha;         // accumulation type, [L*D, H] contiguous; null: not wanted
 };
 
 // The problem that `choose` takes.

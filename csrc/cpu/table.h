@@ -50,7 +50,8 @@ constexpr TypedKernels typed_kernels() {
           .forward = for_blocks<ForwardBlock<S>, ForwardTask>,
           .backward = for_blocks<BackwardBlock<S>, BackwardTask>,
           .input_grad = input_grad<S>,
-          .weight_grad = weight_grad<S>};
+          .weight_grad = weight_grad<S>,
+          .alpha_grad = alpha_grad<S>};
 }
 
 constexpr Kernels make_kernels(const char* name) {

@@ -143,6 +143,22 @@ __attribute__((noinline)) void finish(const Product<C>& p, TilePlace at, int row
   });
 }
 
+// The same for a leaky step.
+template <typename C>
+__attribute__((noinline)) void finish_leak(const Product<C>& p, TilePlace at, int rows, int vectors,
+                                           const Vec<C>* sums) {
+  constexpr int L = kLanes<C>;
+  const int whole = at.last < L ? vectors - 1 : vectors;
+  with_leak<C>(p.leak.form, p.epilogue, [&](auto f) __attribute__((always_inline)) {
+    for (int r = 0; r < rows; ++r) {
+      int64_t column = at.column;
+      for (int v = 0; v < whole; ++v, column += L)
+        leak_vector<C>(f, p, at.row + r, column, L, *sums++);
+      if (whole < vectors) leak_vector<C>(f, p, at.row + r, column, at.last, *sums++);
+    }
+  });
+}
+
 // The same for one row, from registers: short rows are limited by latency.
 template <typename C, int kVectors>
 FASTRNN_INLINE void finish_row(const Product<C>& p, TilePlace at, const Vec<C> (&sums)[kVectors]) {
@@ -259,14 +275,17 @@ __attribute__((noinline)) void tile(const Product<C>& p, TilePlace at) {
     }
     return;
   }
-  if constexpr (kRows == 1) return finish_row<C, kVectors>(p, at, acc[0]);
+  if constexpr (kRows == 1) {
+    if (p.leak.form == Leak::kNone) return finish_row<C, kVectors>(p, at, acc[0]);
+  }
   Sums<C, kRows, kVectors> sums;  // in memory: acc stays in registers
   FASTRNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
     FASTRNN_UNROLL
     for (int v = 0; v < kVectors; ++v) sums[r][v] = acc[r][v];
   }
-  finish<C>(p, at, kRows, kVectors, &sums[0][0]);
+  p.leak.form == Leak::kNone ? finish<C>(p, at, kRows, kVectors, &sums[0][0])
+                             : finish_leak<C>(p, at, kRows, kVectors, &sums[0][0]);
 }
 
 template <typename C, typename M, int kVectors, int kRows>

@@ -245,7 +245,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
   Call call(context, /*backward=*/true, FASTRNN_PASS);
   const Shape& s = call.shape;
   const int64_t L = s.num_layers, D = s.num_directions, features = s.features();
-  const Gradients grads(call, grad_output, grad_hn, saved);
+  const Gradients grads(call, grad_output, grad_hn, saved, L);
   const Tensor grad_input = want_input ? call.empty(input.sizes()) : call.empty({0});
   Tensor grad_hx;
   if (want_hx) grad_hx = call.empty({L * D, s.batch, s.hidden_size});
