@@ -14,6 +14,21 @@ def rnn(
     lengths: object,
     reset: object,
 ) -> tuple[Tensor, Tensor] | None: ...
+def rnn_extended(
+    input: object,
+    hx: Tensor | None,
+    weights: object,
+    has_biases: bool,
+    num_layers: object,
+    nonlinearity: str,
+    bidirectional: bool,
+    batch_first: bool,
+    lengths: object,
+    reset: object,
+    alpha: object,
+    form: str,
+    return_layers: bool,
+) -> tuple[Tensor, ...] | None: ...
 def rnn_step(
     input: Tensor,
     hx: Tensor | None,
@@ -37,6 +52,7 @@ def are_weights(
 def check_storages(weights: list[Tensor], **others: object) -> None: ...
 def known_activation(pre: Tensor, value: Tensor, is_tanh: bool) -> Tensor: ...
 def set_reference_backward(function: Callable[..., list[Tensor]]) -> None: ...
+def set_extended_reference_backward(function: Callable[..., list[Tensor]]) -> None: ...
 def cpu_kernels() -> str: ...
 def cuda_configurations() -> list[tuple[str, dtype, bool]]: ...
 def cpu_prefers_torch(batch: int, hidden_size: int) -> bool: ...

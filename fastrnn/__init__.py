@@ -11,10 +11,12 @@ from fastrnn._onnx import decompositions
 from fastrnn._replace import as_torch, replace, restore
 from fastrnn._version import __version__
 from fastrnn.cell import RNNCell
+from fastrnn.leaky import LeakyRNN
 from fastrnn.rnn import RNN
 
 __all__ = [
     "RNN",
+    "LeakyRNN",
     "RNNCell",
     "__version__",
     "as_torch",

@@ -57,19 +57,19 @@ def check_tensors(input: Any, hx: Any, reset_state: Any = None, *, op: str = "RN
     """Check the types of a call's tensors; raise AttributeError for the first two, as nn.RNN."""
     if not isinstance(input, Tensor):
         what = "a Tensor or a PackedSequence" if op == "RNN" else "a Tensor"
-        got = _got(input, "input")
+        came = got(input, "input")
         if isinstance(input, tuple) and len(input) == 2:
-            got = "a tuple. If it is another RNN's (output, hn), pass output alone"
-        raise AttributeError(f"{op}: expected input to be {what}, got {got}")
+            came = "a tuple. If it is another RNN's (output, hn), pass output alone"
+        raise AttributeError(f"{op}: expected input to be {what}, got {came}")
     if hx is not None and not isinstance(hx, Tensor):
         if isinstance(hx, tuple) and len(hx) == 2:
-            got = "a tuple. An LSTM's state is (h, c), an RNN's is h alone: pass hx[0]"
+            came = "a tuple. An LSTM's state is (h, c), an RNN's is h alone: pass hx[0]"
         else:
-            got = _got(hx, "hx")
-        raise AttributeError(f"{op}: expected hx to be a Tensor or None, got {got}")
+            came = got(hx, "hx")
+        raise AttributeError(f"{op}: expected hx to be a Tensor or None, got {came}")
     if reset_state is not None and not isinstance(reset_state, Tensor):
-        got = _got(reset_state, "reset_state")
-        raise TypeError(f"{op}: expected reset_state to be a Tensor, got {got}")
+        came = got(reset_state, "reset_state")
+        raise TypeError(f"{op}: expected reset_state to be a Tensor, got {came}")
 
 
 def check_reset_state(reset_state: Any, reset: Any, *, op: str = "rnn") -> None:
@@ -80,7 +80,7 @@ def check_reset_state(reset_state: Any, reset: Any, *, op: str = "rnn") -> None:
         )
 
 
-def _got(x: Any, name: str) -> str:
+def got(x: Any, name: str) -> str:
     """The type of an argument, and how to make it a tensor."""
     kind = type(x).__name__
     if isinstance(x, type):
@@ -306,7 +306,7 @@ def packed_reset(reset: Any, packed: PackedSequence, batch_first: bool) -> Any:
     if isinstance(reset, PackedSequence):
         if not torch.equal(reset.batch_sizes, batch_sizes):
             raise ValueError("rnn: expected reset packed like the input, got different batch_sizes")
-        if not _same_order(reset.sorted_indices, sorted_indices):
+        if not same_order(reset.sorted_indices, sorted_indices):
             raise ValueError(
                 "rnn: expected reset packed like the input, got different sorted_indices"
             )
@@ -322,7 +322,7 @@ def packed_reset(reset: Any, packed: PackedSequence, batch_first: bool) -> Any:
     return reset if sorted_indices is None else reorder(reset, sorted_indices)
 
 
-def _same_order(a: Tensor | None, b: Tensor | None) -> bool:
+def same_order(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two packed sequences sort their rows alike; without indices they are not sorted."""
     if a is None or b is None:
         given = b if a is None else a
@@ -356,9 +356,9 @@ def check_reset(reset: Any, shape: tuple[int, ...], input: Tensor, *, op: str = 
     if reset is None:
         return
     if not isinstance(reset, Tensor):
-        got = _got(reset, "reset") if isinstance(reset, list | tuple) else type(reset).__name__
+        came = got(reset, "reset") if isinstance(reset, list | tuple) else type(reset).__name__
         raise TypeError(
-            f"{op}: expected reset to be a tensor of shape {shape}, bool or 0/1, got {got}"
+            f"{op}: expected reset to be a tensor of shape {shape}, bool or 0/1, got {came}"
         )
     if tuple(reset.shape) != shape:
         raise ValueError(

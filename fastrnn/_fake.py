@@ -13,6 +13,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from fastrnn import _checks
 from fastrnn._checks import Options
+from fastrnn._extras import OperatorExtras
 
 
 def _sizes(
@@ -88,6 +89,53 @@ def _rnn_backward_fake(
     )
 
 
+_EXTRAS = len(OperatorExtras._fields)
+
+
+@torch.library.register_fake("fastrnn::rnn_extended_forward", allow_override=True)  # type: ignore[untyped-decorator]
+def _rnn_extended_forward_fake(
+    input: Tensor, hx: Tensor | None, weights: list[Tensor], *args: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options, extras = Options(*args[:-_EXTRAS]), OperatorExtras(*args[-_EXTRAS:])
+    _check_devices(options, input, extras.gates, extras.alpha)
+    output, hn, saved = _rnn_forward_fake(input, hx, weights, *options, True)
+    rows = output.transpose(0, 1) if options.batch_first else output
+    layers = [options.num_layers, *rows.shape] if extras.return_layers else [0]
+    if extras.leaks():
+        saved = saved.new_empty([2 * options.num_layers, *saved.shape[1:]])
+    return output, hn, input.new_empty(layers), saved
+
+
+@torch.library.register_fake("fastrnn::rnn_extended", allow_override=True)  # type: ignore[untyped-decorator]
+def _rnn_extended_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    output, hn, layers, _ = _rnn_extended_forward_fake(*args)
+    return output, hn, layers
+
+
+@torch.library.register_fake("fastrnn::rnn_extended_backward", allow_override=True)  # type: ignore[untyped-decorator]
+def _rnn_extended_backward_fake(
+    grad_output: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_layers: Tensor | None,
+    saved: Tensor,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    *args: Any,
+) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
+    args, wanted = args[:-5], args[-5:]
+    options, extras = args[:-_EXTRAS], OperatorExtras(*args[-_EXTRAS:])
+    _check_devices(Options(*options), input, grad_layers, extras.gates, extras.alpha)
+    found = _rnn_backward_fake(
+        grad_output, grad_hn, saved, input, hx, weights, *options, *wanted[:3]
+    )
+    gates, alpha = (
+        input.new_empty([0]) if x is None or not want else x.new_empty(x.shape)
+        for x, want in zip((extras.gates, extras.alpha), wanted[3:], strict=True)
+    )
+    return *found, gates, alpha
+
+
 def _forward_flops(
     input: Sequence[int], hx: Any, weights: Sequence[Sequence[int]], *args: Any, **kwargs: Any
 ) -> int:
@@ -125,6 +173,14 @@ def _backward_flops(
     return flops
 
 
+def _extended_backward_flops(
+    grad_output: Any, grad_hn: Any, grad_layers: Any, *args: Any, out_val: Any = None
+) -> int:
+    """Of the products, as a plain call's."""
+    options, wanted = args[: -5 - _EXTRAS], args[-5:-2]
+    return _backward_flops(grad_output, grad_hn, *options, *wanted)
+
+
 def _register_flops(name: str, formula: Callable[..., int], get_raw: bool = False) -> None:
     operator = getattr(torch.ops.fastrnn, name)
     flop_registry.pop(operator, None)  # from before this module was reloaded
@@ -134,3 +190,6 @@ def _register_flops(name: str, formula: Callable[..., int], get_raw: bool = Fals
 _register_flops("rnn", _forward_flops)
 _register_flops("rnn_forward", _forward_flops)
 _register_flops("rnn_backward", _backward_flops, get_raw=True)
+_register_flops("rnn_extended", _forward_flops)
+_register_flops("rnn_extended_forward", _forward_flops)
+_register_flops("rnn_extended_backward", _extended_backward_flops, get_raw=True)

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import _C, _path
 from fastrnn._version import __version__
 from fastrnn.cell import RNNCell
+from fastrnn.leaky import LeakyRNN
 from fastrnn.rnn import RNN
 
 
@@ -94,13 +95,16 @@ def _kernel(module: torch.nn.Module, input: Tensor | PackedSequence | None) -> s
     trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     kernels = "shapes only"
     if device == "cpu":
-        if input is not None and not drops and _C.cpu_prefers_torch(batch, hidden_size):
+        torchs = not isinstance(module, LeakyRNN) and not drops
+        if input is not None and torchs and _C.cpu_prefers_torch(batch, hidden_size):
             return f"torch (faster than the {_C.cpu_kernels()} kernels for steps of this size)"
         kernels = _C.cpu_kernels()
     elif device == "cuda":
         bidirectional = bool(getattr(module, "bidirectional", False))
         is_cell = isinstance(module, RNNCell)
         like = like.new_empty(0, dtype=dtype)
+        if isinstance(module, LeakyRNN):
+            return f"cuda step, backward step {str(dtype).removeprefix('torch.')}"
         kernels = _C.cuda_kernels_for(
             like, steps, batch, hidden_size, bidirectional, is_cell, bool(trains), bool(drops)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from fastrnn import _C, _checks, _onnx, reference
 from fastrnn._checks import Options
+from fastrnn._extras import OperatorExtras
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others stay as they are
@@ -21,6 +22,7 @@ AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others s
 AUTOCAST_DEVICES = tuple(
     device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
 )
+HAS_EXTENDED = hasattr(torch.ops.fastrnn, "rnn_extended")
 HAS_OPERATORS = hasattr(torch.ops.fastrnn, "rnn")  # else torch is newer than the wheel
 WITH_CUDA = HAS_OPERATORS and torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA")
 # On meta the operators compute shapes only.
@@ -52,18 +54,60 @@ def run(
         return torch.ops.fastrnn.rnn(input, hx, weights, *options)  # type: ignore[no-any-return]
     if options.lengths is not None:
         _checks.check_lengths(options.lengths, input.size(1 if options.batch_first else 0))
-    device, given = input.device.type, (input, hx, options.dropout_mask, reset_state, *weights)
-    as_they_are: Any = contextlib.nullcontext()
-    if autocast_is_on(device) and all(x is None or x.dtype in AUTOCAST_DTYPES for x in given):
-        # As the operator does: cast everything once, and turn autocast off inside.
-        dtype = torch.get_autocast_dtype(device)
-        input, hx, mask, reset_state, *weights = (None if x is None else x.to(dtype) for x in given)  # type: ignore[assignment]
+    given = (input, hx, options.dropout_mask, reset_state, *weights)
+    with cast_once(given) as (input, hx, mask, reset_state, *weights):  # type: ignore[assignment]
         options = options._replace(dropout_mask=mask)
-        as_they_are = torch.autocast(device, enabled=False)
-    with as_they_are:
         if for_onnx:
             return _onnx.rnn(input, hx, weights, *options, dropout=dropout)
         return reference.rnn(input, hx, weights, *options, reset_state=reset_state)
+
+
+@contextlib.contextmanager
+def cast_once(given: Sequence[Tensor | None]) -> Iterator[Sequence[Tensor | None]]:
+    """Under autocast, cast everything once and turn it off inside, as the operator does."""
+    device = next(x for x in given if x is not None).device.type
+    if not autocast_is_on(device) or any(
+        x is not None and x.dtype not in AUTOCAST_DTYPES for x in given
+    ):
+        yield given
+        return
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        yield [None if x is None else x.to(dtype) for x in given]
+
+
+def run_extended(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    options: Options,
+    dropout: float,
+    reset_state: Tensor | None,
+    extras: OperatorExtras,
+) -> tuple[Any, ...]:
+    """Call the operator ``rnn_extended``, or the reference where it has no kernel."""
+    if is_for_onnx():
+        raise ValueError(
+            "fastrnn: ONNX's RNN operator has no leak, no gates from outside, and returns the last "
+            "layer's output only. Export a plain RNN without igates and return_layers"
+        )
+    tensors = (input, hx, *weights, extras.gates)
+    if dropout > 0.0 and options.num_layers > 1:
+        options = options._replace(dropout_mask=_dropout_mask(input, weights, options, dropout))
+    if HAS_EXTENDED and why_no_kernel(tensors) is None and reset_state is None:
+        output, hn, layers = torch.ops.fastrnn.rnn_extended(input, hx, weights, *options, *extras)
+    else:
+        if options.lengths is not None:
+            _checks.check_lengths(options.lengths, input.size(1 if options.batch_first else 0))
+        given = (input, hx, options.dropout_mask, reset_state, extras.gates, *weights)
+        with cast_once(given) as (input, hx, mask, reset_state, gates, *weights):  # type: ignore[assignment]
+            options, extras = options._replace(dropout_mask=mask), extras._replace(gates=gates)
+            output, hn, layers = reference.rnn_extended(
+                input, hx, weights, *options, *extras, reset_state=reset_state
+            )
+    if not extras.return_layers:
+        return output, hn
+    return output, hn, layers.transpose(1, 2) if options.batch_first else layers
 
 
 def run_torch(
@@ -166,3 +210,4 @@ def autocast_is_on(device: str) -> bool:
 
 
 _C.set_reference_backward(reference.rnn_backward)
+_C.set_extended_reference_backward(reference.rnn_extended_backward)

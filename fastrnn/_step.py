@@ -11,6 +11,7 @@ from torch.compiler import is_dynamo_compiling
 
 from fastrnn import _C, _checks, _path
 from fastrnn._checks import Options
+from fastrnn._extras import Extras
 from fastrnn._types import Marks
 from fastrnn.functional import rnn_in_python
 
@@ -22,6 +23,7 @@ def rnn_step(
     options: Options,
     dropout: float,
     reset_state: Tensor | None,
+    extras: Extras | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run one step of all layers: input (B, I) and hx (L, B, H) to output (B, H) and hn (L, B, H).
 
@@ -33,7 +35,7 @@ def rnn_step(
         size = (options.num_layers, weights[1].size(-1))
         hx = _reset_rows("RNN.step", input, hx, options.reset, reset_state, size)
         options = options._replace(reset=None)
-        if dropout == 0.0 and not is_dynamo_compiling():
+        if extras is None and dropout == 0.0 and not is_dynamo_compiling():
             result = _C.rnn_step(
                 input, hx, weights, options.has_biases, options.num_layers, options.nonlinearity
             )
@@ -47,7 +49,7 @@ def rnn_step(
         raise RuntimeError(
             f"RNN.step: expected hx with {dim + 1} dimensions for input with {dim}, got {hx.dim()}"
         )
-    output, hn = rnn_in_python(input.unsqueeze(0), hx, weights, options, dropout, None)
+    output, hn = rnn_in_python(input.unsqueeze(0), hx, weights, options, dropout, None, extras)
     return output.squeeze(0), hn
 
 

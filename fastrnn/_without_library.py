@@ -15,7 +15,7 @@ def rnn(*args: Any) -> None:
     """Decline every call."""
 
 
-rnn_step = rnn_cell = rnn
+rnn_extended = rnn_step = rnn_cell = rnn
 
 
 def are_weights(*args: Any) -> bool:
@@ -34,6 +34,9 @@ def known_activation(pre: Tensor, value: Tensor, is_tanh: bool) -> Tensor:
 
 def set_reference_backward(function: Callable[..., list[Tensor]]) -> None:
     """Ignore it: there are no operators."""
+
+
+set_extended_reference_backward = set_reference_backward
 
 
 def cpu_kernels() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -11,17 +11,52 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function, has_torch_function
 
-from fastrnn import _C, _checks, _path
+from fastrnn import _C, _checks, _extras, _layouts
 from fastrnn._checks import Options
+from fastrnn._extras import Extras
 from fastrnn._types import Lengths, Marks
 
-__all__ = ["rnn"]
+__all__ = ["leaky_rnn", "rnn"]
 
 _Input = TypeVar("_Input", bound=Tensor | PackedSequence)
 
 
+class _Options(TypedDict, total=False):
+    """For type checkers: the keywords of :func:`rnn`."""
+
+    bias: bool
+    num_layers: int
+    nonlinearity: Literal["tanh", "relu"]
+    bidirectional: bool
+    batch_first: bool
+    dropout: float
+    training: bool
+    lengths: Lengths | None
+    reset: Marks | PackedSequence | None
+    reset_state: Tensor | None
+    igates: Tensor | PackedSequence | None
+
+
+@overload
 def rnn(
     input: _Input,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_layers: Literal[False] = False,
+    **options: Unpack[_Options],
+) -> tuple[_Input, Tensor]: ...
+@overload
+def rnn(
+    input: Tensor | PackedSequence | None,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_layers: bool = False,
+    **options: Unpack[_Options],
+) -> tuple[Any, ...]: ...
+def rnn(
+    input: Any,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -35,7 +70,9 @@ def rnn(
     lengths: Lengths | None = None,
     reset: Marks | PackedSequence | None = None,
     reset_state: Tensor | None = None,
-) -> tuple[_Input, Tensor]:
+    igates: Tensor | PackedSequence | None = None,
+    return_layers: bool = False,
+) -> Any:
     r"""Run a stack of Elman RNN layers over a sequence, all layers and time steps in one call.
 
     .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \quad f = \tanh, \text{relu}
@@ -45,7 +82,7 @@ def rnn(
 
     Args:
         input: (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) without a batch, or a
-            ``PackedSequence``.
+            ``PackedSequence``; or None, with ``igates``.
         hx: The initial state (L*D, B, H), (L*D, H) without a batch, or None for zeros.
         weights: For each layer and, within it, each direction: ``w_ih`` (H, I or D*H), ``w_hh``
             (H, H) and, with ``bias``, ``b_ih`` and ``b_hh`` (H).
@@ -68,9 +105,14 @@ def rnn(
             direction restarts at the step before, where the earlier sequence ends.
         reset_state: (L*D, B, H), or (L*D, H) without a batch: the state there, instead of zeros.
             Such calls take the reference path.
+        igates: (T, B, D*H) in the layout of the input, added to the first layer's
+            :math:`W_{ih} x_t`; without an input, it takes that product's place.
+        return_layers: Whether to return the output of every layer too.
 
     Returns:
-        ``output`` (T, B, D*H) in the layout of ``input``, and ``hn`` (L*D, B, H).
+        ``output`` (T, B, D*H) in the layout of ``input``, and ``hn`` (L*D, B, H). With
+        ``return_layers``, also the output of every layer, before dropout: (L, T, B, D*H) in the
+        layout of the input or, for a ``PackedSequence``, a list of L of them.
 
     Raises:
         ValueError: A wrong rank, dtype or dropout, an unknown nonlinearity, or ``reset_state``
@@ -90,6 +132,108 @@ def rnn(
         tensor([[1., 0.],
                 [2., 0.]])
     """
+    _check_settings(nonlinearity, num_layers, bias, bidirectional, batch_first, dropout)
+    weights = _as_list(weights)
+    _checks.check_count(weights, bias, num_layers, bidirectional)
+    if not training:
+        dropout = 0.0
+    plain = igates is None and not return_layers
+    if plain and dropout == 0.0 and reset_state is None and not is_dynamo_compiling():
+        result: Any = _C.rnn(
+            input,
+            hx,
+            weights,
+            bias,
+            num_layers,
+            nonlinearity,
+            bidirectional,
+            batch_first,
+            lengths,
+            reset,
+        )
+        if result is not None:
+            return result
+    options = Options(
+        lengths=lengths,
+        reset=reset,
+        has_biases=bias,
+        num_layers=num_layers,
+        nonlinearity=nonlinearity,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+    )
+    extras = None if plain else Extras(igates, return_layers)
+    return rnn_in_python(input, hx, weights, options, dropout, reset_state, extras)
+
+
+def leaky_rnn(
+    input: Any,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    alpha: float | Tensor,
+    *,
+    form: Literal["rate", "current"] = "rate",
+    noise: float | Tensor = 0.0,
+    bias: bool = True,
+    num_layers: int = 1,
+    nonlinearity: Literal["tanh", "relu"] = "tanh",
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Lengths | None = None,
+    reset: Marks | PackedSequence | None = None,
+    reset_state: Tensor | None = None,
+    igates: Tensor | PackedSequence | None = None,
+    return_layers: bool = False,
+) -> Any:
+    r"""Run a stack of leaky RNN layers over a sequence, all layers and time steps in one call.
+
+    The equations, and the meaning of ``alpha``, ``form`` and ``noise``, are those of
+    :class:`fastrnn.LeakyRNN`; all other arguments, results and errors are those of :func:`rnn`.
+
+    Args:
+        alpha: The leak: a number in (0, 1], or a tensor of any shape that expands to (L*D, H). The
+            values of a tensor are not checked.
+        form: ``"rate"`` or ``"current"``.
+        noise: The noise's standard deviation, or the noise itself, (L, T, B, D*H) with T and B in
+            the order of the input, or (L, rows, D*H) for a ``PackedSequence``.
+
+    Example:
+        >>> import torch, fastrnn.functional
+        >>> weights = [torch.eye(1), torch.zeros(1, 1)]
+        >>> x = torch.ones(3, 1, 1)
+        >>> options = {"bias": False, "nonlinearity": "relu"}
+        >>> output, hn = fastrnn.functional.leaky_rnn(x, None, weights, 0.5, **options)
+        >>> output.flatten()  # halfway to 1 in each step
+        tensor([0.5000, 0.7500, 0.8750])
+    """
+    _check_settings(nonlinearity, num_layers, bias, bidirectional, batch_first, dropout)
+    _extras.check_alpha(alpha)
+    _extras.check_form(form)
+    _extras.check_noise(noise)
+    options = Options(
+        lengths=lengths,
+        reset=reset,
+        has_biases=bias,
+        num_layers=num_layers,
+        nonlinearity=nonlinearity,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+    )
+    extras = Extras(igates, return_layers, alpha, form, noise)
+    dropout = dropout if training else 0.0
+    return rnn_in_python(input, hx, _as_list(weights), options, dropout, reset_state, extras)
+
+
+def _check_settings(
+    nonlinearity: Any,
+    num_layers: Any,
+    bias: Any,
+    bidirectional: Any,
+    batch_first: Any,
+    dropout: Any,
+) -> None:
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     if not (
@@ -105,35 +249,6 @@ def rnn(
         raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
     if type(dropout) is not float or dropout:
         _checks.check_dropout(dropout)
-    weights = _as_list(weights)
-    _checks.check_count(weights, bias, num_layers, bidirectional)
-    if not training:
-        dropout = 0.0
-    if dropout == 0.0 and reset_state is None and not is_dynamo_compiling():
-        result: Any = _C.rnn(
-            input,
-            hx,
-            weights,
-            bias,
-            num_layers,
-            nonlinearity,
-            bidirectional,
-            batch_first,
-            lengths,
-            reset,
-        )
-        if result is not None:
-            return result  # type: ignore[no-any-return]
-    options = Options(
-        lengths=lengths,
-        reset=reset,
-        has_biases=bias,
-        num_layers=num_layers,
-        nonlinearity=nonlinearity,
-        bidirectional=bidirectional,
-        batch_first=batch_first,
-    )
-    return rnn_in_python(input, hx, weights, options, dropout, reset_state)
 
 
 def _as_list(weights: Any) -> list[Tensor]:
@@ -152,36 +267,41 @@ def rnn_in_python(
     options: Options,
     dropout: float,
     reset_state: Tensor | None,
-) -> tuple[Any, Tensor]:
-    """Run what ``_C.rnn`` declines: packed input, transforms, compilers, errors.
+    extras: Extras | None = None,
+) -> Any:
+    """Run what ``_C.rnn`` declines: packed input, transforms, compilers, extras, errors.
 
     ``options`` has lengths and reset as the caller passed them, and no ``batch_sizes``: those come
     from packed input.
     """
     _checks.check_reset_state(reset_state, options.reset)
+    if input is None and extras is not None and extras.igates is not None:
+        input, weights = _layouts.without_input(extras.igates, weights, options)
     num_layers, bidirectional = options.num_layers, options.bidirectional
     if type(num_layers) is not int or type(bidirectional) is not bool:
         _checks.check_types(num_layers=num_layers, bidirectional=bidirectional)
     packed = isinstance(input, PackedSequence)
     if not packed:
         tensors = (input, hx, *weights)
-        if has_torch_function(tensors) and not any(map(_is_expanded, weights)):
+        if has_torch_function(tensors) and not any(map(_layouts.is_expanded, weights)):
+            leaks = extras is not None and extras.leaks()
             return handle_torch_function(
-                rnn,  # type: ignore[arg-type]
+                leaky_rnn if leaks else rnn,  # type: ignore[arg-type]
                 tensors,
                 input,
                 hx,
                 weights,
                 bias=options.has_biases,
-                num_layers=num_layers,
+                num_layers=options.num_layers,
                 nonlinearity=options.nonlinearity,
-                bidirectional=bidirectional,
+                bidirectional=options.bidirectional,
                 batch_first=options.batch_first,
                 dropout=float(dropout),
                 training=dropout != 0.0,
                 lengths=options.lengths,
                 reset=options.reset,
                 reset_state=reset_state,
+                **({} if extras is None else extras.given()),
             )
         _checks.check_tensors(input, hx, reset_state)
     elif not isinstance(input.batch_sizes, Tensor):
@@ -198,93 +318,8 @@ def rnn_in_python(
             lengths=options.lengths,
             reset=reset.data if isinstance(reset, PackedSequence) else reset,
             reset_state=reset_state,
+            **({} if extras is None else extras.tensors()),
             **(input._asdict() if packed else {"input": input}),
         )
-    run = _rnn_packed if packed else _rnn_padded
-    return run(input, hx, weights, options, dropout, reset_state)
-
-
-def _rnn_padded(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: list[Tensor],
-    options: Options,
-    dropout: float,
-    reset_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    _checks.check_rank(input, hx)
-    _checks.check_layout(input, weights)
-    reset = _checks.as_reset(options.reset, input.dim() - 1, input)
-    if input.dim() == 3:
-        lengths = _checks.as_lengths(options.lengths, input)
-        options = options._replace(lengths=lengths, reset=reset)
-        return _checked_rnn(input, hx, weights, options, dropout, reset_state)
-    if options.lengths is not None:
-        raise ValueError("rnn: lengths are for batched input, got 2-D input")
-    if reset is not None:
-        _checks.check_reset(reset, (input.size(0),), input)
-        reset = reset.unsqueeze(1)
-    output, hn = _checked_rnn(
-        input.unsqueeze(1),
-        None if hx is None else hx.unsqueeze(1),
-        weights,
-        options._replace(batch_first=False, reset=reset),
-        dropout,
-        None if reset_state is None else reset_state.unsqueeze(1),
-    )
-    return output.squeeze(1), hn.squeeze(1)
-
-
-def _rnn_packed(
-    packed: PackedSequence,
-    hx: Tensor | None,
-    weights: list[Tensor],
-    options: Options,
-    dropout: float,
-    reset_state: Tensor | None,
-) -> tuple[PackedSequence, Tensor]:
-    data, batch_sizes, sorted_indices, unsorted_indices = packed
-    if options.lengths is not None:
-        raise ValueError("rnn: lengths are for padded input, got a PackedSequence")
-    reset = options.reset
-    if reset is not None:
-        reset = _checks.packed_reset(reset, packed, options.batch_first)
-    options = options._replace(batch_sizes=batch_sizes.contiguous(), reset=reset, batch_first=False)
-    _checks.check_tensors(data, hx, reset_state)
-    if sorted_indices is not None:
-        if hx is not None:
-            hx = _checks.reorder(hx, sorted_indices)
-        elif torch.compiler.is_compiling():  # tells a compiler the batch size; batch_sizes does not
-            states = options.num_layers * (2 if options.bidirectional else 1)
-            hx = data.new_zeros(states, sorted_indices.size(0), weights[1].size(-1))
-        if reset_state is not None:
-            reset_state = _checks.reorder(reset_state, sorted_indices)
-    output, hn = _checked_rnn(data, hx, weights, options, dropout, reset_state)
-    if unsorted_indices is not None:
-        hn = _checks.reorder(hn, unsorted_indices)
-    return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hn
-
-
-def _is_expanded(w: Any) -> bool:
-    """Whether this is one of ``torch.nn.utils._expanded_weights``, for torch's operators only."""
-    return type(w).__name__ == "ExpandedWeight"
-
-
-def _checked_rnn(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: list[Tensor],
-    options: Options,
-    dropout: float,
-    reset_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    if has_torch_function(weights) and any(map(_is_expanded, weights)):
-        if options.lengths is not None or options.reset is not None:
-            raise ValueError("rnn: lengths and reset are not supported with expanded weights")
-        plain = [w.orig_weight if _is_expanded(w) else w for w in weights]  # type: ignore[attr-defined]
-        _checks.check_args(input, hx, plain, options, reset_state)
-        return _path.run_torch(input, hx, weights, options, dropout)
-    # A trace would record the sizes that the checks compare; the operator checks when it runs.
-    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        _checks.check_args(input, hx, weights, options, reset_state)
-    return _path.run(input, hx, weights, options, dropout, reset_state)
+    run = _layouts.rnn_packed if packed else _layouts.rnn_padded
+    return run(input, hx, weights, options, dropout, reset_state, extras)

@@ -18,6 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fastrnn import _C, _checks
 from fastrnn._checks import Options
+from fastrnn._extras import Extras
 from fastrnn._step import rnn_step
 from fastrnn._trace import call_leaf, is_leaf, refuse_script
 from fastrnn._types import Lengths, Marks, RNNCall
@@ -63,9 +64,14 @@ class RNN(RNNBase):
             sequence ends.
         reset_state: (L*D, B, H), the state there, instead of zeros; gradients flow to it. Such
             calls take the reference path.
+        igates: (T, B, D*H) in the input's layout, added to the first layer's :math:`W_{ih} x_t`.
+            With ``None`` for the input, it takes that product's place.
+        return_layers: Whether to return the output of every layer too.
 
     Returns:
-        ``output``, (T, B, D*H) in the input's layout, and ``hn``, (L*D, B, H).
+        ``output``, (T, B, D*H) in the input's layout, and ``hn``, (L*D, B, H). With
+        ``return_layers``, also the output of every layer, before dropout: (L, T, B, D*H), with T
+        and B in the order of the input or, for a ``PackedSequence``, a list of L of them.
 
     Raises:
         ValueError, TypeError: A wrong argument to the constructor, a wrong rank or dtype, or
@@ -137,7 +143,9 @@ class RNN(RNNBase):
         lengths: Lengths | None = None,
         reset: Marks | PackedSequence | None = None,
         reset_state: Tensor | None = None,
-    ) -> tuple[Any, Tensor]:
+        igates: Tensor | PackedSequence | None = None,
+        return_layers: bool = False,
+    ) -> Any:
         """Run the RNN; see the class for the arguments."""
         compiling = is_dynamo_compiling()
         weights: list[Any] = self._flat_weights
@@ -151,7 +159,8 @@ class RNN(RNNBase):
             _checks.check_types(batch_first=batch_first, training=training)
         if self._checks_overridden and not is_leaf(self, RNN.forward, input):
             self._run_checks(input, hx)
-        if dropout == 0.0 and reset_state is None and not compiling:
+        plain = igates is None and not return_layers
+        if plain and dropout == 0.0 and reset_state is None and not compiling:
             result: tuple[Tensor, Tensor] | None = _C.rnn(
                 input,
                 hx,
@@ -174,11 +183,19 @@ class RNN(RNNBase):
                     self._check_sizes(weights, input, hx)
                 return result
         if is_leaf(self, RNN.forward, input):
-            marks = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
-            return call_leaf(self, input, hx, **marks)  # type: ignore[no-any-return]
-        self._check_sizes(weights, input, hx)
+            given: dict[str, Any] = {
+                "lengths": lengths,
+                "reset": reset,
+                "reset_state": reset_state,
+                "igates": igates,
+                "return_layers": return_layers or None,
+            }
+            return call_leaf(self, input, hx, **given)
+        if plain or input is not None:
+            self._check_sizes(weights, input, hx)
         options = self._options(nonlinearity, lengths, reset)
-        return rnn_in_python(input, hx, weights, options, dropout, reset_state)
+        extras = None if plain else Extras(igates, return_layers)
+        return rnn_in_python(input, hx, weights, options, dropout, reset_state, extras)
 
     def step(
         self,
@@ -219,11 +236,7 @@ class RNN(RNNBase):
             >>> output.shape, state.shape
             (torch.Size([3, 20]), torch.Size([2, 3, 20]))
         """
-        if self.bidirectional:
-            raise RuntimeError(
-                "RNN.step: expected a unidirectional module, got bidirectional=True. Its second "
-                "direction begins at the end of the input: call the module on the whole sequence"
-            )
+        self._refuse_bidirectional_step()
         compiling = is_dynamo_compiling()
         weights: list[Any] = self._flat_weights
         if compiling or not _C.are_weights(self._parameters, self._flat_weights_names, weights):
@@ -247,6 +260,13 @@ class RNN(RNNBase):
             bidirectional=False, batch_first=False
         )
         return rnn_step(input, hx, weights, options, dropout, reset_state)
+
+    def _refuse_bidirectional_step(self) -> None:
+        if self.bidirectional:
+            raise RuntimeError(
+                "RNN.step: expected a unidirectional module, got bidirectional=True. Its second "
+                "direction begins at the end of the input: call the module on the whole sequence"
+            )
 
     def _settings(self) -> tuple[str, float]:
         """The nonlinearity and the dropout that apply; any attribute may have been overwritten."""

@@ -1,0 +1,251 @@
+"""The module :class:`LeakyRNN`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import _C, _checks, _extras
+from fastrnn._extras import Extras
+from fastrnn._step import rnn_step
+from fastrnn._trace import call_leaf, is_leaf
+from fastrnn._types import Lengths, Marks
+from fastrnn.functional import rnn_in_python
+from fastrnn.rnn import RNN
+
+
+class LeakyRNN(RNN):
+    r"""A leaky RNN: an Elman RNN whose units move only part of the way in each step.
+
+    This is the continuous-time RNN of computational neuroscience, discretised with
+    :math:`\alpha = \Delta t / \tau`, and the reservoir of an echo state network. In the **rate**
+    form the state is a firing rate:
+
+    .. math:: h_t = (1 - \alpha) h_{t-1}
+        + \alpha f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh} + \xi_t)
+
+    In the **current** form it is a current :math:`v`, and the output is :math:`f(v_t)`:
+
+    .. math:: v_t = (1 - \alpha) v_{t-1}
+        + \alpha (W_{ih} x_t + b_{ih} + W_{hh} f(v_{t-1}) + b_{hh} + \xi_t)
+
+    With ``alpha=1`` and no noise, the rate form is :class:`RNN`. Parameters, initial values,
+    shapes, and all arguments that are not named here are those of :class:`RNN`.
+
+    Args:
+        alpha: The leak, in (0, 1]: a number; or a tensor of a shape that expands to (L*D, H),
+            which becomes a buffer; or a ``Parameter``, which is learned. Nothing keeps a learned
+            leak in (0, 1]: ``torch.nn.utils.parametrize`` does.
+        form: ``"rate"`` or ``"current"``.
+        noise: The standard deviation :math:`\sigma` of the noise, in training and in evaluation.
+            Every step, row, layer and unit draws
+            :math:`\xi = \sigma \sqrt{2 / \alpha} \, \mathcal{N}(0, 1)` from torch's generator. In
+            the current form :math:`\sigma \sqrt{2 \alpha}` of it reaches the state.
+        nonlinearity, others: As in :class:`RNN`.
+
+    Inputs:
+        noise: The noise itself, in place of a drawn one: (L, T, B, D*H), with T and B in the order
+            of the input, or (L, rows, D*H) for a ``PackedSequence``.
+        input, hx, lengths, reset, reset_state, igates, return_layers: As in :class:`RNN`. In the
+            current form, ``hx``, ``reset_state`` and ``hn`` are currents.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: As in :class:`RNN`, and for an ``alpha``, ``form`` or
+            ``noise`` that is not as described.
+
+    Sources: H. Jaeger et al., "Optimization and applications of echo state networks with
+    leaky-integrator neurons", Neural Networks 20, 2007 (rate form); H. F. Song, G. R. Yang and
+    X.-J. Wang, "Training excitatory-inhibitory recurrent neural networks for cognitive tasks", PLoS
+    Computational Biology 12, 2016 (current form, noise).
+
+    Example:
+        >>> import torch
+        >>> from fastrnn import LeakyRNN
+        >>> rnn = LeakyRNN(input_size=3, hidden_size=50, nonlinearity="relu", alpha=0.2, noise=0.1)
+        >>> output, hn = rnn(torch.randn(100, 8, 3))
+        >>> output.shape, hn.shape
+        (torch.Size([100, 8, 50]), torch.Size([1, 8, 50]))
+    """
+
+    alpha: float | Tensor
+    __call__: Callable[..., Any]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        alpha: float | Tensor = 0.1,
+        form: Literal["rate", "current"] = "rate",
+        noise: float = 0.0,
+    ) -> None:
+        _extras.check_alpha(alpha)
+        _extras.check_form(form)
+        _extras.check_noise(noise)
+        if isinstance(noise, Tensor):
+            raise TypeError("noise should be a number: pass a tensor to the call")
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            nonlinearity,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+        self.form, self.noise = form, noise
+        if isinstance(alpha, Tensor):
+            size = (num_layers * (2 if bidirectional else 1), hidden_size)
+            _extras.check_expands(alpha, size)
+            _extras.check_values(alpha)
+        if isinstance(alpha, Parameter):
+            self.alpha = alpha
+        elif isinstance(alpha, Tensor):
+            self.register_buffer("alpha", alpha)
+        else:
+            self.alpha = alpha
+
+    def extra_repr(self) -> str:
+        """Return the settings that ``print(module)`` shows."""
+        alpha: Any = self.alpha
+        leak = f"tensor{tuple(alpha.shape)}" if isinstance(alpha, Tensor) else alpha
+        noise = f", noise={self.noise}" if self.noise else ""
+        return f"{super().extra_repr()}, alpha={leak}, form={self.form}{noise}"
+
+    def forward(
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Marks | PackedSequence | None = None,
+        reset_state: Tensor | None = None,
+        igates: Tensor | PackedSequence | None = None,
+        noise: Tensor | None = None,
+        return_layers: bool = False,
+    ) -> Any:
+        """Run the RNN; see the class for the arguments."""
+        if is_leaf(self, LeakyRNN.forward, input):
+            given: dict[str, Any] = {
+                "lengths": lengths,
+                "reset": reset,
+                "reset_state": reset_state,
+                "igates": igates,
+                "noise": noise,
+                "return_layers": return_layers or None,
+            }
+            return call_leaf(self, input, hx, **given)
+        compiling = is_dynamo_compiling()
+        weights: list[Any] = self._flat_weights
+        if compiling or not _C.are_weights(self._parameters, self._flat_weights_names, weights):
+            weights = self._weights_now()
+        nonlinearity, dropout = self._settings()
+        bidirectional, batch_first = self.bidirectional, self.batch_first
+        for x in (bidirectional, batch_first, self.training, return_layers):
+            if x is not True and x is not False:
+                _checks.check_types(
+                    bidirectional=bidirectional,
+                    batch_first=batch_first,
+                    training=self.training,
+                    return_layers=return_layers,
+                )
+        _extras.check_form(self.form)
+        if input is not None:
+            if self._checks_overridden:
+                self._run_checks(input, hx)
+            self._check_sizes(weights, input, hx)
+        noiseless = noise is None and self.noise == 0
+        if noiseless and igates is None and reset_state is None and not (dropout or compiling):
+            result = _C.rnn_extended(
+                input,
+                hx,
+                weights,
+                self.bias,
+                self.num_layers,
+                nonlinearity,
+                bidirectional,
+                batch_first,
+                lengths,
+                reset,
+                self.alpha,
+                self.form,
+                return_layers,
+            )
+            if result is not None:
+                return result
+        options = self._options(nonlinearity, lengths, reset)
+        extras = self._extras(noise, igates, return_layers)
+        return rnn_in_python(input, hx, weights, options, dropout, reset_state, extras)
+
+    def step(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        reset: Marks | None = None,
+        reset_state: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Run one time step of all layers, for input that comes step by step.
+
+        The results are those of a call on a sequence of one step.
+
+        Args:
+            input: (B, I), or (I) without a batch, whatever ``batch_first``.
+            hx: The state (L, B, H), or (L, H) without a batch; zeros by default.
+            reset: (B,), true where a new sequence begins, as in :meth:`RNN.step`.
+            reset_state: (L, B, H), the state there, instead of zeros.
+            noise: (L, B, H), or (L, H) without a batch, in place of a drawn one.
+
+        Returns:
+            The last layer's output, (B, H) or (H), and the next state, in the shape of ``hx``.
+
+        Raises:
+            ValueError: A wrong rank or dtype of ``input``, or ``reset_state`` without ``reset``.
+            RuntimeError: A bidirectional module, or a wrong size or device.
+
+        Example:
+            >>> import torch
+            >>> from fastrnn import LeakyRNN
+            >>> rnn, state = LeakyRNN(10, 20, alpha=0.2).eval(), None
+            >>> for x in torch.randn(5, 3, 10):  # five steps of three streams
+            ...     output, state = rnn.step(x, state)
+            >>> output.shape, state.shape
+            (torch.Size([3, 20]), torch.Size([1, 3, 20]))
+        """
+        self._refuse_bidirectional_step()
+        self._compute_weights()
+        weights = self._weights_now()
+        nonlinearity, dropout = self._settings()
+        self._check_sizes(weights)
+        options = self._options(nonlinearity, None, reset)._replace(
+            bidirectional=False, batch_first=False
+        )
+        extras = self._extras(noise, None, False)
+        if isinstance(noise, Tensor):
+            extras = extras._replace(noise=noise.unsqueeze(1))
+        return rnn_step(input, hx, weights, options, dropout, reset_state, extras)
+
+    def _extras(self, noise: Any, igates: Any, return_layers: bool) -> Extras:
+        noise = self.noise if noise is None else noise
+        _extras.check_form(self.form)  # attributes may have been overwritten
+        _extras.check_alpha(self.alpha)
+        _extras.check_noise(noise)
+        return Extras(igates, return_layers, self.alpha, self.form, noise)
