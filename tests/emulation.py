@@ -19,7 +19,7 @@ def module() -> Any:
     """Build, or find built, the operators over CPU tensors."""
     build = ROOT / "build/cuda_on_cpu"
     build.mkdir(parents=True, exist_ok=True)
-    sources = [ROOT / "csrc/arguments.cpp", *HERE.glob("*.cpp")]
+    sources = [ROOT / "csrc/arguments.cpp", ROOT / "csrc/extras.cpp", *HERE.glob("*.cpp")]
     sources += (ROOT / "csrc/cuda").glob("*.cpp")
     return cpp_extension.load(
         "fastrnn_cuda_on_cpu",

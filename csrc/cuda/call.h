@@ -24,11 +24,12 @@ inline void check_launch(cudaError_t error, const char* kernel, const Shape& s) 
 struct Call : Arguments {
   const Context& context;
   const bool backward;
+  const Leak leak;
   Choice choice{};  // of the kernel that runs every layer's recurrence
   Rows rows{};
 
-  Call(const Context& context, bool backward, FASTRNN_ARGUMENTS)
-      : Arguments(FASTRNN_PASS), context(context), backward(backward) {
+  Call(const Context& context, bool backward, Leak leak, FASTRNN_ARGUMENTS)
+      : Arguments(FASTRNN_PASS), context(context), backward(backward), leak(leak) {
     rows.seq_len = shape.seq_len;
     rows.batch = shape.batch;
     if (shape.rows == 0) return;
@@ -85,6 +86,14 @@ struct Call : Arguments {
   Sequence dense(const Tensor& x) const {
     return {const_cast<void*>(x.const_data_ptr()), packed ? 0 : shape.batch * x.stride(0),
             x.stride(0)};
+  }
+  // How many rows have step t, and theirs of a matrix of all rows.
+  int64_t rows_there(int64_t t) const {
+    if (t < 0 || t >= shape.seq_len) return 0;
+    return packed ? active[t] : shape.batch;
+  }
+  Matrix rows_at(const Matrix& x, int64_t t, int64_t count) const {
+    return x.some_rows(packed ? start[t] : t * shape.batch, count);
   }
   // The columns of a direction.
   Tensor direction(const Tensor& x, int64_t d) const {

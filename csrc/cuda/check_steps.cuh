@@ -25,7 +25,7 @@ cudaError_t run(void (*kernel)(Parameters...), int64_t threads, int directions, 
   return launch(kernel, {grid, kThreads, 0, stream}, static_cast<Parameters>(arguments)...);
 }
 
-// The step kernels, with plain products between them, as stack.cpp has them with cuBLAS's.
+// The step kernels, with plain products between them, as steps.cpp has them with cuBLAS's.
 cudaError_t forward_by_steps(const ForwardRecurrence& r, const Tensors& t, cudaStream_t stream) {
   const int64_t B = r.rows.batch, H = r.hidden_size, T = r.rows.seq_len;
   const bool uniform = !r.rows.lengths && !r.rows.reset;

@@ -39,6 +39,7 @@ bool serves(const Configuration& c, const Problem& p, const Device& device) {
   if (!c.takes(p.dtype, p.tf32)) return false;
   if (c.kernel == Kernel::kTorch) return p.torch_can_serve;
   if (!c.has_groups()) return true;
+  if (p.leaks) return false;
   constexpr int64_t kMost = (int64_t{1} << 31) - 64;
   if (p.seq_len > kMost || p.batch > kMost || p.hidden_size > c.units) return false;
   if (c.kernel == Kernel::kCluster && device.compiled_for < 90) return false;

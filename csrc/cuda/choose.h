@@ -46,6 +46,7 @@ struct Problem {
   bool has_hx = true;            // else the first step needs no product
   bool torch_can_serve = false;  // the whole call, which is inference
   bool packed = false;           // rows of different lengths, for cuDNN
+  bool leaks = false;            // as only the step kernels do
 };
 
 // A configuration of kConfigurations as a choice, where it can serve this problem on this device.

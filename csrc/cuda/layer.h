@@ -10,6 +10,7 @@ struct Layer {
   Tensor h;         // [rows, D*H]
   Tensor grad_pre;  // [rows, D*H], of the backward pass
   int64_t first;    // index of the first direction
+  Tensor kept;      // [rows, D*H], of a leaky layer; undefined: not wanted
 };
 
 // A layer's input: for the first layer the call's, as it came; else [rows, D*H] of the layer below.

@@ -137,6 +137,27 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward_cuda(
                   want_hx, want_weights);
 }
 
+std::tuple<Tensor, Tensor, Tensor> rnn_extended_cuda(FASTRNN_ARGUMENTS, FASTRNN_EXTRAS) {
+  const OnDevice on_device(input);
+  return forward_extended(on_device.context(), FASTRNN_PASS, FASTRNN_PASS_EXTRAS);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_extended_forward_cuda(FASTRNN_ARGUMENTS,
+                                                                     FASTRNN_EXTRAS) {
+  const OnDevice on_device(input);
+  return forward_extended_and_save(on_device.context(), FASTRNN_PASS, FASTRNN_PASS_EXTRAS);
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> rnn_extended_backward_cuda(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_hn,
+    const OptionalTensor& grad_layers, const Tensor& saved, FASTRNN_ARGUMENTS, FASTRNN_EXTRAS,
+    bool want_input, bool want_hx, bool want_weights, bool want_gates, bool want_alpha) {
+  const OnDevice on_device(input);
+  return backward_extended(on_device.context(), grad_output, grad_hn, grad_layers, saved,
+                           FASTRNN_PASS, FASTRNN_PASS_EXTRAS, want_input, want_hx, want_weights,
+                           want_gates, want_alpha);
+}
+
 }  // namespace
 
 std::string set_kernel(const std::string& name) {
@@ -193,6 +214,9 @@ TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("rnn", rnn_cuda);
   m.impl("rnn_forward", rnn_forward_cuda);
   m.impl("rnn_backward", rnn_backward_cuda);
+  m.impl("rnn_extended", rnn_extended_cuda);
+  m.impl("rnn_extended_forward", rnn_extended_forward_cuda);
+  m.impl("rnn_extended_backward", rnn_extended_backward_cuda);
 }
 
 }  // namespace fastrnn::cuda

@@ -7,6 +7,7 @@
 #include "cuda/guard.h"
 #include "cuda/launchers.h"
 #include "cuda/layer.h"
+#include "cuda/steps.h"
 
 namespace fastrnn::cuda {
 
@@ -23,7 +24,8 @@ Problem problem_of(Dtype dtype, const Shape& s, const Context& context, bool has
 }
 
 void Call::choose_kernel() {
-  const Problem problem = problem_of(dtype, shape, context, hx->defined(), backward);
+  Problem problem = problem_of(dtype, shape, context, hx->defined(), backward);
+  problem.leaks = leak != Leak::kNone;
   choice = allowed_choice(problem, context, /*torch_can_serve=*/false);
 }
 
@@ -44,105 +46,6 @@ Recurrence<Direction> recurrence_of(const Call& call) {
   r.rows = call.rows;
   r.num_directions = static_cast<int>(call.shape.num_directions);
   return r;
-}
-
-// A step's rows of a matrix of all rows.
-Matrix rows_at(const Call& call, const Matrix& x, int64_t t, int64_t count) {
-  return x.some_rows(call.packed ? call.start[t] : t * call.shape.batch, count);
-}
-int64_t rows_there(const Call& call, int64_t t) {
-  if (t < 0 || t >= call.shape.seq_len) return 0;
-  return call.packed ? call.active[t] : call.shape.batch;
-}
-
-// A product and a kernel for each step. Where all rows walk all steps, h_prev is the output of the
-// step before; else hn holds it, which stands still beyond a row's end.
-void forward_by_steps(const Call& call, const Layer& layer, const ForwardRecurrence& r,
-                      const Tensor& hn) {
-  const Shape& s = call.shape;
-  const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, D = s.num_directions;
-  const bool uniform = call.uniform();
-  ForwardStep step{};
-  step.recurrence = r;
-  step.parts = parts_of(B, H, H, call.context.device.multiprocessors);
-  const Tensor sums = call.empty({D, step.parts, B, H}, call.accumulation_type());
-  const Products products(call.input->device(), call.context.tf32);
-  const auto multiply_state = [&](Matrix& product, const Matrix& state, const Matrix& w) {
-    products.multiply_in_parts(product.some_rows(0, state.rows), step.parts, B * H, state, w);
-  };
-  std::vector<Matrix> hx, state, h, product, w_hh;
-  for (int64_t d = 0; d < D; ++d) {
-    const int64_t index = layer.first + d;
-    w_hh.push_back(Matrix(call.weight(index, 1)).transposed());
-    h.emplace_back(call.direction(layer.h, d));
-    state.emplace_back(hn[index]);
-    product.emplace_back(sums[d][0]);
-    if (call.hx->defined()) hx.emplace_back((*call.hx)[index]);
-    if (!uniform) call.hx->defined() ? hn[index].copy_((*call.hx)[index]) : hn[index].zero_();
-  }
-  for (int64_t i = 0; i < T; ++i) {
-    step.step = i;
-    step.num_rows = 0;
-    for (int64_t d = 0; d < D; ++d) {
-      const bool reverse = r.direction[d].reverse;
-      const int64_t t = reverse ? T - 1 - i : i, before = reverse ? t + 1 : t - 1;
-      const int64_t count = rows_there(call, t);
-      if (count > step.num_rows) step.num_rows = count;
-      const bool first = i == 0;
-      step.product[d] = product[d].data;
-      if (first && !call.hx->defined()) {
-        step.product[d] = nullptr;
-      } else if (uniform) {
-        multiply_state(product[d], first ? hx[d] : rows_at(call, h[d], before, count), w_hh[d]);
-      } else {
-        multiply_state(product[d], state[d].some_rows(0, count), w_hh[d]);
-      }
-      step.state[d] = uniform && i < T - 1 ? nullptr : state[d].data;
-    }
-    if (step.num_rows > 0)
-      check_launch(launch_forward_step(step, call.context.stream), "forward_step_kernel", s);
-  }
-}
-
-void backward_by_steps(const Call& call, const Layer& layer, const BackwardRecurrence& r,
-                       const Tensor& grad_hx) {
-  const Shape& s = call.shape;
-  const int64_t T = s.seq_len, B = s.batch, H = s.hidden_size, D = s.num_directions;
-  const bool want_hx = grad_hx.defined();
-  BackwardStep step{};
-  step.recurrence = r;
-  step.parts = parts_of(B, H, H, call.context.device.multiprocessors);
-  const Tensor sums = call.empty({D, step.parts, B, H}, call.accumulation_type());
-  const Products products(call.input->device(), call.context.tf32);
-  std::vector<Matrix> grad_pre, product, w_hh;
-  Tensor wide_grad_hx;
-  if (want_hx) {
-    wide_grad_hx = call.is_narrow() ? call.empty({D, B, H}, call.accumulation_type())
-                                    : grad_hx.narrow(0, layer.first, D);
-  }
-  for (int64_t d = 0; d < D; ++d) {
-    w_hh.emplace_back(call.weight(layer.first + d, 1));
-    grad_pre.emplace_back(call.direction(layer.grad_pre, d));
-    product.emplace_back(sums[d][0]);
-    step.product[d] = product[d].data;
-    step.grad_hx[d] = want_hx ? wide_grad_hx[d].mutable_data_ptr() : nullptr;
-  }
-  for (int64_t i = 0; i < T + (want_hx ? 1 : 0); ++i) {
-    step.step = i;
-    step.num_rows = i == T ? B : 0;
-    for (int64_t d = 0; d < D; ++d) {
-      const bool reverse = r.direction[d].reverse;
-      const int64_t t = reverse ? i : T - 1 - i, after = reverse ? t - 1 : t + 1;
-      const int64_t came = rows_there(call, after);
-      step.num_rows = std::max({step.num_rows, rows_there(call, t), came});
-      if (came > 0)
-        products.multiply_in_parts(product[d].some_rows(0, came), step.parts, B * H,
-                                   rows_at(call, grad_pre[d], after, came), w_hh[d]);
-    }
-    if (step.num_rows > 0)
-      check_launch(launch_backward_step(step, call.context.stream), "backward_step_kernel", s);
-  }
-  if (want_hx && call.is_narrow()) grad_hx.narrow(0, layer.first, D).copy_(wide_grad_hx);
 }
 
 // Whether a launch failed because the device, as this process has it, lacks what the kernel needs:
@@ -176,7 +79,8 @@ bool run_in_one_launch(Call& call, Recurrence<Direction>& r, const Launchers& la
 }
 
 // Runs a layer from igates, which stand in h, to h; copy: where h goes as well, or undefined.
-void forward_layer(Call& call, const Layer& layer, const Tensor& copy, const Tensor& hn) {
+void forward_layer(Call& call, const Extended& extended, const Layer& layer, const Tensor& copy,
+                   const Tensor& hn) {
   auto r = recurrence_of<ForwardDirection>(call);
   for (int d = 0; d < r.num_directions; ++d) {
     const int64_t index = layer.first + d;
@@ -192,11 +96,11 @@ void forward_layer(Call& call, const Layer& layer, const Tensor& copy, const Ten
                       .copy = copy.defined() ? call.dense(call.direction(copy, d)) : Sequence{},
                       .hn = hn[index].mutable_data_ptr()};
   }
-  if (!run_in_one_launch(call, r, forward_launcher)) forward_by_steps(call, layer, r, hn);
+  if (!run_in_one_launch(call, r, forward_launcher)) forward_by_steps(call, extended, layer, r, hn);
 }
 
-void backward_layer(Call& call, const Layer& layer, Sequence grad_output, const Tensor& grad_hn,
-                    const Tensor& grad_hx) {
+void backward_layer(Call& call, const Extended& extended, const Layer& layer, Sequence grad_output,
+                    const Tensor& grad_hn, const Tensor& grad_hx) {
   auto r = recurrence_of<BackwardDirection>(call);
   for (int d = 0; d < r.num_directions; ++d) {
     const int64_t index = layer.first + d;
@@ -213,87 +117,126 @@ void backward_layer(Call& call, const Layer& layer, Sequence grad_output, const 
                       .grad_pre = call.dense(call.direction(layer.grad_pre, d)),
                       .grad_hx = grad_hx.defined() ? grad_hx[index].mutable_data_ptr() : nullptr};
   }
-  if (!run_in_one_launch(call, r, backward_launcher)) backward_by_steps(call, layer, r, grad_hx);
+  if (!run_in_one_launch(call, r, backward_launcher))
+    backward_by_steps(call, extended, layer, r, grad_hx);
+}
+
+// The gradient of the output of the last layer, as an output of all layers too: [rows, D*H].
+Tensor grad_of_top(const Call& call, const Extended& extended, const Gradients& grads) {
+  const Shape& s = call.shape;
+  const Tensor sum = extended.grad_layers[s.num_layers - 1].clone();
+  if (!grads.output->defined()) return sum;
+  if (call.packed) return sum.add_(*grads.output);
+  sum.view({s.seq_len, s.batch, s.features()})
+      .add_(call.batch_first ? grads.output->transpose(0, 1) : *grads.output);
+  return sum;
+}
+
+// From [rows, I] to the input's layout.
+void store_grad_input(const Call& call, const Tensor& rows, const Tensor& grad_input) {
+  const Shape& s = call.shape;
+  if (call.packed) {
+    grad_input.narrow(0, 0, s.rows).copy_(rows);
+    grad_input.narrow(0, s.rows, grad_input.size(0) - s.rows).zero_();
+  } else if (call.batch_first) {
+    grad_input.copy_(rows.view({s.seq_len, s.batch, s.input_size}).transpose(0, 1));
+  }
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> forward(const Context& context, FASTRNN_ARGUMENTS, bool save) {
-  Call call(context, /*backward=*/false, FASTRNN_PASS);
+std::tuple<Tensor, Tensor> run_forward(Call& call, const Extended& extended, const Tensor& layers) {
   const Shape& s = call.shape;
   const int64_t L = s.num_layers, D = s.num_directions, features = s.features();
   const Tensor output = call.empty({s.rows, features});
   const Tensor hn = call.empty({L * D, s.batch, s.hidden_size});
-  const Tensor saved = call.empty({save ? L : 0, s.rows, features});
   Tensor x = s.rows > 0 ? call.flat_input() : Tensor();
   for (int64_t layer = 0; layer < L && s.rows > 0; ++layer) {
-    const bool top = layer == L - 1;
-    if (layer > 0 && dropout_mask) x = x.mul(call.mask(layer - 1));
-    const Tensor h = save ? saved[layer] : top ? output : call.empty({s.rows, features});
-    multiply(Matrix(h), Matrix(x), Matrix(call.input_weights(layer)).transposed(), context.tf32);
-    forward_layer(call, {h, {}, layer * D}, save && top ? output : Tensor(), hn);
+    const bool top = layer == L - 1, save = layers.defined();
+    if (layer > 0 && call.dropout_mask->defined()) x = x.mul(call.mask(layer - 1));
+    const Tensor h = save ? layers[layer] : top ? output : call.empty({s.rows, features});
+    const Tensor gates = extended.gates_of(layer);
+    if (gates.defined()) h.copy_(gates);
+    multiply(Matrix(h), Matrix(x), Matrix(call.input_weights(layer)).transposed(),
+             call.context.tf32, /*add=*/gates.defined());
+    forward_layer(call, extended, {h, {}, layer * D, extended.kept_of(layer)},
+                  save && top ? output : Tensor(), hn);
     x = h;
   }
-  if (call.packed) return {output, hn, saved};
+  if (call.packed) return {output, hn};
   const Tensor shaped = output.view({s.seq_len, s.batch, features});
-  return {batch_first ? shaped.transpose(0, 1) : shaped, hn, saved};
+  return {call.batch_first ? shaped.transpose(0, 1) : shaped, hn};
 }
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
-    const Context& context, const OptionalTensor& grad_output, const OptionalTensor& grad_hn,
-    const Tensor& saved, FASTRNN_ARGUMENTS, bool want_input, bool want_hx, bool want_weights) {
-  Call call(context, /*backward=*/true, FASTRNN_PASS);
+Grads run_backward(Call& call, const Extended& extended, const Gradients& grads,
+                   const Tensor& layers, bool want_input, bool want_hx, bool want_weights) {
   const Shape& s = call.shape;
   const int64_t L = s.num_layers, D = s.num_directions, features = s.features();
-  const Gradients grads(call, grad_output, grad_hn, saved, L);
-  const Tensor grad_input = want_input ? call.empty(input.sizes()) : call.empty({0});
+  const Tensor grad_input = want_input ? call.empty(call.input->sizes()) : call.empty({0});
   Tensor grad_hx;
   if (want_hx) grad_hx = call.empty({L * D, s.batch, s.hidden_size});
   std::vector<Tensor> grad_weights;
-  for (int64_t i = 0; want_weights && i < static_cast<int64_t>(weights.size()); ++i)
-    grad_weights.push_back(call.empty(weights[i].sizes()));
+  for (size_t i = 0; want_weights && i < call.weights.size(); ++i)
+    grad_weights.push_back(call.empty(call.weights[i]->sizes()));
   if (s.rows == 0) {
     grad_input.zero_();
     for (Tensor& grad : grad_weights) grad.zero_();
     return {grad_input, want_hx ? grad_hx : call.empty({0}), std::move(grad_weights)};
   }
 
-  Tensor handed_down;  // [rows, D*H], the gradient of the output of the layer below
-  Sequence grad = grad_output ? call.sequence(*grads.output) : Sequence{};
+  Tensor handed_down;  // [rows, D*H], the gradient of the layer's output, where it is not as given
+  if (extended.grad_layers.defined()) handed_down = grad_of_top(call, extended, grads);
   for (int64_t layer = L - 1; layer >= 0; --layer) {
-    const bool bottom = layer == 0;
-    const Tensor grad_pre =
-        handed_down.defined() ? handed_down : call.empty({s.rows, features});  // in its place
-    const Layer own{saved[layer], grad_pre, layer * D};
-    backward_layer(call, own, grad, *grads.hn, grad_hx);
+    const bool bottom = layer == 0, as_given = !handed_down.defined();
+    Tensor grad_pre = extended.grad_gates_of(layer, s.rows);
+    if (!grad_pre.defined())
+      grad_pre = as_given ? call.empty({s.rows, features}) : handed_down;  // in its place
+    const Layer own{layers[layer], grad_pre, layer * D, extended.kept_of(layer)};
+    const Sequence grad = !as_given                 ? call.dense(handed_down)
+                          : grads.output->defined() ? call.sequence(*grads.output)
+                                                    : Sequence{};
+    backward_layer(call, extended, own, grad, *grads.hn, grad_hx);
     const Tensor mask = bottom ? Tensor() : call.mask(layer - 1);
     if (want_weights) {
-      Input x{bottom ? Tensor() : saved[layer - 1], bottom ? s.input_size : features};
+      Input x{bottom ? Tensor() : layers[layer - 1], bottom ? s.input_size : features};
       if (mask.defined()) x.below = x.below.mul(mask);
       weight_grads(call, own, x, grad_weights);
     }
     if (bottom && !want_input) break;
     // Straight into grad_input where that is [rows, I].
-    const bool direct = bottom && !batch_first && !call.packed;
+    const bool direct = bottom && !call.batch_first && !call.packed;
     const Tensor to = direct ? grad_input.view({s.rows, s.input_size})
                              : call.empty({s.rows, bottom ? s.input_size : features});
-    multiply(Matrix(to), Matrix(grad_pre), Matrix(call.input_weights(layer)), context.tf32);
-    if (!bottom) {
-      handed_down = mask.defined() ? to.mul_(mask) : to;
-      grad = call.dense(handed_down);
-    } else if (call.packed) {
-      grad_input.narrow(0, 0, s.rows).copy_(to);
-      grad_input.narrow(0, s.rows, input.size(0) - s.rows).zero_();
-    } else if (batch_first) {
-      grad_input.copy_(to.view({s.seq_len, s.batch, s.input_size}).transpose(0, 1));
+    multiply(Matrix(to), Matrix(grad_pre), Matrix(call.input_weights(layer)), call.context.tf32);
+    if (bottom) {
+      store_grad_input(call, to, grad_input);
+      break;
     }
+    handed_down = mask.defined() ? to.mul_(mask) : to;
+    if (extended.grad_layers.defined()) handed_down.add_(extended.grad_layers[layer - 1]);
   }
   if (!want_hx) {
     grad_hx = call.empty({0});
-  } else if (reset) {
+  } else if (call.reset) {
     grad_hx = call.without_begun(grad_hx);
   }
   return {grad_input, grad_hx, std::move(grad_weights)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Context& context, FASTRNN_ARGUMENTS, bool save) {
+  Call call(context, /*backward=*/false, Leak::kNone, FASTRNN_PASS);
+  const Shape& s = call.shape;
+  const Tensor saved = call.empty({save ? s.num_layers : 0, s.rows, s.features()});
+  auto [output, hn] = run_forward(call, Extended{}, save ? saved : Tensor());
+  return {output, hn, saved};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
+    const Context& context, const OptionalTensor& grad_output, const OptionalTensor& grad_hn,
+    const Tensor& saved, FASTRNN_ARGUMENTS, bool want_input, bool want_hx, bool want_weights) {
+  Call call(context, /*backward=*/true, Leak::kNone, FASTRNN_PASS);
+  const Gradients grads(call, grad_output, grad_hn, saved, call.shape.num_layers);
+  return run_backward(call, Extended{}, grads, saved, want_input, want_hx, want_weights);
 }
 
 }  // namespace fastrnn::cuda

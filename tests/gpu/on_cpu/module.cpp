@@ -3,6 +3,7 @@
 #include <torch/extension.h>
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
 #include <utility>
 
@@ -47,6 +48,36 @@ auto run_backward(const std::string& forced, bool tf32, const OptionalTensor& gr
                         want_hx, want_weights);
       },
       arguments);
+}
+
+// What rnn_extended takes besides.
+using ExtendedBy = std::tuple<OptionalTensor, OptionalTensor, double, std::string, bool>;
+
+auto run_forward_extended(const std::string& forced, bool tf32, const Arguments& arguments,
+                          const ExtendedBy& extras) {
+  return std::apply(
+      [&](const auto&... a) { return forward_extended(context_of(forced, tf32), a...); },
+      std::tuple_cat(arguments, extras));
+}
+
+auto run_forward_extended_and_save(const std::string& forced, bool tf32, const Arguments& arguments,
+                                   const ExtendedBy& extras) {
+  return std::apply(
+      [&](const auto&... a) { return forward_extended_and_save(context_of(forced, tf32), a...); },
+      std::tuple_cat(arguments, extras));
+}
+
+// wanted: the gradients of input, hx, weights, gates and alpha.
+auto run_backward_extended(const std::string& forced, bool tf32,
+                           const std::array<OptionalTensor, 3>& grads, const Tensor& saved,
+                           const Arguments& arguments, const ExtendedBy& extras,
+                           const std::array<bool, 5>& wanted) {
+  return std::apply(
+      [&](const auto&... a) {
+        return backward_extended(context_of(forced, tf32), grads[0], grads[1], grads[2], saved,
+                                 a...);
+      },
+      std::tuple_cat(arguments, extras, wanted));
 }
 
 // name, rows, threads, registers, shared bytes, whether it can be launched, and the configuration
@@ -231,6 +262,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("launch_backward", launch_alone<BackwardDirection, BackwardTensors>);
   m.def("forward", run_forward);
   m.def("backward", run_backward);
+  m.def("forward_extended", run_forward_extended);
+  m.def("forward_extended_and_save", run_forward_extended_and_save);
+  m.def("backward_extended", run_backward_extended);
   m.def("choose", run_choose, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
         py::arg(), py::arg(), py::arg(), py::arg("torch_can_serve") = false,
         py::arg("has_hx") = true);
