@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -172,6 +172,10 @@ class Run:
     step_seconds: list[float] = field(default_factory=list)
     parts: int = 0  # epochs, or tenths of the steps
     seconds: float = 0.0  # of the whole training
+    title: str = ""  # of its RNN, where that is not the one of CLASS_NAMES
+
+    def __post_init__(self) -> None:
+        self.title = self.title or CLASS_NAMES.get(self.name, self.name)
 
     @property
     def losses(self) -> list[float]:
@@ -193,23 +197,30 @@ def train_each(
     make_model: Callable[[type[nn.RNN]], nn.Module],
     train: Callable[[nn.Module], list[float]],
     parts: int = 10,
+    classes: Mapping[str, type[nn.RNN]] = RNN_CLASSES,
+    titles: Mapping[str, str] = CLASS_NAMES,
 ) -> list[Run]:
     """Train a model with the RNN of `--impl`, and with `--compare` one with the other RNN.
 
     `train(model)` returns the loss of each step. The weights are the same at the start, and so
-    are the batches, if `train` draws them from `--seed`.
+    are the batches, if `train` draws them from `--seed`. `classes` and `titles` are those of the
+    two implementations.
     """
     runs: list[Run] = []
     for name in implementations(args):
-        print(f"training with {CLASS_NAMES[name]}")
+        print(f"training with {titles[name]}")
         torch.manual_seed(args.seed)
-        model = make_model(RNN_CLASSES[name]).to(args.device)
-        runs.append(time_training(name, model, train, parts))
+        model = make_model(classes[name]).to(args.device)
+        runs.append(time_training(name, model, train, parts, titles[name]))
     return runs
 
 
 def time_training(
-    name: str, model: nn.Module, train: Callable[[nn.Module], list[float]], parts: int
+    name: str,
+    model: nn.Module,
+    train: Callable[[nn.Module], list[float]],
+    parts: int,
+    title: str = "",
 ) -> Run:
     """Call `train(model)`, and note when each step of its optimizer ends."""
     times = [time.perf_counter()]
@@ -220,7 +231,7 @@ def time_training(
         hook.remove()
     seconds = time.perf_counter() - times[0]
     step_seconds = [end - start for start, end in itertools.pairwise(times)]
-    return Run(name, model, losses, step_seconds, parts, seconds)
+    return Run(name, model, losses, step_seconds, parts, seconds, title)
 
 
 def time_in_turns(steps: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
@@ -265,12 +276,13 @@ class Comparison:
         )
 
     def __str__(self) -> str:
-        lines = [f"{'':14}{'first loss':>12}{'final loss':>12}{'ms/step':>10}{'ratio':>8}"]
+        width = max(14, *(len(run.title) for run in self.runs))
+        lines = [f"{'':{width}}{'first loss':>12}{'final loss':>12}{'ms/step':>10}{'ratio':>8}"]
         for run in self.runs:
             milliseconds = 1e3 * statistics.median(run.step_seconds)
             ratio = self.speed_ratio if run.name == "torch" else 1.0
             lines.append(
-                f"{CLASS_NAMES[run.name]:14}{run.step_losses[0]:12.4g}{run.losses[-1]:12.4g}"
+                f"{run.title:{width}}{run.step_losses[0]:12.4g}{run.losses[-1]:12.4g}"
                 f"{milliseconds:10.3f}{ratio:8.2f}"
             )
         steps = min(FIRST_STEPS, len(self.runs[0].step_losses))
@@ -295,7 +307,7 @@ def report(program: str, runs: Sequence[Run], figures: Sequence[str]) -> Compari
     if comparison is not None:
         print(comparison)
         for run, figure in zip(runs, figures, strict=True):
-            print(f"{CLASS_NAMES[run.name]}: {figure}")
+            print(f"{run.title}: {figure}")
     print(summary_line(program, figures[0], runs[0].seconds, len(runs[0].step_seconds)))
     return comparison
 
@@ -329,7 +341,7 @@ def plot_losses(axes: Axes, runs: Sequence[Run], unit: str = "epoch", log: bool 
         style = {"color": COLORS[run.name], "linestyle": "--" if i else "-"}
         marker = "o" if len(losses) <= 30 else None
         style |= {"marker": marker, "markersize": 6 - 3 * i}  # the second one's lie on the first's
-        axes.plot(x, losses, **style, label=CLASS_NAMES[run.name])
+        axes.plot(x, losses, **style, label=run.title)
     axes.set(xlabel=unit, ylabel="training loss", title="training loss")
     axes.set_yscale("log") if log else axes.set_ylim(0, None)
     axes.legend(frameon=False)
