@@ -24,8 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-import fastrnn
-
 pytest.importorskip("matplotlib", reason="the examples need matplotlib")
 pytest.importorskip("tqdm", reason="the examples need tqdm")
 pytest.importorskip("sklearn", reason="some examples need scikit-learn")
@@ -41,9 +39,15 @@ class Program:
     small: str  # options with which it takes a second or two
     length: str  # the option that says how long to train
     data: str | None = None  # its data set, where there is a real one
+    titles: tuple[str, str] = ("fastrnn.RNN", "torch.nn.RNN")
 
     def main(self, *options: str) -> Any:
         return importlib.import_module(self.name).main([*options])
+
+    def classes(self) -> dict[str, type[torch.nn.RNN]]:
+        """Its RNNs: those of all programs, or its own."""
+        module = importlib.import_module(self.name)
+        return getattr(module, "RNN_CLASSES", common.RNN_CLASSES)
 
     def __str__(self) -> str:
         return self.name
@@ -54,6 +58,12 @@ PROGRAMS = [
     Program("noisy_sine", "--epochs 1", "--epochs"),
     Program("sine_window", "--epochs 1", "--epochs"),
     Program("vanishing_gradients", "--steps 5", "--steps"),
+    Program(
+        "decision_making",
+        "--steps 5",
+        "--steps",
+        titles=("fastrnn.LeakyRNN", "loop over time"),
+    ),
     Program("mnist_rows", "--epochs 1 --limit 400", "--epochs", "mnist"),
     Program(
         "char_lm",
@@ -112,8 +122,9 @@ def compared(program: Program, folder: Path, noise: int | None = None) -> Output
         patch.delenv("FASTRNN_DATA", raising=False)
         patch.chdir(folder)
         if noise is not None:
-            patch.setitem(common.RNN_CLASSES, "torch", RoundedRNN)
-            patch.setattr(RoundedRNN, "generator", torch.Generator().manual_seed(noise))
+            classes = program.classes()
+            patch.setitem(classes, "torch", type("RoundedRNN", (Rounded, classes["fastrnn"]), {}))
+            patch.setattr(Rounded, "generator", torch.Generator().manual_seed(noise))
             patch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
         to = Path("new") / "folder" / f"{program}{'' if noise is None else noise}"
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -121,8 +132,8 @@ def compared(program: Program, folder: Path, noise: int | None = None) -> Output
     return Output(out.getvalue(), err.getvalue(), folder / to / f"{program}.png")
 
 
-class RoundedRNN(fastrnn.RNN):
-    """Our RNN, with each output one rounding too high or too low (float32)."""
+class Rounded:
+    """Before one of our RNNs as a base: each output is one rounding too high or low (float32)."""
 
     generator = torch.Generator()
 
@@ -161,7 +172,7 @@ def test_no_program_is_left_out() -> None:
 def test_output(program: Program, folder: Path) -> None:
     output = compared(program, folder)
     assert "training amplifies rounding errors" in output.out
-    for name in ("fastrnn.RNN", "torch.nn.RNN"):
+    for name in program.titles:
         row = rf"^{re.escape(name)} +\S+ +\S+ +\d+\.\d+ +\d+\.\d\d$"  # losses, time, ratio
         assert re.search(row, output.out, re.M), name
         assert re.search(rf"^{re.escape(name)}: .*\d", output.out, re.M), name  # its final figure
