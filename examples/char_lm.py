@@ -8,7 +8,8 @@ vocabulary of V characters. The network reads them one after another and predict
 
 The lesson: these two lines as a loop over time; the same network with fastrnn.RNN, whose outputs
 and gradients are compared with the loop's; two ways to cut a long text into batches; training with
-clipped gradients, measured by perplexity; and text that the network writes.
+clipped gradients, measured by perplexity; and text that the network writes. With fastrnn.RNN,
+X[t] @ W_xh is a look-up in W_xh; torch.nn.RNN multiplies, and the times of both include this.
 
     python examples/char_lm.py                             both ways to cut, 5 epochs each
     python examples/char_lm.py --sampling random --epochs 1
@@ -56,6 +57,8 @@ from _parallel import (
     processes,
 )
 from torch import Tensor, nn
+
+from fastrnn import RNN
 
 # From scratch: the formulas, one line of code each
 
@@ -112,8 +115,13 @@ class CharModel(nn.Module):
         self.linear.load_state_dict({"weight": W_hq.T, "bias": b_q})
 
     def forward(self, codes: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        X = one_hot(codes, self.vocabulary_size).type_as(self.linear.weight)
-        output, hn = self.rnn(X, state)
+        if isinstance(self.rnn, RNN):
+            # A product with one-hot characters picks rows of W_xh: look them up.
+            igates = F.embedding(codes.T, self.rnn.weight_ih_l0.T)
+            output, hn = self.rnn(None, state, igates=igates)
+        else:  # torch.nn.RNN can only multiply
+            X = one_hot(codes, self.vocabulary_size).type_as(self.linear.weight)
+            output, hn = self.rnn(X, state)
         return self.linear(output), hn
 
 
