@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clients import harness
+from clients import harness, reinforcement
 from clients.harness import (
     AS_IT_IS,
     IN_AS_TORCH,
@@ -170,3 +170,16 @@ def test_torchao() -> None:
     del model.rnn.weight_hh_l0
     model.rnn.weight_hh_l0 = square[0].weight.dequantize()
     assert model.rnn(x)[0].isfinite().all()
+
+
+def test_torchrl() -> None:
+    """A pass over a rollout, or over its end, has the outputs that the rollout had."""
+    pytest.importorskip("torchrl")
+    torch.manual_seed(0)
+    model = Classifier()
+    seen = reinforcement.rollout(model)
+    for steps in (seen, seen[:, 5:]):
+        assert steps["is_init"][:, 1:].any()
+        torch.testing.assert_close(reinforcement.outputs_over(model, steps), steps["output"])
+    seen["is_init"].zero_()
+    assert not torch.allclose(reinforcement.outputs_over(model, seen), seen["output"], atol=1e-3)

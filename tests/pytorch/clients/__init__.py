@@ -1,3 +1,4 @@
-from clients import training, counters, converters, large  # isort: skip  (the table's order)
+# In the table's order.
+from clients import training, counters, converters, large, reinforcement  # isort: skip
 
-__all__ = ["converters", "counters", "large", "training"]
+__all__ = ["converters", "counters", "large", "reinforcement", "training"]
