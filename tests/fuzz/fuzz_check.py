@@ -11,7 +11,16 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from cases import FLOOR
-from fuzz_calls import OPERATORS, arguments, by_autograd, by_operators, call, gradients
+from fuzz_calls import (
+    OPERATORS,
+    arguments,
+    by_autograd,
+    by_operators,
+    call,
+    extras,
+    gradients,
+    named,
+)
 from fuzz_given import Given, Results
 from fuzz_problem import Problem
 from fuzz_raw import Raw
@@ -116,7 +125,7 @@ def other(
     p = g.p
     nudge = torch.finfo(dtype).eps if nudged else 0.0
 
-    def like(x: Tensor) -> Tensor:
+    def like(x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
         y = x.detach().double()
         if nudge:
             y = y * (1 + nudge * g.uniform(*y.shape))
@@ -125,6 +134,11 @@ def other(
     leaves = {"input": like(g.input), **dict(zip(g.names, map(like, g.weights), strict=True))}
     if g.hx is not None:
         leaves["hx"] = like(g.hx)
+    if g.gates is not None:
+        leaves["gates"] = like(g.gates)
+    if g.alpha is not None:  # wider than the others
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        leaves["alpha"] = like(g.alpha, exact)
     for name in g.wanted:
         leaves[name].requires_grad_()
     hx, reset = leaves.get("hx"), g.reset
@@ -140,20 +154,24 @@ def other(
         config = (p.bias, p.num_layers, 0.0, True, p.bidirectional)
         if g.batch_sizes is not None:
             data = leaves["input"][: g.valid_rows]
-            output, hn = operator(data, g.batch_sizes, state, weights, *config)
+            output, hn, *layers = operator(data, g.batch_sizes, state, weights, *config)
         else:
-            output, hn = operator(leaves["input"], state, weights, *config, p.batch_first)
+            output, hn, *layers = operator(leaves["input"], state, weights, *config, p.batch_first)
     else:
         mask = None if g.mask is None else like(g.mask)
         given = leaves["input"], hx, weights, g.batch_sizes, g.lengths, reset, mask
         options = p.bias, p.num_layers, p.nonlinearity, p.bidirectional, p.batch_first
+        gates, alpha, *of_leak = extras(g)
+        gates = None if gates is None else leaves["gates"]
+        alpha = None if alpha is None else leaves["alpha"].expand(g.states, p.hidden_size)
         with roundings(g.dtype, int(g.valid.sum()), way) if nudged else nullcontext():
-            output, hn = reference.rnn(*given, *options)
+            output, hn, *layers = reference.rnn_extended(*given, *options, gates, alpha, *of_leak)
     if g.order is not None:
         hn = hn.index_select(1, g.order.argsort())
-    results = {"output": output.detach(), "hn": hn.detach()}
+    outputs = named(g, [output, hn, *layers])
+    results = {name: y.detach() for name, y in outputs.items()}
     if g.wanted:
-        results |= gradients(g, output, hn, leaves, like)
+        results |= gradients(g, outputs, leaves, like)
     return results
 
 
@@ -167,7 +185,7 @@ def same_bits(x: Tensor, y: Tensor) -> bool:
 def in_long_double(g: Given) -> dict[str, np.ndarray]:
     """Where float64 is no truth: what another loop makes of a plain problem, or nothing."""
     p = g.p
-    if p.rows == "packed" or g.reset is not None or g.mask is not None:
+    if p.rows == "packed" or g.reset is not None or g.mask is not None or p.extended:
         return {}
 
     def wide(x: Tensor | None, *sizes: int) -> np.ndarray:
@@ -246,16 +264,12 @@ class Check:
             if raw is not None:
                 return raw.run(threads, with_grad)
             torch.set_num_threads(threads)
-            if p.entry == "kernels_of_operators":
-                if with_grad:
-                    return by_operators(g)
-                output, hn, _ = OPERATORS.rnn_forward(*arguments(g), False)
-                return {"output": output, "hn": hn}
             if with_grad:
-                return by_autograd(g)
+                return by_operators(g) if p.entry.startswith("kernels") else by_autograd(g)
+            if p.entry == "kernels_of_operators":
+                return named(g, OPERATORS.rnn_forward(*arguments(g), False))
             with torch.no_grad():
-                output, hn = call(g)
-            return {"output": output, "hn": hn}
+                return call(g)
 
         ours = run(p.threads, True)
         faults = []
@@ -263,7 +277,8 @@ class Check:
             if not same_bits(x, ours[name]):
                 faults.append(f"{name} under no_grad differs from {name} with grad")
         large = p.batch * p.hidden_size**2 >= 400_000
-        torchs = raw is None and self.isa == "baseline" and large  # its products hang on threads
+        plain = raw is None and not p.extended
+        torchs = plain and self.isa == "baseline" and large  # its products hang on threads
         if p.threads > 1 and not torchs:
             for name, x in run(1, True).items():
                 if not same_bits(x, ours[name]):
@@ -289,14 +304,18 @@ class Check:
         wide = torch.float64 if g.dtype == torch.float64 else torch.float32  # sums are in this
         # A sum of terms that are alike is off by the same in each: up to a quarter of a rounding.
         alike = min(int(g.valid.sum()), CHAIN) / 4 * torch.finfo(wide).eps
-        floors = {name: FLOOR[g.dtype] + alike * (name in g.names) for name in right}
+        sums = (*g.names, "alpha")
+        floors = {name: FLOOR[g.dtype] + alike * (name in sums) for name in right}
         wrong = {name for name, x in right.items() if not error(ours[name], x) <= floors[name]}
         self.closer += bool(wrong)
         bounds = {name: [floors[name]] for name in wrong}
-        plain = g.lengths is None and g.reset is None and g.mask is None
+        plain = not (g.p.extended or g.lengths is not None or g.reset is not None)
+        plain = plain and g.mask is None
         for i in range(1 + NUDGED):
             if not wrong:
                 return []
+            if i == 0 and g.p.leaks and wide != g.dtype:
+                continue  # in 16 bits its state would not move by a small alpha
             if i == 0:
                 theirs = other(g, g.dtype, of_torch=plain)
             else:

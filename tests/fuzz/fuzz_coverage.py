@@ -1,38 +1,61 @@
 """Which lines of the CPU's kernels the fuzzer runs, for each instruction set; needs gcc and gcov.
 
-Of csrc/cpu all but rnn_cpu.cpp, which the raw kernels do not have.
+Of csrc/cpu all but rnn_cpu.cpp. The raw kernels run by any plan; leaks, gates from outside and the
+output of every layer come by the operators.
 
-``make fuzz-coverage SECONDS=60`` builds the raw kernels with counters in build/coverage.
+``make fuzz-coverage SECONDS=60`` builds both with counters in build/coverage.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-from planted_faults import ROOT, compile_object, link
+from planted_faults import ROOT, compile_object, link, link_extension, of_torch
 
 sys.path += [str(ROOT), str(ROOT / "tests")]  # started as a program
 
 from fuzz import available
+from fuzz_problem import EXTENDED
 
 BUILD = ROOT / "build/coverage"
+PACKAGE = BUILD / "fastrnn"
 LEAST = 95.0  # percent
 
 
 def build() -> Path:
+    """The raw kernels' module; beside it, a copy of the package with the same kernels."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    csrc, module, objects = ROOT / "csrc", BUILD / "fastrnn_kernels.so", []
+    csrc, module = ROOT / "csrc", BUILD / "fastrnn_kernels.so"
+
+    def compiled(source: Path, *flags: str) -> Path:
+        to = BUILD / f"{source.stem}.o"
+        compile_object(source, to, csrc, flags)
+        return to
+
     sources = [path for path in (csrc / "cpu").glob("*.cpp") if path.name != "rnn_cpu.cpp"]
-    for source in [*sources, ROOT / "tests/kernels/kernels_module.cpp"]:
-        objects.append(BUILD / f"{source.stem}.o")
-        compile_object(source, objects[-1], csrc, ["-O0", "--coverage"])
-    link(objects, module, ["--coverage"])
+    objects = [compiled(source, "-O0", "--coverage") for source in sources]
+    of_module = compiled(ROOT / "tests/kernels/kernels_module.cpp", "-O0", "--coverage")
+    link([*objects, of_module], module, ["--coverage"])
+    others = [compiled(csrc / name, "-O1") for name in ["cpu/rnn_cpu.cpp", *of_torch(csrc)]]
+    shutil.rmtree(PACKAGE, ignore_errors=True)
+    shutil.copytree(ROOT / "fastrnn", PACKAGE)
+    link_extension([*objects, *others], PACKAGE, ["--coverage"])
     return module
+
+
+def fuzz(isa: str, options: argparse.Namespace, package: Path, *more: str) -> None:
+    command = [sys.executable, str(ROOT / "tests/fuzz/fuzz.py"), "--keep-going", "--no-shrink"]
+    command += ["--isa", isa, "--seed", options.seed, "--seconds", str(options.seconds), *more]
+    environment = dict(os.environ, PYTHONPATH=str(package.parent))
+    ended = subprocess.run(command, stdout=subprocess.PIPE, env=environment)
+    print(ended.stdout.decode().splitlines()[-1] if ended.stdout else "")
 
 
 def counts(isa: str) -> dict[str, dict[int, int]]:
@@ -64,13 +87,8 @@ def main() -> int:
     for isa in options.isa:
         for path in BUILD.glob("*.gcda"):
             path.unlink()
-        command = [sys.executable, str(ROOT / "tests/fuzz/fuzz.py"), "--entries", "raw"]
-        command += ["--keep-going", "--no-shrink", "--isa", isa, "--kernels", str(module)]
-        command += ["--seed", options.seed]
-        ended = subprocess.run(
-            [*command, "--seconds", str(options.seconds)], stdout=subprocess.PIPE
-        )
-        print(ended.stdout.decode().splitlines()[-1] if ended.stdout else "")
+        fuzz(isa, options, ROOT / "fastrnn", "--entries", "raw", "--kernels", str(module))
+        fuzz(isa, options, PACKAGE, "--entries", *EXTENDED)
         lines = counts(isa)
         total = sum(map(len, lines.values()))
         ran = sum(count > 0 for of_file in lines.values() for count in of_file.values())

@@ -74,9 +74,13 @@ class Given:
             must_not_matter[::D] = place
             garbage = 0.0 if p.entry == "raw" else None  # the kernels leave it to their caller
             hx = hx.abs() if relu else hx
+        self.names, self.weights, self.signs = [], [], []
+        weights = [*self.weight_values()]
+        if p.hx:
+            if relu and p.form == "current":  # which would cross the kink
+                hx = hx * torch.cat(self.signs).unsqueeze(1)
             self.hx = self.put("hx", hx, p.hx_layout, must_not_matter, garbage)
-        self.names, self.weights = [], []
-        for name, values in self.weight_values():
+        for name, values in weights:
             self.names.append(name)
             layout = "dense" if p.entry == "raw" else p.weights_layout
             self.weights.append(nn.Parameter(self.put(name, values, layout), False))
@@ -89,20 +93,49 @@ class Given:
             self.mask = self.put("dropout_mask", keep.double(), layout, of_mask)
         out_rows = [self.valid_rows] if packed else rows
         self.grad_output = self.grad_hn = None
-        if p.gradients != "hn":
+        if p.gradients in ("both", "output"):
             g = self.uniform(*out_rows, D * H)
             self.grad_output = self.put("grad_output", g, p.gradients_layout, ~self.valid)
-        if p.gradients != "output":
+        if p.gradients in ("both", "hn"):
             g = self.uniform(self.states, B, H)
             layout = "dense" if p.entry == "raw" else p.gradients_layout
             self.grad_hn = self.put("grad_hn", g, layout)
+        self.gates = self.alpha = self.grad_layers = None
+        if p.extended:
+            self.put_extras([*rows] if packed else [T, B], valid_in if packed else valid)
         self.leaves: dict[str, Any] = {"input": self.input, "hx": self.hx}
         self.leaves |= zip(self.names, self.weights, strict=True)
+        self.leaves |= {"gates": self.gates, "alpha": self.alpha}
         self.wanted = [
             name
             for i, (name, x) in enumerate(self.leaves.items())
             if x is not None and not p.frozen >> i % 14 & 1
         ]
+
+    def put_extras(self, rows: list[int], valid: Tensor) -> None:
+        """The gates and the layers' gradient, of time-major rows, and the leak of each unit."""
+        p = self.p
+        features = p.directions * p.hidden_size
+        if p.gates:
+            count = 1 if p.gates == "first" else p.num_layers
+            gates = self.uniform(count, *rows, features)
+            if p.nonlinearity == "relu":
+                signs = torch.cat(self.signs).view(p.num_layers, *[1] * len(rows), features)
+                gates = gates.abs() * signs[:count] * 0.5
+            outside = (~valid).expand(count, *valid.shape)
+            self.gates = self.put("gates", gates, p.marks_layout, outside)
+        if p.leak != "number":
+            size = (p.hidden_size,) if p.leak == "shared" else (self.states, p.hidden_size)
+            alpha = p.alpha ** self.uniform(*size).abs()
+            exact = torch.float64 if self.dtype == torch.float64 else torch.float32
+            self.alpha = self.put("alpha", alpha, p.hx_layout, dtype=exact)
+            if p.leak == "parameter":
+                self.alpha = nn.Parameter(self.alpha, False)
+        if p.grad_layers:
+            valid = valid[: self.valid_rows] if p.rows == "packed" else valid
+            g = self.uniform(p.num_layers, *valid.shape, features)
+            outside = (~valid).expand(p.num_layers, *valid.shape)
+            self.grad_layers = self.put("grad_layers", g, p.gradients_layout, outside)
 
     def uniform(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float64).uniform_(-1, 1, generator=self.generator)
@@ -114,9 +147,10 @@ class Given:
         layout: str = "dense",
         outside: Tensor | None = None,
         garbage: float | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Guarded; where ``outside`` is true of the leading dimensions, NaN or infinity."""
-        values = values.to(self.dtype) if values.is_floating_point() else values
+        values = values.to(dtype or self.dtype) if values.is_floating_point() else values
         strides = strides_of(layout, values.shape)
         if strides is not None and self.p.entry == "raw" and name != "reset" and strides[-1] != 1:
             strides = None
@@ -142,6 +176,7 @@ class Given:
             features = p.input_size if layer == 0 else H * p.directions
             for suffix in ("", "_reverse")[: p.directions]:
                 signs = torch.where(self.uniform(H, 1) < -0.3, -1.0, 1.0).double()
+                self.signs.append(signs.view(1, H))
                 for kind, columns in (("ih", features), ("hh", H)):
                     w = self.uniform(H, columns)
                     w = w.abs() * signs / columns if relu else w * H**-0.5

@@ -9,7 +9,9 @@ from typing import Any
 from guarded import LAYOUTS
 from hypothesis import strategies as st
 
-ENTRIES = ("RNN", "RNNCell", "step", "functional", "operator", "kernels_of_operators", "raw")
+EXTENDED = ("extended", "kernels_of_extended", "LeakyRNN")  # with leaks, gates, all layers' output
+PLAIN = ("RNN", "RNNCell", "step", "functional", "operator", "kernels_of_operators", "raw")
+ENTRIES = PLAIN + EXTENDED
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 NEVER = 2**63 - 1
 
@@ -44,8 +46,14 @@ class Problem:
     weights_layout: str = "dense"
     gradients_layout: str = "dense"
     marks_layout: str = "dense"  # of lengths and reset
-    gradients: str = "both"  # or "output", "hn"
-    frozen: int = 0  # bits: of input, hx, weights, those whose gradient is not wanted
+    gradients: str = "both"  # or "output", "hn", or "none" where the layers have one
+    frozen: int = 0  # bits: of input, hx, weights, gates, alpha, those whose gradient is not wanted
+    form: str = "rate"  # or "current"
+    alpha: float = 1.0
+    leak: str = "number"  # or "units": from alpha to 1; "shared" by layers, or a "parameter"
+    gates: str = ""  # or of the "first" layer, or of "all"
+    layers: bool = False  # every layer's output is returned
+    grad_layers: bool = False  # and has a gradient
     plan: tuple[tuple[str, Any], ...] = ()  # what is forced of the raw kernels' plan
     seed: int = 0
 
@@ -60,6 +68,14 @@ class Problem:
     @property
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
+
+    @property
+    def extended(self) -> bool:
+        return self.entry in EXTENDED
+
+    @property
+    def leaks(self) -> bool:
+        return self.extended and (self.form, self.leak, self.alpha) != ("rate", "number", 1.0)
 
     @property
     def work(self) -> int:
@@ -124,8 +140,10 @@ strategies: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**31 - 1),
 }
 scales = {name: st.sampled_from(values) for name, values in SCALES.items()}
-MARKED = ("functional", "RNN", "operator", "kernels_of_operators", "raw")  # take lengths, packed
-OPERATORS = ("operator", "kernels_of_operators", "raw")  # take a dropout mask
+MARKED = ("functional", "RNN", "operator", "kernels_of_operators", "raw", *EXTENDED)
+# These take a dropout mask, those above lengths and packed rows.
+OPERATORS = ("operator", "kernels_of_operators", "raw", "extended", "kernels_of_extended")
+ALPHAS = [1.0, 0.5, 0.1, 0.1, 0.02, 1e-3, 1e-5, 1e-8]
 
 
 @st.composite
@@ -152,6 +170,17 @@ def problems(draw: st.DrawFn, entries: tuple[str, ...], isa: str = "") -> Proble
         of["dropout"] = of["num_layers"] > 1 and draw(flag)
     else:
         of["unbatched"] = of.get("rows", "padded") == "padded" and draw(rarely)
+    if entry in EXTENDED:
+        kinds = ["number", "units", "units"] + ["shared", "parameter"] * (entry == "LeakyRNN")
+        of |= {
+            "form": draw(st.sampled_from(["rate", "current"])),
+            "leak": draw(st.sampled_from(kinds)),
+        }
+        of |= {"alpha": draw(st.sampled_from(ALPHAS)), "layers": draw(flag)}
+        of["gates"] = draw(st.sampled_from(["", "first", "all"]))
+        of["grad_layers"] = of["layers"] and draw(flag)
+        if of["grad_layers"] and draw(rarely):
+            of["gradients"] = "none"
     if entry == "raw":
         of["plan"] = tuple(draw(FORCED).items())
     return fitted(Problem(**of), budget, isa)
@@ -175,10 +204,15 @@ def fitted(p: Problem, budget: int, isa: str = "") -> Problem:
     change["seq_len"] = min(p.seq_len, most)
     if isa == "avx512" and p.dtype == "bfloat16" and p.entry != "raw":
         change["dtype"] = "float32"  # there the extension has other kernels for bfloat16
-    if p.entry not in ("RNN", "functional"):
+    if p.entry not in ("RNN", "functional", "LeakyRNN"):
         change["unsorted"] = False
-    if p.nonlinearity == "relu" and p.weights_layout.startswith("expanded"):
-        change["weights_layout"] = "dense"  # units have signs of their own
+    if p.nonlinearity == "relu":  # units have signs of their own
+        if p.weights_layout.startswith("expanded"):
+            change["weights_layout"] = "dense"
+        if p.gates and p.marks_layout in ("windows", "expanded0"):
+            change["marks_layout"] = "dense"
+        if p.form == "current" and p.hx_layout in ("windows", "expanded0"):
+            change["hx_layout"] = "dense"
     p = dataclasses.replace(p, **change)
     # Sums are split only in tiles of a row or two.
     plan = dict(p.plan)

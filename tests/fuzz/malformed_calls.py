@@ -59,6 +59,34 @@ def half(call: Call, results: Any) -> bool:
     return call.autocast or any(getattr(y, "dtype", None) in halves for y in flat(results))
 
 
+@dataclass
+class Pool:
+    """What a valid call is made of."""
+
+    entry: Entry
+    rng: random.Random
+    generator: torch.Generator
+    dtype: torch.dtype
+    grad: bool
+    form: str
+    L: int
+    D: int
+    H: int
+    leaves: list[Tensor]
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def x(self, *sizes: int, scale: float = 1.0) -> Tensor:
+        """A new leaf."""
+        values = scale * torch.randn(sizes, generator=self.generator)
+        self.leaves.append(values.to(self.dtype).requires_grad_(self.grad))
+        return self.leaves[-1]
+
+
+def run_rnn_forward(given: dict[str, Any]) -> tuple[Tensor, ...]:
+    results: tuple[Tensor, ...] = OPS.rnn_forward(*operator(given), True)
+    return results
+
+
 @dataclass(frozen=True)
 class Entry:
     name: str
@@ -70,6 +98,11 @@ class Entry:
     directions: tuple[bool, ...] = (False, True)
     private: bool = False  # not for users: its words may be pybind11's
     share: float = 1.0  # of the calls, to those of the others
+    cls: type = fastrnn.RNN  # ours, where torch has no such call
+    more: Callable[[Pool], dict[str, Any]] | None = (
+        None  # values of arguments, also in place of some
+    )
+    forward: Callable[[dict[str, Any]], tuple[Tensor, ...]] = run_rnn_forward  # makes `saved`
 
 
 def build(entry: Entry, rng: random.Random) -> Call:
@@ -83,13 +116,8 @@ def build(entry: Entry, rng: random.Random) -> Call:
     D = 2 if bidirectional else 1
     if "weights" not in entry.names:
         L = 1
-    leaves: list[Tensor] = []
-
-    def x(*sizes: int, scale: float = 1.0) -> Tensor:
-        values = scale * torch.randn(sizes, generator=generator)
-        leaves.append(values.to(dtype).requires_grad_(grad))
-        return leaves[-1]
-
+    made = Pool(entry, rng, generator, dtype, grad, form, L, D, H, [])
+    leaves, x = made.leaves, made.x
     rows = {"padded": (B,), "no batch": (), "packed": (B,)}[form]
     steps = () if entry.name in STEPS else (T,)
     first = batch_first and form == "padded" and steps
@@ -147,18 +175,21 @@ def build(entry: Entry, rng: random.Random) -> Call:
         pool["grad_hn"] = torch.ones(L * D, B, H)
         pool |= {"create_graph": some() < 0.5, "unpacked": rng.choice([*TENSORS])}
         pool |= {"freed": rng.randrange(20), "which": rng.randint(1, 4 + 4 * L * D)}
+    if entry.more is not None:
+        made.values = pool
+        pool |= entry.more(made)
     names = entry.names.split()
     if form == "packed" and "batch_sizes" not in names:
         names = ["data", "batch_sizes", "sorted_indices", "unsorted_indices", *names[1:]]
     given = {name: list(pool[name]) if name == "weights" else pool.get(name) for name in names}
     call = Call(entry, given, leaves, dict(given), (T, B, I, H, L), form, autocast)
-    for name, make in {"grad_output": 0, "grad_hn": 1, "saved": 2}.items():
-        if name in given and entry.name != "autograd":
-            with torch.no_grad():
-                results = OPS.rnn_forward(*operator(given), True)
-            given[name] = call.valid[name] = torch.randn(
-                results[make].shape, generator=generator
-            ).to(dtype) if make < 2 else results[2]  # fmt: skip
+    if "saved" in given:
+        with torch.no_grad():
+            *results, given["saved"] = entry.forward(given)
+        for name, y in zip(("grad_output", "grad_hn", "grad_layers"), results, strict=False):
+            grad = torch.randn(y.shape, generator=generator).to(dtype)
+            given[name] = None if name == "grad_layers" and not given["return_layers"] else grad
+        call.valid |= given
     return call
 
 
@@ -296,8 +327,19 @@ def double(x: Any) -> Any:
     return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def truth_of_stack(call: Call) -> Any:
-    given = dict(call.given)
+def rnn_of_reference(args: dict[str, Any], alone: bool, step: bool) -> Any:
+    output, hn = reference.rnn(**args)
+    if alone:
+        output, hn = output.squeeze(1), hn.squeeze(1)
+    return output.squeeze(0) if step else output, hn
+
+
+def truth_of_stack(
+    call: Call,
+    given: dict[str, Any] | None = None,
+    run: Callable[[dict[str, Any], bool, bool], Any] = rnn_of_reference,
+) -> Any:
+    given = dict(call.given if given is None else given)
     for other, name in (("data", "input"), ("bias", "has_biases")):
         if other in given:
             given[name] = given.pop(other)
@@ -342,12 +384,14 @@ def truth_of_stack(call: Call) -> Any:
     args["num_layers"], args["has_biases"] = int(args["num_layers"]), bool(args["has_biases"])
     if alone or step:
         args["batch_first"] = False
-    output, hn = reference.rnn(**args)
-    if alone:
-        output, hn = output.squeeze(1), hn.squeeze(1)
-    if step:
-        output = output.squeeze(0)
-    return output if "w_ih" in given else (output, hn)
+    results = run(args, alone, step)
+    return results[0] if "w_ih" in given else results
+
+
+def state_of_zeros(given: dict[str, Any]) -> Tensor:
+    """In float64, to ask for its gradient where there is no hx."""
+    _, hn = reference.rnn(*(double(x) for x in operator(given)))
+    return torch.zeros_like(hn)
 
 
 def truth_of_backward(call: Call) -> Any:
@@ -359,7 +403,8 @@ def truth_of_backward(call: Call) -> Any:
     args[9] = args[9].decode() if isinstance(args[9], bytes) else args[9]
     saved = OPS.rnn_forward(*operator(given), True)[2]
     torch.testing.assert_close(saved, given["saved"], msg="saved is another call's")
-    args[1] = torch.zeros_like(double(given["grad_hn"])) if args[1] is None else args[1]
+    if args[1] is None:
+        args[1] = state_of_zeros(given)
     wanted = [args[0], args[1], *args[2]]
     with torch.enable_grad():
         wanted = [x.detach().clone().requires_grad_() for x in wanted]
@@ -378,7 +423,7 @@ MODULE = ("input hx weights lengths reset reset_state bias num_layers mode bidir
 STEP = "input hx weights reset reset_state bias num_layers mode bidirectional dropout input_size"
 CELL = "input hx nonlinearity w_ih w_hh b_ih b_hh"
 ONE = (False,)
-STEPS = ("RNN.step", "RNNCell", "_C.rnn_step", "_C.rnn_cell")
+STEPS = ("RNN.step", "LeakyRNN.step", "RNNCell", "_C.rnn_step", "_C.rnn_cell")
 RNN, Cell, known = fastrnn.RNN, fastrnn.RNNCell, truth_of_stack
 
 

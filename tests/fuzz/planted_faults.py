@@ -77,7 +77,8 @@ FAULTS = [
     Fault("hx has dense layers",
           "index * s_.hx_layer_stride * bytes_", "index * s_.steps.batch * H_ * bytes_"),
     Fault("hx has dense rows",
-          "block_.original(i) * task_.hx_row_stride;", "block_.original(i) * H_;"),
+          "const S*>(hx) + block_.original(i) * task_.hx_row_stride;",
+          "const S*>(hx) + block_.original(i) * H_;"),
     Fault("hx has dense rows in a weight's gradient",
           "original_row(steps, i) * task_.hx_row_stride;", "original_row(steps, i) * H_;"),
     Fault("reset has dense rows", "row * steps.reset_row_stride", "row"),
@@ -92,7 +93,7 @@ FAULTS = [
           "static_cast<S*>(task_.hn) + block_.original(i) * H_",
           "static_cast<S*>(task_.hn) + (block_.begin + i) * H_"),
     Fault("a row without a step forgets hx",
-          "std::memcpy(hn_row(i), hx_row(i), H_ * sizeof(S));",
+          "std::memcpy(hn_row(i), hx_row(hx, i), H_ * sizeof(S));",
           "std::memset(hn_row(i), 0, H_ * sizeof(S));"),
     Fault("a row without a step has any hn, where there is no hx",
           "std::memset(hn_row(i), 0, H_ * sizeof(S));", ";"),
@@ -137,7 +138,8 @@ FAULTS = [
           "k + 1 < depth ? grad_rows_[k + 1] + first : nullptr",
           "k + 1 < kDepthBlock ? grad_rows_[k] + first : nullptr", "avx512_bf16"),
     Fault("a tile is written to the end of its last vector",
-          "const int whole = at.last < L ? vectors - 1 : vectors;", "const int whole = vectors;"),
+          "    const int whole = at.last < L ? vectors - 1 : vectors;\n    for",
+          "    const int whole = vectors;\n    for"),
     Fault("a dot product is written to the end of its vector",
           "n < L ? store_first(p.out[r] + c, y, n) : store(p.out[r] + c, y);",
           "store(p.out[r] + c, y);"),
@@ -174,6 +176,22 @@ OF_THE_EXTENSION = [
           "if (lengths) begun = begun.logical_and(lengths->gt(0));", ""),
     Fault("the mask of packed data has no more rows than it",
           "= packed && input.size(0) != shape.rows;", "= false;"),
+    # In the kernels, for what the problems of the raw kernels do not have.
+    Fault("the rate form forgets the state before",
+          "next = (1 - alpha) * carried + alpha * rate;", "next = rate;"),
+    Fault("the gradient of a rate does not leak back",
+          "return {alpha * F{}(g, h), (1 - alpha) * g, g};",
+          "return {alpha * F{}(g, h), 0 * g, g};"),
+    Fault("alpha's gradient of the current form forgets the current",
+          "return {F{}(next, h), next, x - carried};", "return {F{}(next, h), next, x};"),
+    Fault("the last unit does not leak",
+          "std::copy_n(given->const_data_ptr<C>() + i * H, H, values + i * padded(H));",
+          "std::copy_n(given->const_data_ptr<C>() + i * H, H - 1, values + i * padded(H));"),
+    Fault("the layers' gradient is left out",
+          "grad = sum(buffer, grad, block_.row<const S>(task_.grad_layer, t, i));", ";"),
+    Fault("the gates' gradient is that of the output",
+          "narrow(block_.row<S>(task_.grad_gates, t, i), out_rows_[i], H_);",
+          "narrow(block_.row<S>(task_.grad_gates, t, i), grad_rows_[i], H_);"),
 ]  # fmt: skip
 
 # These are in the checks, and are found by malformed arguments.
@@ -214,6 +232,18 @@ def link(objects: Iterable[Path], to: Path, more: Sequence[str] = ()) -> None:
     subprocess.run(command, check=True)
 
 
+def of_torch(csrc: Path) -> list[str]:
+    """The sources of libfastrnn.so besides those in cpu/."""
+    return [path.name for path in csrc.glob("*.cpp") if path.name != "python.cpp"]
+
+
+def link_extension(objects: Iterable[Path], package: Path, more: Sequence[str] = ()) -> None:
+    """In a copy of the package, its library anew."""
+    libraries = [f"-L{path}" for path in library_paths()]
+    libraries += ["-ltorch", "-ltorch_cpu", "-lc10", "-Wl,-soname,libfastrnn.so"]
+    link(objects, package / "libfastrnn.so", [*libraries, *more])
+
+
 class Build:
     """csrc, and what it compiles to: the raw kernels' module, or the extension."""
 
@@ -223,7 +253,7 @@ class Build:
         shutil.copytree(ROOT / "csrc", self.csrc)
         sources = [f"cpu/{path.name}" for path in (self.csrc / "cpu").glob("*.cpp")]
         if extension:
-            sources += [path.name for path in self.csrc.glob("*.cpp") if path.name != "python.cpp"]
+            sources += of_torch(self.csrc)
             shutil.copytree(ROOT / "fastrnn", EXTENSION)
         else:
             sources.remove("cpu/rnn_cpu.cpp")
@@ -241,9 +271,7 @@ class Build:
 
     def link(self, objects: dict[str, Path]) -> None:
         if self.extension:
-            libraries = [f"-L{path}" for path in library_paths()]
-            libraries += ["-ltorch", "-ltorch_cpu", "-lc10", "-Wl,-soname,libfastrnn.so"]
-            link(objects.values(), EXTENSION / "libfastrnn.so", libraries)
+            link_extension(objects.values(), EXTENSION)
         else:
             link(objects.values(), KERNELS)
 
@@ -263,6 +291,7 @@ class Build:
         environment = dict(os.environ)
         if self.extension:
             command += ["RNN", "functional", "operator", "kernels_of_operators"]
+            command += ["extended", "kernels_of_extended", "LeakyRNN"]
             environment["PYTHONPATH"] = str(PLANTED)
         else:
             command += ["raw", "--kernels", str(KERNELS)]

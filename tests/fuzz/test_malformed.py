@@ -11,12 +11,13 @@ import pytest
 import torch
 from both import Raised
 from malformed import attempt, results
-from malformed_calls import ENTRIES, Entry, build
+from malformed_calls import Entry, build
+from malformed_extended import ENTRIES
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn import RNN, RNNCell
+from fastrnn import RNN, LeakyRNN, RNNCell
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
@@ -24,7 +25,7 @@ def test_undamaged_calls_are_valid(entry: Entry) -> None:
     """Else what is damaged might not matter."""
     for i in range(40):
         call = build(entry, random.Random(i))
-        result = attempt(call, lambda call=call: entry.run(call, entry.theirs or RNN))
+        result = attempt(call, lambda call=call: entry.run(call, entry.theirs or entry.cls))
         assert not isinstance(result, Raised), f"{call}\n{result}"
 
 
@@ -178,3 +179,53 @@ def test_hidden_size_that_is_no_integer(cls: type) -> None:
     with pytest.raises(TypeError, match="hidden_size should be of type int, got: float"):
         module(x)
     module(x, torch.ones(2, 4) if cls is RNNCell else torch.ones(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "words"),
+    [
+        ("alpha", 10**400, ValueError, "alpha should be greater than 0 and at most 1"),
+        ("alpha", None, TypeError, "alpha should be a number or a tensor, got: NoneType"),
+        ("form", "tanh", ValueError, "Unknown form 'tanh'"),
+        ("form", 3, ValueError, "Unknown form 3"),
+        ("noise", 10**400, ValueError, "noise should be a finite standard deviation"),
+        ("noise", [0.1], TypeError, "noise should be a number or a tensor, got: list"),
+    ],
+)
+def test_leaky_attributes_that_were_overwritten(
+    name: str, value: object, kind: type[Exception], words: str
+) -> None:
+    module = LeakyRNN(3, 4)
+    setattr(module, name, value)
+    for call in (lambda: module(torch.ones(5, 2, 3)), lambda: module.step(torch.ones(2, 3))):
+        with pytest.raises(kind, match=words):
+            call()
+
+
+def test_noise_of_another_type() -> None:
+    module = LeakyRNN(3, 4)
+    for noise in ([], (), pack_padded_sequence(torch.ones(1, 2, 4), [1, 1])):
+        with pytest.raises(TypeError, match="noise should be a number or a tensor, got:"):
+            module.step(torch.ones(2, 3), noise=noise)
+
+
+def test_return_layers_of_another_type() -> None:
+    with pytest.raises(TypeError, match="return_layers should be of type bool, got: str"):
+        LeakyRNN(3, 4)(torch.ones(5, 2, 3), return_layers="yes")
+
+
+def test_leaky_bidirectional_of_another_type() -> None:
+    module = LeakyRNN(3, 4)
+    module.bidirectional = []  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="bidirectional should be of type bool, got: list"):
+        module(torch.ones(5, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["alpha", "igates", "noise"])
+def test_freed_memory_has_a_name(name: str) -> None:
+    x = {"alpha": torch.ones(1, 4), "igates": torch.ones(5, 2, 4), "noise": torch.ones(1, 5, 2, 4)}
+    x[name].untyped_storage().resize_(0)
+    alpha, weights = x["alpha"] if name == "alpha" else 0.5, [torch.ones(4, 3), torch.eye(4)]
+    more = {} if name == "alpha" else {name: x[name]}
+    with pytest.raises(RuntimeError, match=f"expected {name} to have .* was it freed or resized"):
+        fastrnn.functional.leaky_rnn(torch.ones(5, 2, 3), None, weights, alpha, bias=False, **more)
