@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from benchmarks import tables
 from benchmarks.classes import kinds_of
 from benchmarks.compare import MODES, peer_names, scaling
 from benchmarks.gpu import report as gpu_report
@@ -227,6 +228,19 @@ def against_peers(files: Files) -> Iterator[str]:
     yield f"![Other libraries' time divided by ours, by class](images/ratio-{stem}.png)\n"
 
 
+def leaky(files: Files) -> Iterator[str]:
+    for name, document in of_kind(files, "leaky").items():
+        yield "## Leaky RNNs\n"
+        yield (
+            "`LeakyRNN`, in the rate form with one fixed leak, beside `fastrnn.RNN` in the same "
+            "shape, and beside the loop over time that people write by hand, one thread. Against "
+            "`fastrnn.RNN` the ratio shows what the leak costs: "
+            f"[all forms](benchmarks/{page_of(name, document)}).\n"
+        )
+        yield tables.leaky_classes(document)
+        yield f"{sources([document])}\n"
+
+
 def on_gpu(files: Files) -> Iterator[str]:
     for name, document in of_kind(files, "gpu").items():
         rows = gpu_report.measured_rows(document)
@@ -316,6 +330,7 @@ def title_of(document: Record) -> str:
 TITLES = {
     "sweep": "Time per step against hidden size, length and batch",
     "profile": "Where the time of a call goes",
+    "leaky": "LeakyRNN beside RNN and a loop",
 }
 
 
@@ -332,6 +347,7 @@ def page(files: Files) -> str:
             INTRODUCTION,
             *against_torch(files),
             *against_peers(files),
+            *leaky(files),
             *on_gpu(files),
             WHY.format(calls=calls(files), limit=limit(files)),
             *kernels(files),

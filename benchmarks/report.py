@@ -42,6 +42,8 @@ def full_page(name: str, document: Record, images: Path) -> str:
             text = tables.profile(document)
         case "kernels":
             text = tables.microbenchmarks(document)
+        case "leaky":
+            text = tables.leaky(document)
         case "sweep":
             text = tables.sweep(name, document, images)
         case _:

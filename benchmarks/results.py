@@ -15,8 +15,9 @@ Files = dict[str, Record]  # by name, without the suffix
 
 
 def kind_of(document: Record) -> str:
-    """cpu, peers, sweep, gpu, kernels or profile; "" of a file that is no measurement of time."""
-    for name, kind in [("gpu_visit", "gpu"), ("profile", "profile"), ("benchmarks", "kernels")]:
+    """cpu, peers, sweep, leaky, gpu, kernels or profile; "" of a file without measured times."""
+    marks = {"gpu_visit": "gpu", "profile": "profile", "benchmarks": "kernels", "leaky": "leaky"}
+    for name, kind in marks.items():
         if name in document:
             return kind
     rows = document.get("rows", [])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
-from benchmarks.classes import kinds_of
+from benchmarks.classes import kinds_of, name_of
 from benchmarks.compare import MODES, peer_names, scaling, verdict
 from benchmarks.markdown import judged, mean_and_least, number, table
 from benchmarks.provenance import facts
@@ -210,3 +210,53 @@ def profile(document: Record) -> str:
     ]
     title = "Shares of the samples that Linux's perf took of our calls, on one thread."
     return "\n".join([facts(document), f"{title}\n", table(["call", *names], lines)])
+
+
+def leaky_classes(document: Record) -> str:
+    """By class: the ratios of the rate form, geometric mean and least."""
+    rows = document["rows"]
+    columns = [(other, mode) for other in ("RNN", "loop") for mode in MODES]
+    header = ["class", *(f"over the {other}, {mode}" for other, mode in columns)]
+    header = [title.replace("the RNN", "`RNN`") for title in header]
+    lines = [
+        [
+            name_of(kind),
+            *(
+                mean_and_least(
+                    [
+                        r["ratios"]["rate"][other]
+                        for r in rows
+                        if (r["kind"], r["mode"]) == (kind, mode)
+                    ]
+                )
+                for other, mode in columns
+            ),
+        ]
+        for kind in dict.fromkeys(r["kind"] for r in rows)
+    ]
+    return table(header, lines)
+
+
+def leaky(document: Record) -> str:
+    """Every shape, every form."""
+    rows = document["rows"]
+    forms = [*rows[0]["ratios"]]
+    header = ["shape", "mode", "rate, µs"]
+    header += [f"{form}: over `RNN`" for form in forms] + [
+        f"{form}: over the loop" for form in forms
+    ]
+    lines = [
+        [
+            f"`{r['id']}`",
+            r["mode"],
+            number(r["microseconds"]["rate"]),
+            *(number(r["ratios"][form][other]) for other in ("RNN", "loop") for form in forms),
+        ]
+        for r in rows
+    ]
+    words = (
+        "Each ratio is the other's time divided by ours: above 1, `LeakyRNN` is faster. Rate and "
+        "current are the two forms with one fixed leak; with a learned one, its gradient is "
+        "computed too."
+    )
+    return f"{words}\n\n{table(header, lines)}"
