@@ -90,6 +90,8 @@ def rounded(
         def forward(ctx: Any, x: Tensor) -> Tensor:
             h = activation(x)
             h = h * (1 + noise(h, dtype))
+            subnormal = h.abs() < torch.finfo(dtype).tiny
+            h = torch.where(subnormal, h.to(dtype).to(h.dtype), h)
             ctx.save_for_backward(h)
             return h
 
