@@ -22,6 +22,7 @@ from fuzz_calls import (
     named,
 )
 from fuzz_given import Given, Results
+from fuzz_long_double import outputs_and_gradients as long_double_extended
 from fuzz_problem import Problem
 from fuzz_raw import Raw
 from guarded import Memory
@@ -187,7 +188,7 @@ def same_bits(x: Tensor, y: Tensor) -> bool:
 def in_long_double(g: Given) -> dict[str, np.ndarray]:
     """Where float64 is no truth: what another loop makes of a plain problem, or nothing."""
     p = g.p
-    if p.rows == "packed" or g.reset is not None or g.mask is not None or p.extended:
+    if p.rows == "packed" or g.reset is not None or g.mask is not None:
         return {}
 
     def wide(x: Tensor | None, *sizes: int) -> np.ndarray:
@@ -202,6 +203,8 @@ def in_long_double(g: Given) -> dict[str, np.ndarray]:
         x = x.detach().masked_fill(~g.valid.unsqueeze(-1), 0)
         return wide(x.transpose(0, 1) if p.batch_first else x)
 
+    if p.extended:
+        return extended_in_long_double(g, wide, rows)
     state = g.states, p.batch, p.hidden_size
     features = p.hidden_size * p.directions
     output, hn, grad_input, grad_hx, grads = outputs_and_gradients(
@@ -217,6 +220,35 @@ def in_long_double(g: Given) -> dict[str, np.ndarray]:
         output, grad_input = output.swapaxes(0, 1), grad_input.swapaxes(0, 1)
     found = {"output": output, "hn": hn, "input": grad_input, "hx": grad_hx}
     return found | dict(zip(g.names, grads, strict=True))
+
+
+def extended_in_long_double(
+    g: Given, wide: Callable[..., np.ndarray], rows: Callable[..., np.ndarray]
+) -> dict[str, np.ndarray]:
+    p, features = g.p, g.p.hidden_size * g.p.directions
+    valid = (g.valid.t() if p.batch_first else g.valid).unsqueeze(-1)
+    states, all_rows = (g.states, p.batch, p.hidden_size), (p.seq_len, p.batch, features)
+    gates, alpha = wide(None, p.num_layers, *all_rows), np.longdouble(p.alpha)
+    if g.gates is not None:
+        gates[: len(g.gates)] = wide(g.gates.detach().masked_fill(~valid, 0))
+    if g.alpha is not None:
+        alpha = wide(g.alpha.expand(g.states, p.hidden_size))
+    grad_layers = wide(None, *gates.shape)
+    if g.grad_layers is not None:
+        grad_layers = wide(g.grad_layers.masked_fill(~valid, 0))
+    given = {"input": rows(g.input, p.input_size), "hx": wide(g.hx, *states), "gates": gates}
+    given["alpha"] = np.broadcast_to(alpha, (g.states, p.hidden_size))
+    grads = {"output": rows(g.grad_output, features), "hn": wide(g.grad_hn, *states)}
+    grads["layers"] = grad_layers
+    weights = [wide(w) for w in g.weights]
+    found, of_weights = long_double_extended(p, given, weights, g.row_lengths, grads)
+    if p.batch_first:
+        found |= {name: found[name].swapaxes(0, 1) for name in ("output", "input")}
+    if g.gates is not None:
+        found["gates"] = found["gates"][: len(g.gates)]
+    if p.leak == "shared":
+        found["alpha"] = found["alpha"].sum(0)
+    return found | dict(zip(g.names, of_weights, strict=True))
 
 
 def relative(x: Tensor, exact: np.ndarray) -> float:
