@@ -73,6 +73,8 @@ void set_extended_reference_backward_from_python(py::object function) {
     for (const OptionalTensor& grad : grads)
       if (grad) check_storage("grad", *grad);
     check_storages(input, hx, weights, batch_sizes, lengths, reset, dropout_mask);
+    if (gates) check_storage("gates", *gates);
+    if (alpha) check_storage("alpha", *alpha);
     py::gil_scoped_acquire gil;
     return (*kept)(grads, wanted, input, hx, weights.vec(), batch_sizes, lengths, reset,
                    dropout_mask, has_biases, num_layers, nonlinearity, bidirectional, batch_first,

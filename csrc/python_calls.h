@@ -214,6 +214,7 @@ bool take_alpha(py::handle py_alpha, int64_t states, const Tensor& input, int64_
   }
   const Tensor* t = plain_tensor(py_alpha.ptr());
   if (!t || t->device() != input.device() || !t->is_floating_point()) return false;
+  check_storage("alpha", *t);
   const int64_t last = t->dim() > 0 ? t->size(-1) : 1, first = t->dim() > 1 ? t->size(0) : 1;
   if (t->dim() > 2 || (last != 1 && last != hidden_size) || (first != 1 && first != states))
     return false;
@@ -236,7 +237,8 @@ py::object rnn_extended_eager(py::handle py_input, py::handle py_hx, const py::l
   if (!input || !input->is_cpu() || input->dim() != 3 || !num_layers ||
       !take_weights(py_weights, *input, weights) || weights[1].dim() != 2 ||
       !take_state(py_hx, 3, *input, hx) ||
-      !take_marks(py_lengths, py_reset, *input, lengths, reset) ||
+      !take_marks(py_lengths, py_reset, *input, lengths, reset) || *num_layers <= 0 ||
+      *num_layers > std::ssize(weights) ||
       !take_alpha(py_alpha, *num_layers * (bidirectional ? 2 : 1), *input, weights[1].size(1),
                   alpha, alpha_value))
     return py::none();

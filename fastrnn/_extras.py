@@ -5,12 +5,14 @@ These calls take the operator ``rnn_extended``.
 
 from __future__ import annotations
 
+import numbers
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn._checks import Options, got, same_order
@@ -56,7 +58,8 @@ class Extras(NamedTuple):
         igates = self.igates
         if not isinstance(igates, PackedSequence):
             return self
-        if not torch.equal(igates.batch_sizes, packed.batch_sizes):
+        sizes = igates.batch_sizes
+        if sizes is not packed.batch_sizes and not torch.equal(sizes, packed.batch_sizes):
             raise ValueError(
                 "rnn: expected igates packed like the input, got different batch_sizes"
             )
@@ -87,16 +90,24 @@ def check_alpha(alpha: Any) -> None:
         if not alpha.is_floating_point():
             raise TypeError(f"alpha should be a floating-point tensor, got: {alpha.dtype}")
         return
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise TypeError(f"alpha should be a number or a tensor, got: {type(alpha).__name__}")
-    if not 0 < alpha <= 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
+        array = isinstance(alpha, list | tuple) or hasattr(alpha, "__array__")
+        convert = ". Convert it: torch.as_tensor(alpha)" if array else ""
+        raise TypeError(
+            f"alpha should be a number or a tensor, got: {type(alpha).__name__}{convert}"
+        )
+    if not 0 < float(alpha) <= 1:
         raise ValueError(f"alpha should be greater than 0 and at most 1, got {alpha}")
 
 
 def check_values(alpha: Tensor) -> None:
     """Check the values of a tensor, which may wait for a device: once, not in each call."""
     known = alpha.detach()
-    if known.device.type == "meta" or bool(((known > 0) & (known <= 1)).all()):
+    if (
+        known.device.type == "meta"
+        or isinstance(known, FakeTensor)
+        or bool(((known > 0) & (known <= 1)).all())
+    ):
         return
     raise ValueError(
         "alpha should be greater than 0 and at most 1, got values from "
@@ -124,9 +135,9 @@ def check_noise(noise: Any) -> None:
     """Check the noise: a standard deviation, or a tensor, whose shape is checked later."""
     if isinstance(noise, Tensor):
         return
-    if isinstance(noise, bool) or not isinstance(noise, int | float):
+    if isinstance(noise, bool) or not isinstance(noise, numbers.Real):
         raise TypeError(f"noise should be a number or a tensor, got: {type(noise).__name__}")
-    if not 0 <= noise <= sys.float_info.max:
+    if not 0 <= float(noise) <= sys.float_info.max:
         raise ValueError(f"noise should be a finite standard deviation of at least 0, got {noise}")
 
 
@@ -151,7 +162,7 @@ def prepare(
         rows = input.transpose(0, 1) if swapped else input
         leak: Any = alpha_value
         if alpha is not None:
-            leak = alpha.detach().to(input.dtype).reshape(num_layers, *[1] * (input.dim() - 1), -1)
+            leak = alpha.to(input.dtype).reshape(num_layers, *[1] * (input.dim() - 1), -1)
         scale = noise * (2 / leak) ** 0.5
         noise = scale * torch.randn(
             num_layers, *rows.shape[:-1], features, dtype=input.dtype, device=input.device
@@ -173,14 +184,33 @@ def _alpha(alpha: Any, states: int, hidden_size: int, input: Tensor) -> tuple[Te
     return check_expands(alpha, (states, hidden_size)).to(exact), 1.0
 
 
+def is_cast(x: Tensor, like: Tensor) -> bool:
+    """Whether autocast gives both one dtype; it leaves float64 as it is."""
+    device, dtypes = x.device.type, (x.dtype, like.dtype)
+    casts = device in ("cpu", "cuda", "xpu") and torch.is_autocast_enabled(device)
+    return casts and torch.float64 not in dtypes
+
+
 def _check_like(name: str, x: Any, shape: tuple[int, ...], input: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"rnn: expected {name} to be a Tensor, got {got(x, name)}")
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return  # it would record the sizes
+    if name == "noise" and x.dim() == 0:
+        raise ValueError(
+            f"rnn: expected noise of shape {tuple(shape)}, or a standard deviation as a number, "
+            "got a tensor without dimensions. Convert it: float(noise)"
+        )
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"rnn: expected {name} of shape {tuple(shape)}, got {tuple(x.shape)}")
     if x.device != input.device:
         raise RuntimeError(f"rnn: expected {name} on {input.device}, got {x.device}")
-    if x.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
+    if x.layout != torch.strided:
+        raise RuntimeError(
+            f"rnn: expected {name} to be a dense tensor, got {x.layout}. "
+            f"Convert it: {name}.to_dense()"
+        )
+    if x.dtype != input.dtype and not is_cast(x, input):
         raise RuntimeError(
             f"rnn: expected {name} of dtype {input.dtype}, like the input, got {x.dtype}. "
             f"Convert it: {name}.to({input.dtype})"

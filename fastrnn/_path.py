@@ -22,7 +22,6 @@ AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # the others s
 AUTOCAST_DEVICES = tuple(
     device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
 )
-HAS_EXTENDED = hasattr(torch.ops.fastrnn, "rnn_extended")
 HAS_OPERATORS = hasattr(torch.ops.fastrnn, "rnn")  # else torch is newer than the wheel
 WITH_CUDA = HAS_OPERATORS and torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::rnn", "CUDA")
 # On meta the operators compute shapes only.
@@ -94,7 +93,9 @@ def run_extended(
     tensors = (input, hx, *weights, extras.gates)
     if dropout > 0.0 and options.num_layers > 1:
         options = options._replace(dropout_mask=_dropout_mask(input, weights, options, dropout))
-    if HAS_EXTENDED and why_no_kernel(tensors) is None and reset_state is None:
+    # A float32 alpha beside 16 bits is no mixture of dtypes.
+    by_kernel = why_no_kernel(tensors) is None and why_only_reference([extras.alpha]) is None
+    if by_kernel and reset_state is None:
         output, hn, layers = torch.ops.fastrnn.rnn_extended(input, hx, weights, *options, *extras)
     else:
         if options.lengths is not None:

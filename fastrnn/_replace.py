@@ -146,6 +146,13 @@ def _warn_of_derived(model: torch.nn.Module, classes: dict[type, type]) -> bool:
         for name, kind in kinds.items()
         if kind not in classes and issubclass(kind, tuple(classes))
     ]
+    own = [entry for entry in left if entry.endswith("(LeakyRNN)")]
+    if own:
+        warnings.warn(
+            f"fastrnn left these as they are, for torch has no leaky RNN: {', '.join(own)}",
+            stacklevel=3,
+        )
+        left = [entry for entry in left if entry not in own]
     if left:
         old, new = ("torch.nn", "fastrnn") if classes is _TO_OURS else ("fastrnn", "torch.nn")
         warnings.warn(
@@ -154,7 +161,7 @@ def _warn_of_derived(model: torch.nn.Module, classes: dict[type, type]) -> bool:
             "fully_shard afterwards",
             stacklevel=3,
         )
-    return bool(left)
+    return bool(left or own)
 
 
 def _change_classes(

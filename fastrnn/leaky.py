@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
@@ -41,17 +41,20 @@ class LeakyRNN(RNN):
     Args:
         alpha: The leak, in (0, 1]: a number; or a tensor of a shape that expands to (L*D, H),
             which becomes a buffer; or a ``Parameter``, which is learned. Nothing keeps a learned
-            leak in (0, 1]: ``torch.nn.utils.parametrize`` does.
+            leak in (0, 1]: ``torch.nn.utils.parametrize`` does. A tensor takes the module's device
+            and dtype.
         form: ``"rate"`` or ``"current"``.
         noise: The standard deviation :math:`\sigma` of the noise, in training and in evaluation.
             Every step, row, layer and unit draws
             :math:`\xi = \sigma \sqrt{2 / \alpha} \, \mathcal{N}(0, 1)` from torch's generator. In
-            the current form :math:`\sigma \sqrt{2 \alpha}` of it reaches the state.
+            the current form this adds noise of standard deviation :math:`\sigma \sqrt{2 \alpha}`
+            to the state.
         nonlinearity, others: As in :class:`RNN`.
 
     Inputs:
         noise: The noise itself, in place of a drawn one: (L, T, B, D*H), with T and B in the order
-            of the input, or (L, rows, D*H) for a ``PackedSequence``.
+            of the input, or (L, rows, D*H) for a ``PackedSequence``; or another standard deviation,
+            such as 0.
         input, hx, lengths, reset, reset_state, igates, return_layers: As in :class:`RNN`. In the
             current form, ``hx``, ``reset_state`` and ``hn`` are currents.
 
@@ -62,7 +65,9 @@ class LeakyRNN(RNN):
     Sources: H. Jaeger et al., "Optimization and applications of echo state networks with
     leaky-integrator neurons", Neural Networks 20, 2007 (rate form); H. F. Song, G. R. Yang and
     X.-J. Wang, "Training excitatory-inhibitory recurrent neural networks for cognitive tasks", PLoS
-    Computational Biology 12, 2016 (current form, noise).
+    Computational Biology 12, 2016 (current form, noise); G. R. Yang et al., "Task representations
+    in neural networks trained to perform many cognitive tasks", Nature Neuroscience 22, 2019 (rate
+    form with noise).
 
     Example:
         >>> import torch
@@ -115,19 +120,31 @@ class LeakyRNN(RNN):
             size = (num_layers * (2 if bidirectional else 1), hidden_size)
             _extras.check_expands(alpha, size)
             _extras.check_values(alpha)
-        if isinstance(alpha, Parameter):
-            self.alpha = alpha
-        elif isinstance(alpha, Tensor):
-            self.register_buffer("alpha", alpha)
+        if isinstance(alpha, Tensor):
+            to: Any = {"device": self.weight_hh_l0.device, "dtype": self.weight_hh_l0.dtype}
+            if isinstance(alpha, Parameter):
+                alpha.data = alpha.data.to(**to)
+                self.alpha = alpha
+            else:
+                self.register_buffer("alpha", alpha.detach().to(**to, copy=True))
         else:
-            self.alpha = alpha
+            self.alpha = float(alpha)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights and biases anew, as RNN does; a learned leak stays as it is."""
+        bound = 1.0 / self.hidden_size**0.5 if self.hidden_size > 0 else 0.0
+        for w in self._flat_weights:
+            nn.init.uniform_(w, -bound, bound)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """Return the settings that ``print(module)`` shows."""
         alpha: Any = self.alpha
-        leak = f"tensor{tuple(alpha.shape)}" if isinstance(alpha, Tensor) else alpha
+        leak = f"tensor of shape {tuple(alpha.shape)}" if isinstance(alpha, Tensor) else alpha
         noise = f", noise={self.noise}" if self.noise else ""
-        return f"{super().extra_repr()}, alpha={leak}, form={self.form}{noise}"
+        return (
+            f"{super().extra_repr()}, nonlinearity={self.nonlinearity}, alpha={leak}, "
+            f"form={self.form}{noise}"
+        )
 
     def forward(
         self,
@@ -138,7 +155,7 @@ class LeakyRNN(RNN):
         reset: Marks | PackedSequence | None = None,
         reset_state: Tensor | None = None,
         igates: Tensor | PackedSequence | None = None,
-        noise: Tensor | None = None,
+        noise: Tensor | float | None = None,
         return_layers: bool = False,
     ) -> Any:
         """Run the RNN; see the class for the arguments."""
@@ -171,7 +188,8 @@ class LeakyRNN(RNN):
             if self._checks_overridden:
                 self._run_checks(input, hx)
             self._check_sizes(weights, input, hx)
-        noiseless = noise is None and self.noise == 0
+        sigma = self.noise if noise is None else noise
+        noiseless = not isinstance(sigma, Tensor) and sigma == 0
         if noiseless and igates is None and reset_state is None and not (dropout or compiling):
             result = _C.rnn_extended(
                 input,
@@ -201,7 +219,7 @@ class LeakyRNN(RNN):
         *,
         reset: Marks | None = None,
         reset_state: Tensor | None = None,
-        noise: Tensor | None = None,
+        noise: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor]:
         r"""Run one time step of all layers, for input that comes step by step.
 
@@ -240,7 +258,32 @@ class LeakyRNN(RNN):
         )
         extras = self._extras(noise, None, False)
         if isinstance(noise, Tensor):
+            shape = (self.num_layers, *input.shape[:-1], self.hidden_size)
+            if tuple(noise.shape) != shape:
+                raise ValueError(
+                    f"LeakyRNN.step: expected noise of shape {shape}, got {tuple(noise.shape)}"
+                )
             extras = extras._replace(noise=noise.unsqueeze(1))
+        plain = extras.noise is None or (not isinstance(extras.noise, Tensor) and extras.noise == 0)
+        unmarked = reset is None and reset_state is None and dropout == 0.0
+        if plain and unmarked and not is_dynamo_compiling() and _is_batch(input):
+            result = _C.rnn_extended(
+                input.unsqueeze(0),
+                hx,
+                weights,
+                self.bias,
+                self.num_layers,
+                nonlinearity,
+                False,
+                False,
+                None,
+                None,
+                self.alpha,
+                self.form,
+                False,
+            )
+            if result is not None:
+                return result[0].squeeze(0), result[1]
         return rnn_step(input, hx, weights, options, dropout, reset_state, extras)
 
     def _extras(self, noise: Any, igates: Any, return_layers: bool) -> Extras:
@@ -249,3 +292,7 @@ class LeakyRNN(RNN):
         _extras.check_alpha(self.alpha)
         _extras.check_noise(noise)
         return Extras(igates, return_layers, self.alpha, self.form, noise)
+
+
+def _is_batch(input: Any) -> bool:
+    return isinstance(input, Tensor) and input.dim() == 2

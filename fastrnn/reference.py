@@ -89,19 +89,21 @@ def rnn_layer(
     current = form == "current"
     leaks = current or isinstance(alpha, Tensor) or alpha != 1
     output: list[Tensor] = []
-    state = hx
+    # As in the kernels: in 16 bits a small alpha * f would round to nothing.
+    wide = torch.float32 if leaks and input.dtype.itemsize == 2 else input.dtype
+    state, reset_state = hx.to(wide), reset_state.to(wide)
     for t in reversed(range(seq_len)) if reverse else range(seq_len):
         previous = state
         # In reverse, a sequence is entered where the next one begins.
         boundary = t + 1 if reverse else t
         if reset is not None and boundary < seq_len:
             previous = torch.where(reset[boundary].unsqueeze(-1), reset_state, previous)
-        h_prev = activation(previous) if current else previous
+        h_prev = (activation(previous) if current else previous).to(w_hh.dtype)
         a_t = igates[t] + F.linear(h_prev, w_hh, b_hh)
         if states is not None:
             next_state = _C.known_activation(a_t, states[t], activation is torch.tanh)
         else:
-            next_state = a_t if current else activation(a_t)
+            next_state = a_t.to(wide) if current else activation(a_t.to(wide))
         if leaks:
             next_state = (1 - alpha) * previous + alpha * next_state
         h_t = activation(next_state) if current else next_state
@@ -112,7 +114,8 @@ def rnn_layer(
             here = valid[t].unsqueeze(-1)
             state = torch.where(here, next_state, state)
             output.append(torch.where(here, h_t, torch.zeros_like(h_t)))
-    return torch.stack(output[::-1] if reverse else output), state
+    stacked = torch.stack(output[::-1] if reverse else output)
+    return stacked.to(input.dtype), state.to(input.dtype)
 
 
 class _Packing:
@@ -267,7 +270,7 @@ def rnn_extended(
                 reset_state=None if reset_state is None else reset_state[i],
                 states=known,
                 gates=None if layer_gates is None else layer_gates[direction],
-                alpha=alpha_value if alpha is None else alpha[i].to(input.dtype),
+                alpha=alpha_value if alpha is None else alpha[i],
                 form=form,
             )
             outputs.append(output)

@@ -158,6 +158,9 @@ def test_writing_to_a_result_does_not_change_gradients(device: str) -> None:
         (lambda r: r(None, igates=torch.zeros(T, B, 7)), ValueError, "igates of shape"),
         (lambda r: r(None, igates=torch.zeros(T, B, H).half()), RuntimeError, "igates of dtype"),
         (lambda r: r(None, igates=torch.zeros(0, B, H)), RuntimeError, "larger than 0"),
+        (lambda r: r(None, igates=torch.ones(H)), ValueError, "igates to be a dense tensor of 2"),
+        (lambda r: r(torch.ones(T, B, I), igates=torch.ones(T, B, H).to_sparse()), RuntimeError,
+         r"Convert it: igates.to_dense\(\)"),
     ],
 )  # fmt: skip
 def test_errors(call: Any, error: Any, words: str) -> None:

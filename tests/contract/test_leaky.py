@@ -148,6 +148,56 @@ def test_a_small_leak_loses_no_digits(form: Any, dtype: torch.dtype) -> None:
         assert error < 50 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_a_small_leak_moves_a_state_of_16_bits(form: Any, dtype: torch.dtype) -> None:
+    """By the kernels and, with reset_state, by the reference; first-order gradients as well."""
+    alpha = nn.Parameter(torch.full((H,), 2e-3))
+    rnn = LeakyRNN(I, H, alpha=alpha, form=form)
+    narrow = copy.deepcopy(rnn).to(dtype)
+    x = torch.randn(1000, 1, I)
+    hx = torch.ones(1, 1, H)
+    _, expected = rnn(x, hx)
+    grads = torch.autograd.grad(expected.sum(), rnn.weight_ih_l0)
+    reset = torch.zeros(1000, 1).bool()
+    marks: Any = {"reset": reset, "reset_state": torch.zeros(1, 1, H, dtype=dtype)}
+    for given in ({}, marks):
+        _, hn = narrow(x.to(dtype), hx.to(dtype), **given)
+        torch.testing.assert_close(hn.float(), expected, rtol=0.05, atol=0.03)
+        found = torch.autograd.grad(hn.sum(), narrow.weight_ih_l0)
+        torch.testing.assert_close(found[0].float(), grads[0], rtol=0.1, atol=0.05)
+
+
+def test_drawing_weights_anew_keeps_a_learned_leak() -> None:
+    rnn = LeakyRNN(I, H, alpha=nn.Parameter(torch.full((H,), 0.2)))
+    before = rnn.weight_hh_l0.detach().clone()
+    torch.manual_seed(5)
+    rnn.reset_parameters()
+    assert torch.equal(rnn.alpha, torch.full((H,), 0.2))
+    assert not torch.equal(rnn.weight_hh_l0, before)
+    plain = RNN(I, H)
+    torch.manual_seed(5)
+    plain.reset_parameters()
+    assert torch.equal(rnn.weight_hh_l0, plain.weight_hh_l0)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_forward_mode_of_the_leak_alone() -> None:
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    weights = [*LeakyRNN(I, H, dtype=torch.float64).parameters()]
+    alpha = torch.full((H,), 0.3, dtype=torch.float64)
+
+    def call(alpha: Tensor) -> Tensor:
+        output: Tensor = leaky_rnn(x, None, weights, alpha)[0].sum()
+        return output
+
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(alpha, torch.ones_like(alpha))
+        tangent = torch.autograd.forward_ad.unpack_dual(call(dual)).tangent
+    slope = (call(alpha + 1e-6) - call(alpha - 1e-6)) / 2e-6
+    torch.testing.assert_close(tangent, slope, rtol=1e-6, atol=1e-6)
+
+
 def test_module_state(device: str) -> None:
     """A learned leak is a parameter, a tensor a buffer, a number neither."""
     learned = LeakyRNN(I, H, alpha=nn.Parameter(torch.full((H,), 0.2)), device=device)
@@ -169,16 +219,45 @@ def test_module_state(device: str) -> None:
         for other in copies:
             assert torch.equal(other(x)[0], module(x)[0])
             assert repr(other) == repr(module)
-    assert "alpha=0.2, form=rate" in repr(number)
+    assert "nonlinearity=tanh, alpha=0.2, form=rate" in repr(number)
+    assert "alpha=tensor of shape (8,)" in repr(fixed)
+
+
+def test_a_tensor_takes_the_modules_dtype_and_is_copied(device: str) -> None:
+    alpha = torch.full((H,), 0.2)
+    rnn = LeakyRNN(I, H, alpha=alpha, device=device, dtype=torch.float64)
+    alpha.fill_(7.0)
+    assert rnn.alpha.dtype == torch.float64
+    assert rnn.alpha.device.type == device
+    assert (rnn.alpha - 0.2).abs().max() < 1e-7
+    learned = LeakyRNN(I, H, alpha=nn.Parameter(torch.full((H,), 0.2)), dtype=torch.float64)
+    assert learned.alpha.dtype == torch.float64
+    meta = LeakyRNN(I, H, alpha=torch.full((H,), 0.2), device="meta")
+    assert meta(torch.zeros(T, B, I, device="meta"))[0].shape == (T, B, H)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_noise_of_a_learned_leak_has_its_gradient(form: Any) -> None:
+    alpha = nn.Parameter(torch.full((H,), 0.3, dtype=torch.float64))
+    rnn = LeakyRNN(I, H, alpha=alpha, form=form, noise=0.5, dtype=torch.float64)
+    x, zeros = torch.randn(T, B, I).double(), torch.zeros(B, H).double()
+    torch.manual_seed(1)
+    output, _ = rnn(x)
+    torch.manual_seed(1)
+    xi = 0.5 * (2 / alpha).sqrt() * torch.randn(1, T, B, H, dtype=torch.float64)
+    expected, _ = by_hand(rnn, x, zeros, xi[0])
+    torch.testing.assert_close(output, expected)
+    grads = [torch.autograd.grad(y.sin().sum(), alpha) for y in (output, expected)]
+    torch.testing.assert_close(*grads)
 
 
 def test_replace_leaves_it_alone() -> None:
     model = nn.Sequential(LeakyRNN(I, H), RNN(I, H))
-    with pytest.warns(UserWarning, match="LeakyRNN"):
+    with pytest.warns(UserWarning, match="no leaky RNN"):
         fastrnn.restore(model)
     assert type(model[0]) is LeakyRNN
     assert type(model[1]) is nn.RNN
-    with pytest.warns(UserWarning, match="LeakyRNN"), fastrnn.as_torch(model):
+    with pytest.warns(UserWarning, match="no leaky RNN"), fastrnn.as_torch(model):
         assert type(model[0]) is LeakyRNN
 
 
@@ -188,6 +267,7 @@ def test_replace_leaves_it_alone() -> None:
         ({"alpha": 0.0}, ValueError, "alpha should be greater than 0 and at most 1, got 0.0"),
         ({"alpha": 1.5}, ValueError, "got 1.5"),
         ({"alpha": float("nan")}, ValueError, "got nan"),
+        ({"alpha": [0.1]}, TypeError, r"got: list. Convert it: torch.as_tensor\(alpha\)"),
         ({"alpha": True}, TypeError, "a number or a tensor, got: bool"),
         ({"alpha": "0.1"}, TypeError, "got: str"),
         ({"alpha": torch.tensor([0.1, -0.1] * 4)}, ValueError, "got values from -0.1 to 0.1"),
@@ -204,7 +284,8 @@ def test_replace_leaves_it_alone() -> None:
 def test_constructor_errors(arguments: Any, error: Any, words: str) -> None:
     with pytest.raises(error, match=words):
         LeakyRNN(I, H, **arguments)
-    if not isinstance(arguments.get("noise"), Tensor) and "values" not in words:
+    of_the_module = "values" in words or "Parameter" in words
+    if not isinstance(arguments.get("noise"), Tensor) and not of_the_module:
         weights = [*LeakyRNN(I, H).parameters()]
         with pytest.raises(error, match=words):
             leaky_rnn(torch.zeros(T, B, I), None, weights, **{"alpha": 0.1, **arguments})
@@ -214,6 +295,7 @@ def test_constructor_errors(arguments: Any, error: Any, words: str) -> None:
     ("arguments", "error", "words"),
     [
         ({"noise": torch.zeros(T, B, H)}, ValueError, r"noise of shape \(1, 9, 4, 8\)"),
+        ({"noise": torch.tensor(0.1)}, ValueError, "standard deviation as a number"),
         ({"noise": torch.zeros(1, T, B, H).double()}, RuntimeError, "noise of dtype torch.float32"),
         ({"hx": torch.zeros(1, 3, H)}, RuntimeError, "Expected hidden size"),
         ({"lengths": [10, 1, 1, 1]}, ValueError, "lengths between 0 and 9, got 10"),
@@ -233,6 +315,8 @@ def test_errors_of_rnn_remain() -> None:
         rnn(torch.zeros(T, B, I + 1))
     with pytest.raises(RuntimeError, match="unidirectional"):
         rnn.step(torch.zeros(B, I))
+    with pytest.raises(ValueError, match=r"noise of shape \(1, 4, 8\), got \(4, 8\)"):
+        LeakyRNN(I, H).step(torch.zeros(B, I), noise=torch.zeros(B, H))
     with pytest.raises(AttributeError, match="expected input to be a Tensor"):
         rnn([1.0])
 

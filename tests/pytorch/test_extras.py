@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, jacrev, jvp, vmap
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from fastrnn import RNN, LeakyRNN
 
@@ -68,6 +69,18 @@ def test_compile_draws_noise() -> None:
     results = [compiled(x)[0], compiled(x)[0]]
     assert not torch.equal(*results)
     assert (results[0] - rnn(x)[0]).abs().max() < 20
+
+
+def test_compile_packed_gates() -> None:
+    rnn = RNN(I, H)
+
+    def call(packed: PackedSequence) -> Tensor:
+        gates = packed._replace(data=packed.data @ rnn.weight_ih_l0.T)
+        output: Tensor = rnn(packed, igates=gates)[0].data
+        return output
+
+    packed = pack_sequence([torch.randn(5, I), torch.randn(3, I)])
+    torch.testing.assert_close(torch.compile(call, fullgraph=True)(packed), call(packed))
 
 
 @pytest.mark.parametrize("form", ["rate", "current"])
