@@ -96,7 +96,7 @@ def check_alpha(alpha: Any) -> None:
         raise TypeError(
             f"alpha should be a number or a tensor, got: {type(alpha).__name__}{convert}"
         )
-    if not 0 < float(alpha) <= 1:
+    if not 0 < alpha <= 1:  # type: ignore[operator]
         raise ValueError(f"alpha should be greater than 0 and at most 1, got {alpha}")
 
 
@@ -137,7 +137,7 @@ def check_noise(noise: Any) -> None:
         return
     if isinstance(noise, bool) or not isinstance(noise, numbers.Real):
         raise TypeError(f"noise should be a number or a tensor, got: {type(noise).__name__}")
-    if not 0 <= float(noise) <= sys.float_info.max:
+    if not 0 <= noise <= sys.float_info.max:  # type: ignore[operator]
         raise ValueError(f"noise should be a finite standard deviation of at least 0, got {noise}")
 
 

@@ -126,7 +126,7 @@ class LeakyRNN(RNN):
                 alpha.data = alpha.data.to(**to)
                 self.alpha = alpha
             else:
-                self.register_buffer("alpha", alpha.detach().to(**to, copy=True))
+                self.register_buffer("alpha", alpha.to(**to, copy=True))
         else:
             self.alpha = float(alpha)
 
