@@ -139,6 +139,7 @@ def call_sequence(g: Given) -> tuple[Tensor, ...]:
     elif p.entry == "LeakyRNN":
         alpha, more = leaky(g, packed)
         module = module_of(g, fastrnn.LeakyRNN, alpha=alpha, form=p.form, **options)
+        module.alpha = alpha  # in guarded memory, as the weights
         output, hn, *layers = module(x, hx, **marks, **more)
     else:
         options |= {"bias": p.bias, "nonlinearity": p.nonlinearity}
