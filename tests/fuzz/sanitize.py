@@ -106,7 +106,7 @@ SANITIZERS = {
             for old, new in [
                 ("if (!first) team.wait();", ""),
                 ("    team.wait();\n  }\n\n  const void* w_ih", "  }\n\n  const void* w_ih"),
-                ("if (call_.grad_weights || plan_.share_columns) team.wait();", ""),
+                (" || call_.grad_alpha || plan_.share_columns) team.wait();", ") (void)team;"),
                 ("if (layer > 0) team.wait();", ""),
                 ("static_cast<const Team*>(t)->wait();", "(void)t;"),
                 ("if (size > 1) GOMP_barrier();", ""),

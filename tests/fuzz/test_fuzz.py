@@ -38,12 +38,12 @@ def test_a_seed_gives_the_same_problems() -> None:
 
 
 def test_a_failure_shrinks_to_a_line_that_repeats_it() -> None:
-    fake = ["--fake", "hidden_size > 5 and rows == 'lengths'"]
+    fake = ["--fake", "hidden_size > 6 and rows == 'lengths'"]
     status, lines = fuzz("--seconds", "20", *fake)
     assert status == 1, lines
     line, wrong = lines[:2]
     assert wrong == "  as asked"
-    assert line.endswith("--repeat \"Problem(hidden_size=6, rows='lengths')\"")
+    assert line.endswith("--repeat \"Problem(hidden_size=7, rows='lengths')\"")
     command, path, *arguments = shlex.split(line)
     assert (command, path) == ("python", "tests/fuzz/fuzz.py")
     assert fuzz(*arguments, *fake) == (1, ["as asked"])
