@@ -120,13 +120,14 @@ class LeakyRNN(RNN):
             size = (num_layers * (2 if bidirectional else 1), hidden_size)
             _extras.check_expands(alpha, size)
             _extras.check_values(alpha)
-        if isinstance(alpha, Tensor):
             to: Any = {"device": self.weight_hh_l0.device, "dtype": self.weight_hh_l0.dtype}
-            if isinstance(alpha, Parameter):
-                alpha.data = alpha.data.to(**to)
-                self.alpha = alpha
-            else:
+            if not isinstance(alpha, Parameter):
                 self.register_buffer("alpha", alpha.to(**to, copy=True))
+            elif alpha.device.type != "meta" == self.weight_hh_l0.device.type:
+                self.alpha = Parameter(alpha.detach().to(**to), alpha.requires_grad)
+            else:
+                alpha.data = alpha.data.to(**to)  # the parameter stays the caller's
+                self.alpha = alpha
         else:
             self.alpha = float(alpha)
 

@@ -233,8 +233,11 @@ def test_a_tensor_takes_the_modules_dtype_and_is_copied(device: str) -> None:
     assert (rnn.alpha - 0.2).abs().max() < 1e-7
     learned = LeakyRNN(I, H, alpha=nn.Parameter(torch.full((H,), 0.2)), dtype=torch.float64)
     assert learned.alpha.dtype == torch.float64
-    meta = LeakyRNN(I, H, alpha=torch.full((H,), 0.2), device="meta")
-    assert meta(torch.zeros(T, B, I, device="meta"))[0].shape == (T, B, H)
+    for given in (torch.full((H,), 0.2), nn.Parameter(torch.full((H,), 0.2), False)):
+        meta = LeakyRNN(I, H, alpha=given, device="meta")
+        assert type(meta.alpha) is type(given)
+        assert not meta.alpha.requires_grad
+        assert meta(torch.zeros(T, B, I, device="meta"))[0].shape == (T, B, H)
 
 
 @pytest.mark.parametrize("form", FORMS)
