@@ -17,6 +17,9 @@ struct Extras {
   const OptionalTensor& alpha;  // [L*D, H], of the accumulation type, or none
   double alpha_value;
   bool return_layers;
+
+  // Whether the backward pass needs what rnn.h calls kept.
+  bool keeps() const { return leak == Leak::kRate || (leak == Leak::kCurrent && alpha); }
 };
 
 // [count, T, B, D*H], or [count, rows, D*H] for packed data.

@@ -79,9 +79,9 @@ class OperatorExtras(NamedTuple):
     form: str
     return_layers: bool
 
-    def leaks(self) -> bool:
-        """Whether the state leaks: csrc/extras.cpp has the same rule."""
-        return self.form == "current" or self.alpha is not None or self.alpha_value != 1
+    def keeps(self) -> bool:
+        """Whether the backward pass needs more than the states: csrc/extras.h has the same rule."""
+        return self.alpha is not None or (self.form == "rate" and self.alpha_value != 1)
 
 
 def check_alpha(alpha: Any) -> None:

@@ -101,7 +101,7 @@ def _rnn_extended_forward_fake(
     output, hn, saved = _rnn_forward_fake(input, hx, weights, *options, True)
     rows = output.transpose(0, 1) if options.batch_first else output
     layers = [options.num_layers, *rows.shape] if extras.return_layers else [0]
-    if extras.leaks():
+    if extras.keeps():
         saved = saved.new_empty([2 * options.num_layers, *saved.shape[1:]])
     return output, hn, input.new_empty(layers), saved
 

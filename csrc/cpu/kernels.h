@@ -153,6 +153,8 @@ struct TypedKernels {
   bool (*pack)(void* dst, const void* src, int64_t depth, int64_t columns, bool transposed,
                int part, int parts);
   void (*add_biases)(void* dst, const void* b_ih, const void* b_hh, int64_t size);
+  // dst = f(src), both of the storage type.
+  void (*activate)(void* dst, const void* src, int64_t size, Nonlinearity f);
   void (*forward)(const ForwardTask&, int64_t row_begin, int64_t row_end, void* scratch);
   void (*backward)(const BackwardTask&, int64_t row_begin, int64_t row_end, void* scratch);
   void (*input_grad)(const InputGradTask&, int64_t row_begin, int64_t row_end, void* scratch);

@@ -7,8 +7,6 @@
 #include <ATen/Version.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/relu.h>
-#include <ATen/ops/tanh.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -163,9 +161,11 @@ struct ExtendedCall : Call {
     stack.hx_layer_stride = leaky_hx_.stride(0);
     stack.hx_row_stride = leaky_hx_.stride(1);
     if (extras.leak == Leak::kRate) return;
-    const bool is_relu = shape.nonlinearity == Nonlinearity::kRelu;
-    active_hx_ = is_relu ? at::relu(leaky_hx_) : at::tanh(leaky_hx_);
+    active_hx_ = new_state();
     stack.hx = active_hx_.const_data_ptr();
+    kernels_for(chosen_kernels(), dtype)
+        .activate(active_hx_.mutable_data_ptr(), stack.leaky_hx, leaky_hx_.numel(),
+                  shape.nonlinearity);
   }
 
   Tensor new_layers(int64_t count) const {
@@ -191,13 +191,13 @@ struct ExtendedCall : Call {
   Tensor alpha_, leaky_hx_, active_hx_;
 };
 
-// What a leaky call keeps, behind the states.
+// What a leaky call keeps besides the states, behind them.
 const void* second_half(const void* data, const Tensor& saved) {
   return static_cast<const char*>(data) + saved.nbytes() / 2;
 }
 
-// Runs the call; saved is where the output of every layer goes, or undefined, and of a leaky call
-// in its second half what else is kept.
+// Runs the call; saved is where the output of every layer goes, or undefined, and with `keep` in its
+// second half what rnn.h calls kept.
 std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved, bool keep = false) {
   Tensor output = call.new_sequence(call.shape.features(), true);
   Tensor hn = call.new_state();
@@ -227,14 +227,13 @@ using Grads = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
 // Runs the backward pass of a call; `backward` has what a plain call does not.
 Grads backward(const Call& call, Backward backward, const OptionalTensor& grad_output,
                const OptionalTensor& grad_hn, const Tensor& saved, const Tensor& input,
-               TensorList weights, bool want_input, bool want_hx, bool want_weights) {
+               TensorList weights, bool want_input, bool want_hx, bool want_weights,
+               bool keeps = false) {
   const Shape& s = call.shape;
-  const int64_t states = s.num_layers,
-                layers = call.stack.leak == Leak::kNone ? states : 2 * states;
-  const Gradients grads(call, grad_output, grad_hn, saved, layers);
+  const Gradients grads(call, grad_output, grad_hn, saved, (keeps ? 2 : 1) * s.num_layers);
   backward.stack = call.stack;
   backward.saved = saved.const_data_ptr();
-  if (layers > states) backward.kept = second_half(backward.saved, saved);
+  if (keeps) backward.kept = second_half(backward.saved, saved);
   if (grad_output) backward.grad_output = call.sequence(*grads.output);
   if (grad_hn) backward.grad_hn = grads.hn->const_data_ptr();
   // Results may not share memory with one another, not even empty ones.
@@ -288,10 +287,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_extended_forward_cpu(FASTRNN_ARGU
                                                                     FASTRNN_EXTRAS) {
   const ExtendedCall call(FASTRNN_PASS, FASTRNN_PASS_EXTRAS);
   const Shape& s = call.shape;
-  const bool leaks = call.extras.leak != Leak::kNone;
-  const Tensor saved = new_tensor({(leaks ? 2 : 1) * num_layers, s.rows, s.features()}, input);
+  const bool keeps = call.extras.keeps();
+  const Tensor saved = new_tensor({(keeps ? 2 : 1) * num_layers, s.rows, s.features()}, input);
   if (return_layers && lengths) saved.zero_();
-  auto [output, hn] = forward(call, saved, leaks);
+  auto [output, hn] = forward(call, saved, keeps);
   // What is saved is another tensor than what the caller may write to.
   const Tensor layers =
       return_layers
@@ -324,8 +323,9 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> rnn_extended_bac
     if (s.batch == 0) grad_alpha.zero_();
     task.grad_alpha = grad_alpha.mutable_data_ptr();
   }
-  auto [grad_input, grad_hx, grad_weights] = backward(
-      call, task, grad_output, grad_hn, saved, input, weights, want_input, want_hx, want_weights);
+  auto [grad_input, grad_hx, grad_weights] =
+      backward(call, task, grad_output, grad_hn, saved, input, weights, want_input, want_hx,
+               want_weights, call.extras.keeps());
   if (want_gates && gates->sizes() != grad_gates.sizes()) {  // packed data with more rows
     const Tensor found = grad_gates;
     grad_gates = new_tensor(gates->sizes(), input).zero_();

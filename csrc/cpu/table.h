@@ -41,12 +41,25 @@ void add_biases(void* dst, const void* b_ih, const void* b_hh, int64_t size) {
 }
 
 template <typename S>
+void activate(void* dst, const void* src, int64_t size, Nonlinearity f) {
+  using C = typename Accumulate<S>::type;
+  C wide[kLanes<C>];
+  for (int64_t i = 0; i < size; i += kLanes<C>) {
+    const int n = size - i < kLanes<C> ? static_cast<int>(size - i) : kLanes<C>;
+    const Vec<C> x = load_widened<C>(static_cast<const S*>(src) + i, n);
+    store(wide, f == Nonlinearity::kTanh ? tanh<C>(x) : relu<C>(x));
+    narrow(static_cast<S*>(dst) + i, wide, n);
+  }
+}
+
+template <typename S>
 constexpr TypedKernels typed_kernels() {
   return {.traits = {.packed_form = kHasPairs<S> ? Form::kPackedPairs : Form::kPacked,
                      .panel_bytes = int64_t{kMaxVectors} * kVectorBytes,
                      .vector_bytes = kVectorBytes},
           .pack = pack<S>,
           .add_biases = add_biases<S>,
+          .activate = activate<S>,
           .forward = for_blocks<ForwardBlock<S>, ForwardTask>,
           .backward = for_blocks<BackwardBlock<S>, BackwardTask>,
           .input_grad = input_grad<S>,

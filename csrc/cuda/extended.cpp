@@ -14,6 +14,7 @@ struct ExtendedCall : Call, Extended {
   ExtendedCall(const Context& context, bool backward, FASTRNN_ARGUMENTS, FASTRNN_EXTRAS)
       : Call(context, backward, leak_of(alpha, alpha_value, form), FASTRNN_PASS) {
     const Extras extras(*this, FASTRNN_PASS_EXTRAS);
+    keeps = extras.keeps();
     if (extras.gates->defined())
       this->gates = extras.gates->view({extras.gate_layers, shape.rows, shape.features()});
     if (leak == Leak::kNone) return;
@@ -25,7 +26,8 @@ struct ExtendedCall : Call, Extended {
     Call::hx = MaybeOwned::owned(is_relu ? at::relu(Extended::hx) : at::tanh(Extended::hx));
   }
 
-  bool leaks() const { return leak != Leak::kNone; }
+  bool keeps;  // see extras.h
+  int64_t saved_layers() const { return (keeps ? 2 : 1) * shape.num_layers; }
   // [count, rows, D*H]
   Tensor of_layers(int64_t count) const { return empty({count, shape.rows, shape.features()}); }
 };
@@ -45,9 +47,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_extended_and_save(const Conte
                                                                      FASTRNN_ARGUMENTS,
                                                                      FASTRNN_EXTRAS) {
   ExtendedCall call(context, /*backward=*/false, FASTRNN_PASS, FASTRNN_PASS_EXTRAS);
-  const Tensor saved = call.of_layers(num_layers * (call.leaks() ? 2 : 1));
+  const Tensor saved = call.of_layers(call.saved_layers());
   const Tensor states = saved.narrow(0, 0, num_layers);
-  if (call.leaks()) call.kept = saved.narrow(0, num_layers, num_layers);
+  if (call.keeps) call.kept = saved.narrow(0, num_layers, num_layers);
   auto [output, hn] = run_forward(call, call, states);
   // What is saved is another tensor than what the caller may write to.
   const Tensor layers = return_layers
@@ -62,11 +64,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward_extende
     bool want_input, bool want_hx, bool want_weights, bool want_gates, bool want_alpha) {
   ExtendedCall call(context, /*backward=*/true, FASTRNN_PASS, FASTRNN_PASS_EXTRAS);
   const int64_t rows = call.shape.rows, features = call.shape.features();
-  const Gradients grads(call, grad_output, grad_hn, saved, num_layers * (call.leaks() ? 2 : 1));
+  const Gradients grads(call, grad_output, grad_hn, saved, call.saved_layers());
   TORCH_CHECK((!want_gates || gates) && (!want_alpha || alpha),
               "rnn_extended_backward: expected gates and alpha if their gradients are wanted");
   const Tensor states = saved.narrow(0, 0, num_layers);
-  if (call.leaks()) call.kept = saved.narrow(0, num_layers, num_layers);
+  if (call.keeps) call.kept = saved.narrow(0, num_layers, num_layers);
   if (grad_layers)
     call.grad_layers = check_grad_layers(call, *grad_layers)->view({num_layers, rows, features});
   Tensor grad_gates = call.empty({0}), grad_alpha = call.empty({0});

@@ -100,7 +100,7 @@ void leaky_backward_kernel(const __grid_constant__ LeakyBackwardStep leaky) {
       through += widen(static_cast<const S*>(d.grad_output.data)[at]);
     }
     const Sequence& x = leaky.leak.kept[own];
-    const C kept = widen(static_cast<const S*>(x.data)[place(rows, x, t, b) + j]);
+    const C kept = x.data ? widen(static_cast<const S*>(x.data)[place(rows, x, t, b) + j]) : C(0);
     const C h = widen(static_cast<const S*>(d.output.data)[place(rows, d.output, t, b) + j]);
     const C alpha = alpha_of<C>(leaky.leak, own, j);
     const C factor = slope(rate ? kept : h, r.nonlinearity);
