@@ -1,7 +1,7 @@
 // The Python module: the direct entry for eager calls, and facts about the build.
 #include "cpu/rnn_cpu.h"
 #include "cuda/configurations.h"
-#include "python_calls.h"
+#include "python_modules.h"
 #if defined(FASTRNN_WITH_CUDA)
 #include "cuda/build.h"
 #include "cuda/torch_cuda.h"
@@ -9,29 +9,6 @@
 
 namespace fastrnn {
 namespace {
-
-// Whether a module's list of weights is up to date: for each name, it holds the same object as the
-// dict of parameters. Not by pybind11, which takes longer to pass the arguments. Comparing keys may
-// run code that changes the lists.
-PyObject* are_weights(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 3 || !PyDict_Check(args[0]) || !PyList_Check(args[1]) || !PyList_Check(args[2]))
-    Py_RETURN_FALSE;
-  PyObject *const parameters = args[0], *const names = args[1], *const weights = args[2];
-  bool same = PyList_GET_SIZE(names) == PyList_GET_SIZE(weights);
-  for (Py_ssize_t i = 0; same && i < PyList_GET_SIZE(names); ++i) {
-    const auto name = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(names, i));
-    const PyObject* expected = i < PyList_GET_SIZE(weights) ? PyList_GET_ITEM(weights, i) : nullptr;
-    const PyObject* found = PyDict_GetItemWithError(parameters, name.ptr());
-    if (!found && PyErr_Occurred()) return nullptr;
-    same = found && found == expected;
-  }
-  return PyBool_FromLong(same);
-}
-
-PyMethodDef raw_methods[] = {
-    {"are_weights", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(are_weights)),
-     METH_FASTCALL, nullptr},
-    {nullptr, nullptr, 0, nullptr}};
 
 // For calls that torch's own operators serve; they raise the errors about what is not a tensor.
 void check_storages_from_python(const py::list& weights, const py::kwargs& others) {
@@ -121,7 +98,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn_extended", rnn_extended_eager);
   m.def("rnn_step", rnn_step_eager);
   m.def("rnn_cell", rnn_cell_eager);
-  if (PyModule_AddFunctions(m.ptr(), raw_methods) < 0) throw py::error_already_set();
+  m.def("rnn_of_module", rnn_of_module);
+  m.def("leaky_of_module", leaky_of_module);
+  m.def("step_of_module", step_of_module);
+  m.def("leaky_step_of_module", leaky_step_of_module);
+  m.def("cell_of_module", cell_of_module);
   m.def("check_storages", check_storages_from_python);
   m.def("known_activation", known_activation);
   m.def("set_reference_backward", set_reference_backward_from_python);

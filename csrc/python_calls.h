@@ -78,10 +78,28 @@ bool alike(const Tensor& x, const Tensor& y) {
 }
 
 // Adds a dimension of 1. The storage is checked first: a view of a tensor without storage raises a
-// less helpful error.
-Tensor unsqueezed(const char* name, const Tensor& x, int64_t dim) {
+// less helpful error. If nothing is recorded no view is needed, which takes longer to make.
+Tensor unsqueezed(const char* name, const Tensor& x, int64_t dim, bool recorded) {
   check_storage(name, x);
-  return x.unsqueeze(dim);
+  if (recorded) return x.unsqueeze(dim);
+  c10::SmallVector<int64_t, 4> sizes(x.sizes()), strides(x.strides());
+  strides.insert(strides.begin() + dim, dim < x.dim() ? sizes[dim] * strides[dim] : 1);
+  sizes.insert(sizes.begin() + dim, 1);
+  auto alias = x.unsafeGetTensorImpl()->shallow_copy_and_detach(
+      /*version_counter=*/0, /*allow_tensor_metadata_change=*/true);
+  alias->set_sizes_and_strides(sizes, strides);
+  return Tensor(std::move(alias));
+}
+
+// Drops a dimension of 1 from a result that nothing else refers to. It is no view, so that
+// detach_() works as on nn.RNNCell's result.
+Tensor without_dim(Tensor x, int64_t dim, bool recorded) {
+  c10::SmallVector<int64_t, 4> sizes(x.sizes()), strides(x.strides());
+  sizes.erase(sizes.begin() + dim);
+  if (recorded) return at::_unsafe_view(x, sizes);
+  strides.erase(strides.begin() + dim);
+  x.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
+  return x;
 }
 
 // The parts of a call in eager mode, if the kernels can take them as they are.
@@ -159,24 +177,54 @@ std::optional<std::invoke_result_t<Operator>> quietly(const Tensor& input, Tenso
   }
 }
 
+using Results = std::optional<std::tuple<Tensor, Tensor>>;
+
 // The operator rnn; on CUDA, the guard's warnings become Python warnings.
-std::optional<std::tuple<Tensor, Tensor>> call(const Tensor& input, const OptionalTensor& hx,
-                                               TensorList weights, const OptionalTensor& lengths,
-                                               const OptionalTensor& reset, bool has_biases,
-                                               int64_t num_layers, std::string_view nonlinearity,
-                                               bool bidirectional, bool batch_first) {
+Results call(const Tensor& input, const OptionalTensor& hx, TensorList weights,
+             const OptionalTensor& lengths, const OptionalTensor& reset, bool has_biases,
+             int64_t num_layers, std::string_view nonlinearity, bool bidirectional,
+             bool batch_first, bool recorded) {
   const auto op = [&] {
     return rnn(input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases,
                num_layers, nonlinearity, bidirectional, batch_first);
   };
-  const bool wanted = wants_grad(input, hx, weights);
-  if (!input.is_cuda()) return quietly(input, weights, has_biases, wanted, op);
+  if (!input.is_cuda()) return quietly(input, weights, has_biases, recorded, op);
   const torch::PyWarningHandler warnings;
-  return quietly(input, weights, has_biases, wanted, op);
+  return quietly(input, weights, has_biases, recorded, op);
+}
+
+py::object to_python(Results results) {
+  if (!results) return py::none();
+  auto& [output, hn] = *results;
+  return py::make_tuple(to_python(std::move(output)), to_python(std::move(hn)));
 }
 
 // The calls in eager mode. They decline anything out of the ordinary, wrong arguments included, by
 // returning None: Python then serves the call, or raises the error.
+
+py::object call_sequence(const Tensor& input, py::handle py_hx, const Weights& weights,
+                         bool has_biases, int64_t num_layers, std::string_view nonlinearity,
+                         bool bidirectional, bool batch_first, py::handle py_lengths,
+                         py::handle py_reset) {
+  const bool batched = input.dim() == 3;
+  OptionalTensor hx, lengths, reset;
+  if (!take_state(py_hx, input.dim(), input, hx)) return py::none();
+  if (!py_lengths.is_none() || !py_reset.is_none()) {
+    if (!batched || !take_marks(py_lengths, py_reset, input, lengths, reset)) return py::none();
+  }
+  const bool recorded = wants_grad(input, hx, weights);
+  if (hx && !batched) hx = unsqueezed("hx", *hx, 1, recorded);
+  Results results =
+      call(batched ? input : unsqueezed("input", input, 1, recorded), hx, weights, lengths, reset,
+           has_biases, num_layers, nonlinearity, bidirectional, batched && batch_first, recorded);
+  if (results && !batched) {
+    auto& [output, hn] = *results;
+    for (Tensor* x : {&output, &hn})
+      *x = recorded ? x->squeeze(1) : without_dim(std::move(*x), 1, false);
+  }
+  return to_python(std::move(results));
+}
+
 py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
                      bool has_biases, py::handle py_num_layers, std::string_view nonlinearity,
                      py::handle py_bidirectional, bool batch_first, py::handle py_lengths,
@@ -184,32 +232,18 @@ py::object rnn_eager(py::handle py_input, py::handle py_hx, const py::list& py_w
   const Tensor* input = take_input(py_input, 3);
   const std::optional<int64_t> num_layers = integer(py_num_layers);
   Weights weights;
-  OptionalTensor hx, lengths, reset;
   if (!input || !num_layers || !py::isinstance<py::bool_>(py_bidirectional) ||
-      !take_weights(py_weights, *input, weights) || !take_state(py_hx, input->dim(), *input, hx))
+      !take_weights(py_weights, *input, weights))
     return py::none();
-  const bool batched = input->dim() == 3;
-  if (!py_lengths.is_none() || !py_reset.is_none()) {
-    if (!batched || !take_marks(py_lengths, py_reset, *input, lengths, reset)) return py::none();
-  }
-  if (hx && !batched) hx = unsqueezed("hx", *hx, 1);
-  auto results = call(batched ? *input : unsqueezed("input", *input, 1), hx, weights, lengths,
-                      reset, has_biases, *num_layers, nonlinearity, py_bidirectional.cast<bool>(),
-                      batched && batch_first);
-  if (!results) return py::none();
-  auto& [output, hn] = *results;
-  if (!batched) {
-    output = output.squeeze(1);
-    hn = hn.squeeze(1);
-  }
-  return py::make_tuple(to_python(std::move(output)), to_python(std::move(hn)));
+  return call_sequence(*input, py_hx, weights, has_biases, *num_layers, nonlinearity,
+                       py_bidirectional.cast<bool>(), batch_first, py_lengths, py_reset);
 }
 
 // The leak as rnn_extended takes it: of every unit, or a number.
 bool take_alpha(py::handle py_alpha, int64_t states, const Tensor& input, int64_t hidden_size,
                 OptionalTensor& alpha, double& alpha_value) {
   if (PyFloat_CheckExact(py_alpha.ptr())) {
-    alpha_value = py_alpha.cast<double>();
+    alpha_value = PyFloat_AS_DOUBLE(py_alpha.ptr());
     return true;
   }
   const Tensor* t = plain_tensor(py_alpha.ptr());
@@ -218,12 +252,58 @@ bool take_alpha(py::handle py_alpha, int64_t states, const Tensor& input, int64_
   const int64_t last = t->dim() > 0 ? t->size(-1) : 1, first = t->dim() > 1 ? t->size(0) : 1;
   if (t->dim() > 2 || (last != 1 && last != hidden_size) || (first != 1 && first != states))
     return false;
-  alpha = t->expand({states, hidden_size})
-              .to(input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  const bool whole = last == hidden_size && first == states;  // spares autograd a sum
+  alpha = !whole ? t->expand({states, hidden_size}) : t->dim() == 1 ? t->unsqueeze(0) : *t;
+  const at::ScalarType exact = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  if (alpha->scalar_type() != exact) alpha = alpha->to(exact);
   return true;
 }
 
-// As rnn_eager, with a leak and every layer's output.
+// What a leaky call has besides, as Python passes it.
+struct PyLeak {
+  py::handle alpha;
+  std::string_view form;
+};
+
+// The operator rnn_extended with a leak. Nothing if the leak is not as the operator takes it.
+std::optional<std::tuple<Tensor, Tensor, Tensor>> call_extended(
+    const Tensor& input, const OptionalTensor& hx, const Weights& weights,
+    const OptionalTensor& lengths, const OptionalTensor& reset, bool has_biases, int64_t num_layers,
+    std::string_view nonlinearity, bool bidirectional, bool batch_first, const PyLeak& leak,
+    bool return_layers) {
+  OptionalTensor alpha;
+  double alpha_value = 1;
+  if (!input.is_cpu() || weights[1].dim() != 2 || num_layers <= 0 ||
+      num_layers > std::ssize(weights) ||
+      !take_alpha(leak.alpha, num_layers * (bidirectional ? 2 : 1), input, weights[1].size(1),
+                  alpha, alpha_value))
+    return std::nullopt;
+  const bool recorded = wants_grad(input, hx, weights) ||
+                        (alpha && alpha->requires_grad() && at::GradMode::is_enabled());
+  return quietly(input, weights, has_biases, recorded, [&] {
+    return rnn_extended(input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases,
+                        num_layers, nonlinearity, bidirectional, batch_first, std::nullopt, alpha,
+                        alpha_value, leak.form, return_layers);
+  });
+}
+
+py::object call_leaky(const Tensor& input, py::handle py_hx, const Weights& weights,
+                      bool has_biases, int64_t num_layers, std::string_view nonlinearity,
+                      bool bidirectional, bool batch_first, py::handle py_lengths,
+                      py::handle py_reset, const PyLeak& leak, bool return_layers) {
+  OptionalTensor hx, lengths, reset;
+  if (input.dim() != 3 || !take_state(py_hx, 3, input, hx) ||
+      !take_marks(py_lengths, py_reset, input, lengths, reset))
+    return py::none();
+  auto results = call_extended(input, hx, weights, lengths, reset, has_biases, num_layers,
+                               nonlinearity, bidirectional, batch_first, leak, return_layers);
+  if (!results) return py::none();
+  auto& [output, hn, layers] = *results;
+  if (!return_layers) return to_python(Results({std::move(output), std::move(hn)}));
+  return py::make_tuple(to_python(std::move(output)), to_python(std::move(hn)),
+                        to_python(batch_first ? layers.transpose(1, 2) : std::move(layers)));
+}
+
 py::object rnn_extended_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
                               bool has_biases, py::handle py_num_layers,
                               std::string_view nonlinearity, bool bidirectional, bool batch_first,
@@ -232,83 +312,80 @@ py::object rnn_extended_eager(py::handle py_input, py::handle py_hx, const py::l
   const Tensor* input = take_input(py_input, 3);
   const std::optional<int64_t> num_layers = integer(py_num_layers);
   Weights weights;
-  OptionalTensor hx, lengths, reset, alpha;
-  double alpha_value = 1;
-  if (!input || !input->is_cpu() || input->dim() != 3 || !num_layers ||
-      !take_weights(py_weights, *input, weights) || weights[1].dim() != 2 ||
-      !take_state(py_hx, 3, *input, hx) ||
-      !take_marks(py_lengths, py_reset, *input, lengths, reset) || *num_layers <= 0 ||
-      *num_layers > std::ssize(weights) ||
-      !take_alpha(py_alpha, *num_layers * (bidirectional ? 2 : 1), *input, weights[1].size(1),
-                  alpha, alpha_value))
-    return py::none();
-  const bool wanted = wants_grad(*input, hx, weights) ||
-                      (alpha && alpha->requires_grad() && at::GradMode::is_enabled());
-  const auto results = quietly(*input, weights, has_biases, wanted, [&] {
-    return rnn_extended(*input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases,
-                        *num_layers, nonlinearity, bidirectional, batch_first, std::nullopt, alpha,
-                        alpha_value, form, return_layers);
-  });
-  if (!results) return py::none();
-  auto [output, hn, layers] = *results;
-  if (!return_layers) return py::make_tuple(to_python(std::move(output)), to_python(std::move(hn)));
-  return py::make_tuple(to_python(std::move(output)), to_python(std::move(hn)),
-                        to_python(batch_first ? layers.transpose(1, 2) : std::move(layers)));
+  if (!input || !num_layers || !take_weights(py_weights, *input, weights)) return py::none();
+  return call_leaky(*input, py_hx, weights, has_biases, *num_layers, nonlinearity, bidirectional,
+                    batch_first, py_lengths, py_reset, {py_alpha, form}, return_layers);
 }
 
-// A step's input as a sequence of one, with a batch.
-Tensor as_sequence(const Tensor& input) {
-  Tensor step = unsqueezed("input", input, 0);
-  return input.dim() == 2 ? step : step.unsqueeze(0);
+// A step's input or state as a sequence of one, with a batch.
+Tensor as_sequence(const char* name, const Tensor& x, bool recorded) {
+  const Tensor step = unsqueezed(name, x, 0, recorded);
+  return x.dim() == 2 ? step : unsqueezed(name, step, 1, recorded);
 }
 
 // One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and the state.
+// run(input, hx, recorded) takes and returns sequences.
+template <typename Run>
+py::object call_step(const Tensor& input, py::handle py_hx, const Weights& weights,
+                     const Run& run) {
+  OptionalTensor hx;
+  if (!take_state(py_hx, input.dim() + 1, input, hx)) return py::none();
+  const bool batched = input.dim() == 2, recorded = wants_grad(input, hx, weights);
+  if (hx && !batched) hx = unsqueezed("hx", *hx, 1, recorded);
+  Results results = run(as_sequence("input", input, recorded), hx, recorded);
+  if (!results) return py::none();
+  auto& [output, hn] = *results;
+  const bool graph = output.requires_grad();  // alpha may want gradients too
+  output = without_dim(std::move(output), 0, graph);
+  if (!batched) {
+    output = without_dim(std::move(output), 0, graph);
+    hn = without_dim(std::move(hn), 1, graph);
+  }
+  return to_python(std::move(results));
+}
+
 py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
                           bool has_biases, py::handle py_num_layers,
                           std::string_view nonlinearity) {
   const Tensor* input = take_input(py_input, 2);
   const std::optional<int64_t> num_layers = integer(py_num_layers);
   Weights weights;
-  OptionalTensor hx;
-  if (!input || !num_layers || !take_weights(py_weights, *input, weights) ||
-      !take_state(py_hx, input->dim() + 1, *input, hx))
-    return py::none();
-  const bool batched = input->dim() == 2;
-  if (hx && !batched) hx = unsqueezed("hx", *hx, 1);
-  auto results = call(as_sequence(*input), hx, weights, std::nullopt, std::nullopt, has_biases,
-                      *num_layers, nonlinearity, /*bidirectional=*/false, /*batch_first=*/false);
-  if (!results) return py::none();
-  auto& [output, hn] = *results;
-  // No views, as in rnn_cell_eager.
-  output = at::_unsafe_view(output, output.sizes().slice(batched ? 1 : 2));
-  if (!batched) hn = at::_unsafe_view(hn, {hn.size(0), hn.size(2)});
-  return py::make_tuple(to_python(std::move(output)), to_python(std::move(hn)));
+  if (!input || !num_layers || !take_weights(py_weights, *input, weights)) return py::none();
+  return call_step(*input, py_hx, weights,
+                   [&](const Tensor& x, const OptionalTensor& hx, bool recorded) {
+                     return call(x, hx, weights, std::nullopt, std::nullopt, has_biases,
+                                 *num_layers, nonlinearity, /*bidirectional=*/false,
+                                 /*batch_first=*/false, recorded);
+                   });
 }
 
 // One step: (B, I) or (I) and (B, H) or (H) to (B, H) or (H).
+py::object call_cell(const Tensor& input, py::handle py_hx, const Weights& weights, bool has_biases,
+                     std::string_view nonlinearity) {
+  OptionalTensor hx;
+  if (!take_state(py_hx, input.dim(), input, hx)) return py::none();
+  const bool recorded = wants_grad(input, hx, weights);
+  if (hx) hx = as_sequence("hx", *hx, recorded);
+  Results results =
+      call(as_sequence("input", input, recorded), hx, weights, std::nullopt, std::nullopt,
+           has_biases, /*num_layers=*/1, nonlinearity, /*bidirectional=*/false,
+           /*batch_first=*/false, recorded);
+  if (!results) return py::none();
+  Tensor h = without_dim(std::move(std::get<0>(*results)), 0, recorded);
+  if (input.dim() == 2) return to_python(std::move(h));
+  return to_python(recorded ? h.squeeze(0) : without_dim(std::move(h), 0, false));
+}
+
 py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih, py::handle w_hh,
                           py::handle b_ih, py::handle b_hh, std::string_view nonlinearity) {
   const Tensor* input = take_input(py_input, 2);
   const bool has_biases = !b_ih.is_none();
   const py::handle py_weights[] = {w_ih, w_hh, b_ih, b_hh};
   Weights weights;
-  OptionalTensor hx;
   if (!input || b_hh.is_none() == has_biases ||
-      !take_weights(std::span(py_weights, has_biases ? 4 : 2), *input, weights) ||
-      !take_state(py_hx, input->dim(), *input, hx))
+      !take_weights(std::span(py_weights, has_biases ? 4 : 2), *input, weights))
     return py::none();
-  const bool batched = input->dim() == 2;
-  if (hx) hx = unsqueezed("hx", *hx, 0);
-  if (hx && !batched) hx = hx->unsqueeze(0);
-  const auto results = call(as_sequence(*input), hx, weights, std::nullopt, std::nullopt,
-                            has_biases, /*num_layers=*/1, nonlinearity, /*bidirectional=*/false,
-                            /*batch_first=*/false);
-  if (!results) return py::none();
-  const Tensor& output = std::get<0>(*results);
-  // No view of a batch, so that detach_() works as on nn.RNNCell's result; nothing else sees the
-  // memory.
-  Tensor h = at::_unsafe_view(output, output.sizes().slice(1));
-  return to_python(batched ? std::move(h) : h.squeeze(0));
+  return call_cell(*input, py_hx, weights, has_biases, nonlinearity);
 }
 
 }  // namespace

@@ -16,11 +16,7 @@ def rnn(*args: Any) -> None:
 
 
 rnn_extended = rnn_step = rnn_cell = rnn
-
-
-def are_weights(*args: Any) -> bool:
-    """Leave it to Python."""
-    return False
+rnn_of_module = leaky_of_module = step_of_module = leaky_step_of_module = cell_of_module = rnn
 
 
 def check_storages(weights: list[Tensor], **others: object) -> None:

@@ -74,29 +74,17 @@ class RNNCell(RNNCellBase):
         reset_state: Tensor | None = None,
     ) -> Tensor:
         """Run one step; see the class for the arguments."""
-        parameters: Any = self._parameters
-        try:
-            w_ih, w_hh = parameters["weight_ih"], parameters["weight_hh"]
-            b_ih, b_hh = parameters["bias_ih"], parameters["bias_hh"]
-        except KeyError:  # parametrized, pruned or otherwise computed weights are attributes
-            w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        nonlinearity = self.nonlinearity
-        unmarked = reset is None and reset_state is None
-        if unmarked and nonlinearity in ("tanh", "relu") and not is_dynamo_compiling():
-            result: Tensor | None = _C.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+        if reset is None and reset_state is None and not is_dynamo_compiling():
+            result = _C.cell_of_module(self.__dict__, input, hx)
             if result is not None:
-                # Checked after _C.rnn_cell, as in RNN.forward.
-                size = self.hidden_size
-                if hx is None and (type(size) is not int or w_hh.shape[1] != size):
-                    self._check_hidden_size(w_hh)
                 return result
         if is_leaf(self, RNNCell.forward, input):
             marks = {"reset": reset, "reset_state": reset_state}
             return call_leaf(self, input, hx, **marks)  # type: ignore[no-any-return]
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         if hx is None:
-            self._check_hidden_size(w_hh)
-        weights = (w_ih, w_hh, b_ih, b_hh)
-        return rnn_cell(input, hx, weights, nonlinearity, reset, reset_state)
+            self._check_hidden_size(weights[1])
+        return rnn_cell(input, hx, weights, self.nonlinearity, reset, reset_state)
 
     def _check_hidden_size(self, w_hh: Any) -> None:
         """Check ``hidden_size``, the size of a default state: it may have been overwritten."""

@@ -11,12 +11,9 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _C, _checks, _extras
+from fastrnn import _C, _extras
 from fastrnn._extras import Extras
-from fastrnn._step import rnn_step
-from fastrnn._trace import call_leaf, is_leaf
 from fastrnn._types import Lengths, Marks
-from fastrnn.functional import rnn_in_python
 from fastrnn.rnn import RNN
 
 
@@ -160,58 +157,16 @@ class LeakyRNN(RNN):
         return_layers: bool = False,
     ) -> Any:
         """Run the RNN; see the class for the arguments."""
-        if is_leaf(self, LeakyRNN.forward, input):
-            given: dict[str, Any] = {
-                "lengths": lengths,
-                "reset": reset,
-                "reset_state": reset_state,
-                "igates": igates,
-                "noise": noise,
-                "return_layers": return_layers or None,
-            }
-            return call_leaf(self, input, hx, **given)
-        compiling = is_dynamo_compiling()
-        weights: list[Any] = self._flat_weights
-        if compiling or not _C.are_weights(self._parameters, self._flat_weights_names, weights):
-            weights = self._weights_now()
-        nonlinearity, dropout = self._settings()
-        bidirectional, batch_first = self.bidirectional, self.batch_first
-        for x in (bidirectional, batch_first, self.training, return_layers):
-            if x is not True and x is not False:
-                _checks.check_types(
-                    bidirectional=bidirectional,
-                    batch_first=batch_first,
-                    training=self.training,
-                    return_layers=return_layers,
-                )
-        _extras.check_form(self.form)
-        if input is not None:
-            if self._checks_overridden:
-                self._run_checks(input, hx)
-            self._check_sizes(weights, input, hx)
-        sigma = self.noise if noise is None else noise
-        noiseless = not isinstance(sigma, Tensor) and sigma == 0
-        if noiseless and igates is None and reset_state is None and not (dropout or compiling):
-            result = _C.rnn_extended(
-                input,
-                hx,
-                weights,
-                self.bias,
-                self.num_layers,
-                nonlinearity,
-                bidirectional,
-                batch_first,
-                lengths,
-                reset,
-                self.alpha,
-                self.form,
-                return_layers,
+        direct = igates is None and reset_state is None and not self._checks_overridden
+        if direct and not is_dynamo_compiling():
+            result = _C.leaky_of_module(
+                self.__dict__, input, hx, lengths, reset, noise, return_layers
             )
             if result is not None:
                 return result
-        options = self._options(nonlinearity, lengths, reset)
-        extras = self._extras(noise, igates, return_layers)
-        return rnn_in_python(input, hx, weights, options, dropout, reset_state, extras)
+        return self._run(
+            LeakyRNN.forward, input, hx, lengths, reset, reset_state, igates, return_layers, noise
+        )
 
     def step(
         self,
@@ -249,51 +204,22 @@ class LeakyRNN(RNN):
             >>> output.shape, state.shape
             (torch.Size([3, 20]), torch.Size([1, 3, 20]))
         """
-        self._refuse_bidirectional_step()
-        self._compute_weights()
-        weights = self._weights_now()
-        nonlinearity, dropout = self._settings()
-        self._check_sizes(weights)
-        options = self._options(nonlinearity, None, reset)._replace(
-            bidirectional=False, batch_first=False
-        )
-        extras = self._extras(noise, None, False)
+        if reset is None and reset_state is None and not is_dynamo_compiling():
+            result = _C.leaky_step_of_module(self.__dict__, input, hx, noise)
+            if result is not None:
+                return result
         if isinstance(noise, Tensor):
             shape = (self.num_layers, *input.shape[:-1], self.hidden_size)
             if tuple(noise.shape) != shape:
                 raise ValueError(
                     f"LeakyRNN.step: expected noise of shape {shape}, got {tuple(noise.shape)}"
                 )
-            extras = extras._replace(noise=noise.unsqueeze(1))
-        plain = extras.noise is None or (not isinstance(extras.noise, Tensor) and extras.noise == 0)
-        unmarked = reset is None and reset_state is None and dropout == 0.0
-        if plain and unmarked and not is_dynamo_compiling() and _is_batch(input):
-            result = _C.rnn_extended(
-                input.unsqueeze(0),
-                hx,
-                weights,
-                self.bias,
-                self.num_layers,
-                nonlinearity,
-                False,
-                False,
-                None,
-                None,
-                self.alpha,
-                self.form,
-                False,
-            )
-            if result is not None:
-                return result[0].squeeze(0), result[1]
-        return rnn_step(input, hx, weights, options, dropout, reset_state, extras)
+            noise = noise.unsqueeze(1)
+        return self._run_step(input, hx, reset, reset_state, noise)
 
-    def _extras(self, noise: Any, igates: Any, return_layers: bool) -> Extras:
+    def _extras(self, igates: Any, return_layers: bool, noise: Any) -> Extras:
         noise = self.noise if noise is None else noise
         _extras.check_form(self.form)  # attributes may have been overwritten
         _extras.check_alpha(self.alpha)
         _extras.check_noise(noise)
         return Extras(igates, return_layers, self.alpha, self.form, noise)
-
-
-def _is_batch(input: Any) -> bool:
-    return isinstance(input, Tensor) and input.dim() == 2

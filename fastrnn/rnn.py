@@ -147,55 +147,52 @@ class RNN(RNNBase):
         return_layers: bool = False,
     ) -> Any:
         """Run the RNN; see the class for the arguments."""
-        compiling = is_dynamo_compiling()
-        weights: list[Any] = self._flat_weights
-        if compiling or not _C.are_weights(self._parameters, self._flat_weights_names, weights):
-            weights = self._weights_now()
-        nonlinearity, dropout = self._settings()
-        batch_first, training = self.batch_first, self.training
-        if (batch_first is not True and batch_first is not False) or (
-            training is not True and training is not False
-        ):
-            _checks.check_types(batch_first=batch_first, training=training)
-        if self._checks_overridden and not is_leaf(self, RNN.forward, input):
-            self._run_checks(input, hx)
-        plain = igates is None and not return_layers
-        if plain and dropout == 0.0 and reset_state is None and not compiling:
-            result: tuple[Tensor, Tensor] | None = _C.rnn(
-                input,
-                hx,
-                weights,
-                self.bias,
-                self.num_layers,
-                nonlinearity,
-                self.bidirectional,
-                batch_first,
-                lengths,
-                reset,
-            )
+        direct = igates is None and reset_state is None and return_layers is False
+        if direct and not self._checks_overridden and not is_dynamo_compiling():
+            result = _C.rnn_of_module(self.__dict__, input, hx, lengths, reset)
             if result is not None:
-                # After _C.rnn, which declines calls under a trace: the check would record shapes.
-                if (
-                    weights[0].shape != (self.hidden_size, self.input_size)
-                    or self.proj_size != 0
-                    or type(self.hidden_size) is not int
-                ):
-                    self._check_sizes(weights, input, hx)
                 return result
-        if is_leaf(self, RNN.forward, input):
+        return self._run(RNN.forward, input, hx, lengths, reset, reset_state, igates, return_layers)
+
+    def _run(
+        self,
+        forward: Any,
+        input: Any,
+        hx: Any,
+        lengths: Any,
+        reset: Any,
+        reset_state: Any,
+        igates: Any,
+        return_layers: Any,
+        noise: Any = None,
+    ) -> Any:
+        """Run what C++ declines, for ``forward`` of the class that it belongs to."""
+        weights = self._weights_now()
+        nonlinearity, dropout = self._settings()
+        _checks.check_types(
+            batch_first=self.batch_first, training=self.training, return_layers=return_layers
+        )
+        if is_leaf(self, forward, input):
             given: dict[str, Any] = {
                 "lengths": lengths,
                 "reset": reset,
                 "reset_state": reset_state,
                 "igates": igates,
+                "noise": noise,
                 "return_layers": return_layers or None,
             }
             return call_leaf(self, input, hx, **given)
-        if plain or input is not None:
+        if self._checks_overridden:
+            self._run_checks(input, hx)
+        if input is not None or igates is None:
             self._check_sizes(weights, input, hx)
         options = self._options(nonlinearity, lengths, reset)
-        extras = None if plain else Extras(igates, return_layers)
+        extras = self._extras(igates, return_layers, noise)
         return rnn_in_python(input, hx, weights, options, dropout, reset_state, extras)
+
+    def _extras(self, igates: Any, return_layers: bool, noise: Any) -> Extras | None:
+        plain = igates is None and not return_layers
+        return None if plain else Extras(igates, return_layers)
 
     def step(
         self,
@@ -236,30 +233,26 @@ class RNN(RNNBase):
             >>> output.shape, state.shape
             (torch.Size([3, 20]), torch.Size([2, 3, 20]))
         """
-        self._refuse_bidirectional_step()
-        compiling = is_dynamo_compiling()
-        weights: list[Any] = self._flat_weights
-        if compiling or not _C.are_weights(self._parameters, self._flat_weights_names, weights):
-            self._compute_weights()
-            weights = self._weights_now()
-        nonlinearity, dropout = self._settings()
-        unmarked = reset is None and reset_state is None
-        if unmarked and dropout == 0.0 and not compiling:
-            result: tuple[Tensor, Tensor] | None = _C.rnn_step(
-                input, hx, weights, self.bias, self.num_layers, nonlinearity
-            )
+        if reset is None and reset_state is None and not is_dynamo_compiling():
+            result = _C.step_of_module(self.__dict__, input, hx)
             if result is not None:
-                if (
-                    weights[0].shape != (self.hidden_size, self.input_size)
-                    or type(self.hidden_size) is not int
-                ):
-                    self._check_sizes(weights)
                 return result
+        return self._run_step(input, hx, reset, reset_state)
+
+    def _run_step(
+        self, input: Any, hx: Any, reset: Any, reset_state: Any, noise: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run what C++ declines of a step."""
+        self._refuse_bidirectional_step()
+        self._compute_weights()
+        weights = self._weights_now()
+        nonlinearity, dropout = self._settings()
         self._check_sizes(weights)
         options = self._options(nonlinearity, None, reset)._replace(
             bidirectional=False, batch_first=False
         )
-        return rnn_step(input, hx, weights, options, dropout, reset_state)
+        extras = self._extras(None, False, noise)
+        return rnn_step(input, hx, weights, options, dropout, reset_state, extras)
 
     def _refuse_bidirectional_step(self) -> None:
         if self.bidirectional:

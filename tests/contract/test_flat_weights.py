@@ -181,29 +181,3 @@ def test_swapped_weights_compiled() -> None:
     for x, y in zip(compiled(input), expected, strict=True):
         torch.testing.assert_close(x, y)
     assert not torch.allclose(expected[0], fastrnn.RNN.forward(module, input)[0])
-
-
-def test_are_weights() -> None:
-    """The kernel side's question whether a list is a module's weights."""
-    w, b = torch.ones(2), torch.ones(2)
-    assert _C.are_weights({"w": w, "b": b, "more": w}, ["w", "b"], [w, b])
-    assert not _C.are_weights({"w": w, "b": b}, ["w", "b"], [w, w])
-    assert not _C.are_weights({"w": w}, ["w", "b"], [w, b])
-    assert not _C.are_weights({"w": w, "b": b}, ["w", "b"], [w])
-    for wrong in ((), ({},), ([], [], []), ({}, (), []), ({}, [], None)):
-        assert not _C.are_weights(*wrong)
-    with pytest.raises(TypeError, match="unhashable"):
-        _C.are_weights({}, [[]], [w])
-
-
-def test_a_key_that_empties_the_lists_when_it_is_compared() -> None:
-    class Key(str):
-        __hash__ = str.__hash__
-
-        def __eq__(self, other: object) -> bool:
-            names.clear()
-            weights.clear()
-            return False
-
-    names, weights = [Key("w"), Key("b")], [torch.ones(2), torch.ones(2)]
-    assert not _C.are_weights({"w": weights[0], "b": weights[1]}, names, weights)

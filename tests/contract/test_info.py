@@ -102,7 +102,7 @@ def test_a_device_without_kernels_takes_torchs_operator(
     states = (2 if options.get("bidirectional") else 1) * options.get("num_layers", 1)
     hx = [torch.randn(states, 5, 4)] if given == "state" else []
     monkeypatch.setattr(_path, "KERNEL_DEVICES", ())
-    monkeypatch.setattr(fastrnn._C, "rnn", lambda *args: None)
+    monkeypatch.setattr(fastrnn._C, "rnn_of_module", lambda *args: None)
     assert fastrnn.info(ours, x)["kernel"] == "torch (no kernel for cpu in this build)"
     results = []
     for rnn in (ours, theirs):
@@ -122,7 +122,7 @@ def test_what_torchs_operator_cannot_do_takes_the_reference(
     given = {"lengths": torch.tensor([5, 3]), "reset": torch.rand(5, 2) < 0.5}[mark]
     expected = rnn(x, **{mark: given})
     monkeypatch.setattr(_path, "KERNEL_DEVICES", ())
-    monkeypatch.setattr(fastrnn._C, "rnn", lambda *args: None)
+    monkeypatch.setattr(fastrnn._C, "rnn_of_module", lambda *args: None)
     torch.testing.assert_close(rnn(x, **{mark: given}), expected)
     assert calls_of_torch == []
 
@@ -139,7 +139,7 @@ def test_complex_numbers_take_torchs_operator(calls_of_torch: list[str]) -> None
 def test_a_cell_without_kernels_is_torchs_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, and not a sequence of one step."""
     monkeypatch.setattr(_path, "KERNEL_DEVICES", ())
-    monkeypatch.setattr(fastrnn._C, "rnn_cell", lambda *args: None)
+    monkeypatch.setattr(fastrnn._C, "cell_of_module", lambda *args: None)
     for options in ({}, {"nonlinearity": "relu", "bias": False}):
         ours, theirs = (cls(3, 4, **options) for cls in (fastrnn.RNNCell, torch.nn.RNNCell))
         ours.load_state_dict(theirs.state_dict())
