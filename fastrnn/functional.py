@@ -137,7 +137,7 @@ def rnn(
     _checks.check_count(weights, bias, num_layers, bidirectional)
     if not training:
         dropout = 0.0
-    plain = igates is None and not return_layers
+    plain = igates is None and return_layers is False
     if plain and dropout == 0.0 and reset_state is None and not is_dynamo_compiling():
         result: Any = _C.rnn(
             input,
@@ -212,6 +212,28 @@ def leaky_rnn(
     _extras.check_alpha(alpha)
     _extras.check_form(form)
     _extras.check_noise(noise)
+    weights = _as_list(weights)
+    dropout = dropout if training else 0.0
+    direct = igates is None and reset_state is None and dropout == 0.0
+    noiseless = not isinstance(noise, Tensor) and noise == 0
+    if direct and noiseless and isinstance(return_layers, bool) and not is_dynamo_compiling():
+        result: Any = _C.rnn_extended(
+            input,
+            hx,
+            weights,
+            bias,
+            num_layers,
+            nonlinearity,
+            bidirectional,
+            batch_first,
+            lengths,
+            reset,
+            alpha,
+            form,
+            return_layers,
+        )
+        if result is not None:
+            return result
     options = Options(
         lengths=lengths,
         reset=reset,
@@ -222,8 +244,7 @@ def leaky_rnn(
         batch_first=batch_first,
     )
     extras = Extras(igates, return_layers, alpha, form, noise)
-    dropout = dropout if training else 0.0
-    return rnn_in_python(input, hx, _as_list(weights), options, dropout, reset_state, extras)
+    return rnn_in_python(input, hx, weights, options, dropout, reset_state, extras)
 
 
 def _check_settings(
@@ -275,6 +296,8 @@ def rnn_in_python(
     from packed input.
     """
     _checks.check_reset_state(reset_state, options.reset)
+    if extras is not None and type(extras.return_layers) is not bool:
+        _checks.check_types(return_layers=extras.return_layers)
     if input is None and extras is not None and extras.igates is not None:
         input, weights = _layouts.without_input(extras.igates, weights, options)
     num_layers, bidirectional = options.num_layers, options.bidirectional

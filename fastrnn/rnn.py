@@ -169,9 +169,7 @@ class RNN(RNNBase):
         """Run what C++ declines, for ``forward`` of the class that it belongs to."""
         weights = self._weights_now()
         nonlinearity, dropout = self._settings()
-        _checks.check_types(
-            batch_first=self.batch_first, training=self.training, return_layers=return_layers
-        )
+        _checks.check_types(batch_first=self.batch_first, training=self.training)
         if is_leaf(self, forward, input):
             given: dict[str, Any] = {
                 "lengths": lengths,
@@ -191,7 +189,7 @@ class RNN(RNNBase):
         return rnn_in_python(input, hx, weights, options, dropout, reset_state, extras)
 
     def _extras(self, igates: Any, return_layers: bool, noise: Any) -> Extras | None:
-        plain = igates is None and not return_layers
+        plain = igates is None and return_layers is False
         return None if plain else Extras(igates, return_layers)
 
     def step(

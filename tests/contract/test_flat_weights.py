@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fastrnn
-from fastrnn import _C
 
 
 def drop_connect(cls: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from fastrnn import RNN, LeakyRNN
+from fastrnn.functional import leaky_rnn
 from fastrnn.functional import rnn as rnn_function
 
 T, B, I, H = 9, 4, 3, 8  # noqa: E741
@@ -176,3 +178,17 @@ def test_function(device: str) -> None:
     gates = projected(rnn, x)
     found = rnn_function(None, None, weights, num_layers=2, igates=gates, return_layers=True)
     torch.testing.assert_close(found, rnn(x, return_layers=True))
+
+
+@pytest.mark.parametrize("wrong", [2, "yes", None, np.True_])
+def test_return_layers_of_another_type(wrong: Any) -> None:
+    x, rnn = torch.ones(5, 2, 3), RNN(3, 4)
+    weights = list(rnn.parameters())
+    for call in (
+        lambda: rnn(x, return_layers=wrong),
+        lambda: LeakyRNN(3, 4)(x, return_layers=wrong),
+        lambda: rnn_function(x, None, weights, return_layers=wrong),
+        lambda: leaky_rnn(x, None, weights, 0.1, return_layers=wrong),
+    ):
+        with pytest.raises(TypeError, match="return_layers should be of type bool, got"):
+            call()
