@@ -82,5 +82,5 @@ def plot_trajectories(axes: Axes, means: Tensor) -> None:
         axes.plot(*paths[GO - 1, i], "o", color=color)
     axes.set(xlabel="first principal component", ylabel="second principal component")
     axes.set_title("mean states by coherence; dot: stimulus off")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc=(0.45, 0.79))
     tidy(axes)
