@@ -304,8 +304,9 @@ def rnn_in_python(
     if type(num_layers) is not int or type(bidirectional) is not bool:
         _checks.check_types(num_layers=num_layers, bidirectional=bidirectional)
     packed = isinstance(input, PackedSequence)
+    more = {} if extras is None else extras.tensors()
     if not packed:
-        tensors = (input, hx, *weights)
+        tensors = (input, hx, *weights, *more.values())
         if has_torch_function(tensors) and not any(map(_layouts.is_expanded, weights)):
             leaks = extras is not None and extras.leaks()
             return handle_torch_function(
@@ -341,7 +342,7 @@ def rnn_in_python(
             lengths=options.lengths,
             reset=reset.data if isinstance(reset, PackedSequence) else reset,
             reset_state=reset_state,
-            **({} if extras is None else extras.tensors()),
+            **more,
             **(input._asdict() if packed else {"input": input}),
         )
     run = _layouts.rnn_packed if packed else _layouts.rnn_padded

@@ -14,6 +14,7 @@ from torch.func import functional_call, jacrev, jvp, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from fastrnn import RNN, LeakyRNN
+from fastrnn.functional import leaky_rnn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
@@ -183,3 +184,24 @@ def test_opcheck() -> None:
         torch.ops.fastrnn.rnn_extended.default,
         (x, hx, weights, *none, gates, alpha, 1.0, "current", True),
     )
+
+
+@pytest.mark.parametrize("name", ["alpha", "igates", "noise"])
+def test_a_tensor_subclass_sees_the_call(name: str) -> None:
+    seen: list[Any] = []
+
+    class Watching(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(f)
+            return super().__torch_function__(f, types, args, kwargs or {})
+
+    sizes = {"alpha": (4,), "igates": (5, 2, 4), "noise": (1, 5, 2, 4)}
+    given: Any = {"alpha": 0.5, name: torch.full(sizes[name], 0.5)}
+    weights = list(RNN(3, 4).parameters())
+    expected, _ = leaky_rnn(torch.ones(5, 2, 3), None, weights, **given)
+    given[name] = given[name].as_subclass(Watching)
+    seen.clear()
+    found, _ = leaky_rnn(torch.ones(5, 2, 3), None, weights, **given)
+    assert leaky_rnn in seen
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), expected)
