@@ -1,4 +1,4 @@
-"""One step: the calls that ``_C.rnn_step`` and ``_C.rnn_cell`` decline."""
+"""One step: the calls that C++ declines."""
 
 from __future__ import annotations
 

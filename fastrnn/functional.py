@@ -290,7 +290,7 @@ def rnn_in_python(
     reset_state: Tensor | None,
     extras: Extras | None = None,
 ) -> Any:
-    """Run what ``_C.rnn`` declines: packed input, transforms, compilers, extras, errors.
+    """Run what C++ declines: packed input, transforms, compilers, extras, errors.
 
     ``options`` has lengths and reset as the caller passed them, and no ``batch_sizes``: those come
     from packed input.
