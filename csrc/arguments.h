@@ -78,7 +78,7 @@ struct Arguments {
 
 // What a backward pass takes in addition.
 struct Gradients {
-  // `saved` is of so many layers: of a leaky call, each counts twice.
+  // `saved` is of so many layers; with what rnn.h calls kept, each counts twice.
   Gradients(const Arguments& arguments, const OptionalTensor& grad_output,
             const OptionalTensor& grad_hn, const Tensor& saved, int64_t layers);
 

@@ -91,13 +91,13 @@ Tensor unsqueezed(const char* name, const Tensor& x, int64_t dim, bool recorded)
   return Tensor(std::move(alias));
 }
 
-// Drops a dimension of 1 from a result that nothing else refers to. It is no view, so that
-// detach_() works as on nn.RNNCell's result.
-Tensor without_dim(Tensor x, int64_t dim, bool recorded) {
+// Drops dimensions of 1, `count` from `dim` on, from a result that nothing else refers to. It is no
+// view, so that detach_() works as on nn.RNNCell's result.
+Tensor without_dims(Tensor x, int64_t dim, int64_t count, bool recorded) {
   c10::SmallVector<int64_t, 4> sizes(x.sizes()), strides(x.strides());
-  sizes.erase(sizes.begin() + dim);
+  sizes.erase(sizes.begin() + dim, sizes.begin() + dim + count);
   if (recorded) return at::_unsafe_view(x, sizes);
-  strides.erase(strides.begin() + dim);
+  strides.erase(strides.begin() + dim, strides.begin() + dim + count);
   x.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
   return x;
 }
@@ -110,6 +110,12 @@ const Tensor* take_input(py::handle py_input, int64_t dims) {
   const Tensor* input = plain_tensor(py_input.ptr());
   if (!input || (input->dim() != dims && input->dim() != dims - 1)) return nullptr;
   return has_kernels(*input) ? input : nullptr;
+}
+
+// The same for a call with a leak, which CUDA leaves to Python.
+const Tensor* take_leaky_input(py::handle py_input, int64_t dims) {
+  const Tensor* input = take_input(py_input, dims);
+  return input && input->is_cpu() ? input : nullptr;
 }
 
 // A state of `dims` dimensions, or none.
@@ -220,7 +226,7 @@ py::object call_sequence(const Tensor& input, py::handle py_hx, const Weights& w
   if (results && !batched) {
     auto& [output, hn] = *results;
     for (Tensor* x : {&output, &hn})
-      *x = recorded ? x->squeeze(1) : without_dim(std::move(*x), 1, false);
+      *x = recorded ? x->squeeze(1) : without_dims(std::move(*x), 1, 1, false);
   }
   return to_python(std::move(results));
 }
@@ -252,51 +258,66 @@ bool take_alpha(py::handle py_alpha, int64_t states, const Tensor& input, int64_
   const int64_t last = t->dim() > 0 ? t->size(-1) : 1, first = t->dim() > 1 ? t->size(0) : 1;
   if (t->dim() > 2 || (last != 1 && last != hidden_size) || (first != 1 && first != states))
     return false;
-  const bool whole = last == hidden_size && first == states;  // spares autograd a sum
+  // No view where none is needed: it would cost autograd a sum.
+  const bool whole = t->dim() > 0 && last == hidden_size && first == states;
   alpha = !whole ? t->expand({states, hidden_size}) : t->dim() == 1 ? t->unsqueeze(0) : *t;
   const at::ScalarType exact = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   if (alpha->scalar_type() != exact) alpha = alpha->to(exact);
   return true;
 }
 
-// What a leaky call has besides, as Python passes it.
-struct PyLeak {
-  py::handle alpha;
+// What a call with a leak has besides a plain one's arguments, as the operator takes it.
+struct LeakArguments {
+  OptionalTensor alpha;
+  double alpha_value = 1;
   std::string_view form;
+  bool return_layers = false;
 };
 
-// The operator rnn_extended with a leak. Nothing if the leak is not as the operator takes it.
+bool take_leak_arguments(py::handle py_alpha, std::string_view form, bool return_layers,
+                         const Tensor& input, const Weights& weights, int64_t num_layers,
+                         bool bidirectional, LeakArguments& leak) {
+  leak.form = form;
+  leak.return_layers = return_layers;
+  return weights[1].dim() == 2 && num_layers > 0 &&
+         num_layers <= std::ssize(weights) &&  // else the product below may overflow
+         take_alpha(py_alpha, num_layers * (bidirectional ? 2 : 1), input, weights[1].size(1),
+                    leak.alpha, leak.alpha_value);
+}
+
+bool wants_leaky_grad(const Tensor& input, const OptionalTensor& hx, TensorList weights,
+                      const LeakArguments& leak) {
+  return wants_grad(input, hx, weights) ||
+         (leak.alpha && leak.alpha->requires_grad() && at::GradMode::is_enabled());
+}
+
 std::optional<std::tuple<Tensor, Tensor, Tensor>> call_extended(
     const Tensor& input, const OptionalTensor& hx, const Weights& weights,
     const OptionalTensor& lengths, const OptionalTensor& reset, bool has_biases, int64_t num_layers,
-    std::string_view nonlinearity, bool bidirectional, bool batch_first, const PyLeak& leak,
-    bool return_layers) {
-  OptionalTensor alpha;
-  double alpha_value = 1;
-  if (!input.is_cpu() || weights[1].dim() != 2 || num_layers <= 0 ||
-      num_layers > std::ssize(weights) ||
-      !take_alpha(leak.alpha, num_layers * (bidirectional ? 2 : 1), input, weights[1].size(1),
-                  alpha, alpha_value))
-    return std::nullopt;
-  const bool recorded = wants_grad(input, hx, weights) ||
-                        (alpha && alpha->requires_grad() && at::GradMode::is_enabled());
+    std::string_view nonlinearity, bool bidirectional, bool batch_first, const LeakArguments& leak,
+    bool recorded) {
   return quietly(input, weights, has_biases, recorded, [&] {
     return rnn_extended(input, hx, weights, std::nullopt, lengths, reset, std::nullopt, has_biases,
-                        num_layers, nonlinearity, bidirectional, batch_first, std::nullopt, alpha,
-                        alpha_value, leak.form, return_layers);
+                        num_layers, nonlinearity, bidirectional, batch_first, std::nullopt,
+                        leak.alpha, leak.alpha_value, leak.form, leak.return_layers);
   });
 }
 
 py::object call_leaky(const Tensor& input, py::handle py_hx, const Weights& weights,
                       bool has_biases, int64_t num_layers, std::string_view nonlinearity,
                       bool bidirectional, bool batch_first, py::handle py_lengths,
-                      py::handle py_reset, const PyLeak& leak, bool return_layers) {
+                      py::handle py_reset, py::handle py_alpha, std::string_view form,
+                      bool return_layers) {
   OptionalTensor hx, lengths, reset;
+  LeakArguments leak;
   if (input.dim() != 3 || !take_state(py_hx, 3, input, hx) ||
-      !take_marks(py_lengths, py_reset, input, lengths, reset))
+      !take_marks(py_lengths, py_reset, input, lengths, reset) ||
+      !take_leak_arguments(py_alpha, form, return_layers, input, weights, num_layers, bidirectional,
+                           leak))
     return py::none();
-  auto results = call_extended(input, hx, weights, lengths, reset, has_biases, num_layers,
-                               nonlinearity, bidirectional, batch_first, leak, return_layers);
+  auto results =
+      call_extended(input, hx, weights, lengths, reset, has_biases, num_layers, nonlinearity,
+                    bidirectional, batch_first, leak, wants_leaky_grad(input, hx, weights, leak));
   if (!results) return py::none();
   auto& [output, hn, layers] = *results;
   if (!return_layers) return to_python(Results({std::move(output), std::move(hn)}));
@@ -309,12 +330,12 @@ py::object rnn_extended_eager(py::handle py_input, py::handle py_hx, const py::l
                               std::string_view nonlinearity, bool bidirectional, bool batch_first,
                               py::handle py_lengths, py::handle py_reset, py::handle py_alpha,
                               std::string_view form, bool return_layers) {
-  const Tensor* input = take_input(py_input, 3);
+  const Tensor* input = take_leaky_input(py_input, 3);
   const std::optional<int64_t> num_layers = integer(py_num_layers);
   Weights weights;
   if (!input || !num_layers || !take_weights(py_weights, *input, weights)) return py::none();
   return call_leaky(*input, py_hx, weights, has_biases, *num_layers, nonlinearity, bidirectional,
-                    batch_first, py_lengths, py_reset, {py_alpha, form}, return_layers);
+                    batch_first, py_lengths, py_reset, py_alpha, form, return_layers);
 }
 
 // A step's input or state as a sequence of one, with a batch.
@@ -324,24 +345,47 @@ Tensor as_sequence(const char* name, const Tensor& x, bool recorded) {
 }
 
 // One step of all layers: (B, I) or (I) and (L, B, H) or (L, H) to (B, H) or (H), and the state.
-// run(input, hx, recorded) takes and returns sequences.
+// run(input, hx) takes and returns sequences.
 template <typename Run>
-py::object call_step(const Tensor& input, py::handle py_hx, const Weights& weights,
-                     const Run& run) {
-  OptionalTensor hx;
-  if (!take_state(py_hx, input.dim() + 1, input, hx)) return py::none();
-  const bool batched = input.dim() == 2, recorded = wants_grad(input, hx, weights);
-  if (hx && !batched) hx = unsqueezed("hx", *hx, 1, recorded);
-  Results results = run(as_sequence("input", input, recorded), hx, recorded);
+py::object call_step(const Tensor& input, const OptionalTensor& hx, bool recorded, const Run& run) {
+  const bool batched = input.dim() == 2;
+  Results results = run(as_sequence("input", input, recorded),
+                        hx && !batched ? OptionalTensor(unsqueezed("hx", *hx, 1, recorded)) : hx);
   if (!results) return py::none();
   auto& [output, hn] = *results;
-  const bool graph = output.requires_grad();  // alpha may want gradients too
-  output = without_dim(std::move(output), 0, graph);
-  if (!batched) {
-    output = without_dim(std::move(output), 0, graph);
-    hn = without_dim(std::move(hn), 1, graph);
-  }
+  output = without_dims(std::move(output), 0, batched ? 1 : 2, recorded);
+  if (!batched) hn = without_dims(std::move(hn), 1, 1, recorded);
   return to_python(std::move(results));
+}
+
+py::object call_rnn_step(const Tensor& input, py::handle py_hx, const Weights& weights,
+                         bool has_biases, int64_t num_layers, std::string_view nonlinearity) {
+  OptionalTensor hx;
+  if (!take_state(py_hx, input.dim() + 1, input, hx)) return py::none();
+  const bool recorded = wants_grad(input, hx, weights);
+  return call_step(input, hx, recorded, [&](const Tensor& x, const OptionalTensor& h) {
+    return call(x, h, weights, std::nullopt, std::nullopt, has_biases, num_layers, nonlinearity,
+                /*bidirectional=*/false, /*batch_first=*/false, recorded);
+  });
+}
+
+py::object call_leaky_step(const Tensor& input, py::handle py_hx, const Weights& weights,
+                           bool has_biases, int64_t num_layers, std::string_view nonlinearity,
+                           py::handle py_alpha, std::string_view form) {
+  OptionalTensor hx;
+  LeakArguments leak;
+  if (!take_state(py_hx, input.dim() + 1, input, hx) ||
+      !take_leak_arguments(py_alpha, form, /*return_layers=*/false, input, weights, num_layers,
+                           /*bidirectional=*/false, leak))
+    return py::none();
+  const bool recorded = wants_leaky_grad(input, hx, weights, leak);
+  return call_step(input, hx, recorded, [&](const Tensor& x, const OptionalTensor& h) -> Results {
+    auto results =
+        call_extended(x, h, weights, std::nullopt, std::nullopt, has_biases, num_layers,
+                      nonlinearity, /*bidirectional=*/false, /*batch_first=*/false, leak, recorded);
+    if (!results) return std::nullopt;
+    return {{std::move(std::get<0>(*results)), std::move(std::get<1>(*results))}};
+  });
 }
 
 py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list& py_weights,
@@ -351,12 +395,7 @@ py::object rnn_step_eager(py::handle py_input, py::handle py_hx, const py::list&
   const std::optional<int64_t> num_layers = integer(py_num_layers);
   Weights weights;
   if (!input || !num_layers || !take_weights(py_weights, *input, weights)) return py::none();
-  return call_step(*input, py_hx, weights,
-                   [&](const Tensor& x, const OptionalTensor& hx, bool recorded) {
-                     return call(x, hx, weights, std::nullopt, std::nullopt, has_biases,
-                                 *num_layers, nonlinearity, /*bidirectional=*/false,
-                                 /*batch_first=*/false, recorded);
-                   });
+  return call_rnn_step(*input, py_hx, weights, has_biases, *num_layers, nonlinearity);
 }
 
 // One step: (B, I) or (I) and (B, H) or (H) to (B, H) or (H).
@@ -366,14 +405,15 @@ py::object call_cell(const Tensor& input, py::handle py_hx, const Weights& weigh
   if (!take_state(py_hx, input.dim(), input, hx)) return py::none();
   const bool recorded = wants_grad(input, hx, weights);
   if (hx) hx = as_sequence("hx", *hx, recorded);
-  Results results =
-      call(as_sequence("input", input, recorded), hx, weights, std::nullopt, std::nullopt,
-           has_biases, /*num_layers=*/1, nonlinearity, /*bidirectional=*/false,
-           /*batch_first=*/false, recorded);
+  Results results = call(as_sequence("input", input, recorded), hx, weights, std::nullopt,
+                         std::nullopt, has_biases, /*num_layers=*/1, nonlinearity,
+                         /*bidirectional=*/false, /*batch_first=*/false, recorded);
   if (!results) return py::none();
-  Tensor h = without_dim(std::move(std::get<0>(*results)), 0, recorded);
-  if (input.dim() == 2) return to_python(std::move(h));
-  return to_python(recorded ? h.squeeze(0) : without_dim(std::move(h), 0, false));
+  Tensor& output = std::get<0>(*results);
+  const bool batched = input.dim() == 2;
+  Tensor h = without_dims(std::move(output), 0, batched || recorded ? 1 : 2, recorded);
+  // Recorded and without a batch, nn.RNNCell's result is a view.
+  return to_python(batched || !recorded ? std::move(h) : h.squeeze(0));
 }
 
 py::object rnn_cell_eager(py::handle py_input, py::handle py_hx, py::handle w_ih, py::handle w_hh,

@@ -39,6 +39,21 @@ def check_types(**given: Any) -> None:
             raise TypeError(f"{name} should be of type {expected}, got: {got}")
 
 
+# What csrc/python_modules.h reads from a module's __dict__.
+READ = (
+    "_parameters", "_buffers", "_flat_weights", "_flat_weights_names", "training", "mode", "bias",
+    "num_layers", "bidirectional", "batch_first", "dropout", "input_size", "hidden_size",
+    "proj_size", "alpha", "form", "noise", "nonlinearity", "weight_ih", "weight_hh", "bias_ih",
+    "bias_hh",
+)  # fmt: skip
+
+
+def is_overridden(cls: type, base: type) -> bool:
+    """Whether a subclass of ``base`` has attributes that a module's ``__dict__`` does not show."""
+    names = (*READ, "__getattribute__")
+    return any(getattr(cls, name, None) is not getattr(base, name, None) for name in names)
+
+
 def check_index(name: str, value: Any) -> None:
     """Check that a size is an integer of any type."""
     if not hasattr(value, "__index__"):

@@ -52,6 +52,7 @@ class RNNCell(RNNCellBase):
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012
     nonlinearity: str
     __call__: RNNCellCall  # of forward
+    _is_overridden = False
 
     def __init__(
         self,
@@ -65,6 +66,10 @@ class RNNCell(RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._is_overridden = _checks.is_overridden(cls, RNNCellBase)
+
     def forward(
         self,
         input: Tensor,
@@ -74,7 +79,8 @@ class RNNCell(RNNCellBase):
         reset_state: Tensor | None = None,
     ) -> Tensor:
         """Run one step; see the class for the arguments."""
-        if reset is None and reset_state is None and not is_dynamo_compiling():
+        direct = reset is None and reset_state is None and not self._is_overridden
+        if direct and not is_dynamo_compiling():
             result = _C.cell_of_module(self.__dict__, input, hx)
             if result is not None:
                 return result

@@ -120,7 +120,7 @@ class LeakyRNN(RNN):
             to: Any = {"device": self.weight_hh_l0.device, "dtype": self.weight_hh_l0.dtype}
             if not isinstance(alpha, Parameter):
                 self.register_buffer("alpha", alpha.to(**to, copy=True))
-            elif alpha.device.type != "meta" == self.weight_hh_l0.device.type:
+            elif self.weight_hh_l0.is_meta and not alpha.is_meta:  # its data cannot be replaced
                 self.alpha = Parameter(alpha.detach().to(**to), alpha.requires_grad)
             else:
                 alpha.data = alpha.data.to(**to)  # the parameter stays the caller's
@@ -157,7 +157,7 @@ class LeakyRNN(RNN):
         return_layers: bool = False,
     ) -> Any:
         """Run the RNN; see the class for the arguments."""
-        direct = igates is None and reset_state is None and not self._checks_overridden
+        direct = igates is None and reset_state is None and not self._is_overridden
         if direct and not is_dynamo_compiling():
             result = _C.leaky_of_module(
                 self.__dict__, input, hx, lengths, reset, noise, return_layers
@@ -204,10 +204,12 @@ class LeakyRNN(RNN):
             >>> output.shape, state.shape
             (torch.Size([3, 20]), torch.Size([1, 3, 20]))
         """
-        if reset is None and reset_state is None and not is_dynamo_compiling():
+        direct = reset is None and reset_state is None and not self._is_overridden
+        if direct and not is_dynamo_compiling():
             result = _C.leaky_step_of_module(self.__dict__, input, hx, noise)
             if result is not None:
                 return result
+        self._refuse_bidirectional_step()
         if isinstance(noise, Tensor):
             shape = (self.num_layers, *input.shape[:-1], self.hidden_size)
             if tuple(noise.shape) != shape:

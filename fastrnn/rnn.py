@@ -92,7 +92,7 @@ class RNN(RNNBase):
 
     nonlinearity: str
     __call__: RNNCall  # of forward
-    _checks_overridden = False
+    _checks_overridden = _is_overridden = False
 
     def __init__(
         self,
@@ -134,6 +134,7 @@ class RNN(RNNBase):
         cls._checks_overridden = any(
             getattr(cls, name) is not getattr(RNNBase, name) for name in _CHECKS
         )
+        cls._is_overridden = cls._checks_overridden or _checks.is_overridden(cls, RNNBase)
 
     def forward(
         self,
@@ -148,7 +149,7 @@ class RNN(RNNBase):
     ) -> Any:
         """Run the RNN; see the class for the arguments."""
         direct = igates is None and reset_state is None and return_layers is False
-        if direct and not self._checks_overridden and not is_dynamo_compiling():
+        if direct and not self._is_overridden and not is_dynamo_compiling():
             result = _C.rnn_of_module(self.__dict__, input, hx, lengths, reset)
             if result is not None:
                 return result
@@ -166,7 +167,7 @@ class RNN(RNNBase):
         return_layers: Any,
         noise: Any = None,
     ) -> Any:
-        """Run what C++ declines, for ``forward`` of the class that it belongs to."""
+        """Run what C++ declines. ``forward`` is that of the class whose call it is."""
         weights = self._weights_now()
         nonlinearity, dropout = self._settings()
         _checks.check_types(batch_first=self.batch_first, training=self.training)
@@ -180,9 +181,9 @@ class RNN(RNNBase):
                 "return_layers": return_layers or None,
             }
             return call_leaf(self, input, hx, **given)
-        if self._checks_overridden:
-            self._run_checks(input, hx)
         if input is not None or igates is None:
+            if self._checks_overridden:
+                self._run_checks(input, hx)
             self._check_sizes(weights, input, hx)
         options = self._options(nonlinearity, lengths, reset)
         extras = self._extras(igates, return_layers, noise)
@@ -231,7 +232,8 @@ class RNN(RNNBase):
             >>> output.shape, state.shape
             (torch.Size([3, 20]), torch.Size([2, 3, 20]))
         """
-        if reset is None and reset_state is None and not is_dynamo_compiling():
+        direct = reset is None and reset_state is None and not self._is_overridden
+        if direct and not is_dynamo_compiling():
             result = _C.step_of_module(self.__dict__, input, hx)
             if result is not None:
                 return result

@@ -90,7 +90,7 @@ struct BackwardTask {
   // Of a leaky layer:
   Leak leak;
   const void* alpha;  // accumulation type, [H] padded
-  Sequence kept;      // storage type
+  Sequence kept;      // storage type; data null: not needed
   const void* hx;     // storage type, [B, H]: f(hx), in the current form; null: zeros
   int64_t hx_row_stride;
   Sequence grad_state;  // accumulation type; data null: not wanted

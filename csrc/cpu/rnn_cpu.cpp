@@ -196,13 +196,13 @@ const void* second_half(const void* data, const Tensor& saved) {
   return static_cast<const char*>(data) + saved.nbytes() / 2;
 }
 
-// Runs the call; saved is where the output of every layer goes, or undefined, and with `keep` in its
-// second half what rnn.h calls kept.
-std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved, bool keep = false) {
+// Runs the call. saved: where the output of every layer goes, or undefined; if the call keeps more,
+// its second half takes that.
+std::tuple<Tensor, Tensor> forward(const Call& call, const Tensor& saved, bool keeps = false) {
   Tensor output = call.new_sequence(call.shape.features(), true);
   Tensor hn = call.new_state();
   void* const states = saved.defined() ? saved.mutable_data_ptr() : nullptr;
-  void* const kept = keep ? const_cast<void*>(second_half(states, saved)) : nullptr;
+  void* const kept = keeps ? const_cast<void*>(second_half(states, saved)) : nullptr;
   const Forward task{call.stack, call.sequence(output), hn.mutable_data_ptr(), states, kept};
   run(run_forward, task, call, false);
   return {output, hn};

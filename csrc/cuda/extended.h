@@ -13,7 +13,7 @@ struct Extended {
   Tensor alpha;  // [L*D, H] contiguous, of the accumulation type; undefined: alpha_value
   double alpha_value = 1;
   Tensor hx;    // [L*D, B, H], the first state. Call::hx is what it is activated
-  Tensor kept;  // [L, rows, D*H]; of the forward pass: undefined: not wanted
+  Tensor kept;  // [L, rows, D*H]; undefined: not wanted
   // Of the backward pass: what is given, and what is wanted.
   Tensor grad_layers;  // [L, rows, D*H]
   Tensor grad_gates;   // [1 or L, rows, D*H], of packed data with the input's rows

@@ -10,7 +10,7 @@ struct Leaking {
   Leak form;  // kRate or kCurrent
   double alpha_value;
   const void* alpha[2];  // [H] in the accumulation type, or null: alpha_value
-  Sequence kept[2];      // [T, B, H] in the storage type; data null: not wanted (forward)
+  Sequence kept[2];      // [T, B, H] in the storage type; data null: not wanted
 };
 
 // step.state[d] gets the state as the next product takes it, which the current form has activated.
