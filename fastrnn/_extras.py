@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn._checks import Options, got, same_order
@@ -100,6 +101,15 @@ def check_alpha(alpha: Any) -> None:
         raise ValueError(f"alpha should be greater than 0 and at most 1, got {alpha}")
 
 
+def check_learned(alpha: Any) -> None:
+    """Check that what a module is to learn is a parameter: optimizers find no other tensor."""
+    if isinstance(alpha, Tensor) and alpha.requires_grad and not isinstance(alpha, Parameter):
+        raise ValueError(
+            "alpha requires grad but is no Parameter. To learn it, pass torch.nn.Parameter(alpha); "
+            "to compute it from a parameter, use torch.nn.utils.parametrize"
+        )
+
+
 def check_values(alpha: Tensor) -> None:
     """Check the values of a tensor, which may wait for a device: once, not in each call."""
     known = alpha.detach()
@@ -136,8 +146,15 @@ def check_noise(noise: Any) -> None:
     if isinstance(noise, Tensor):
         return
     if isinstance(noise, bool) or not isinstance(noise, numbers.Real):
-        raise TypeError(f"noise should be a number or a tensor, got: {type(noise).__name__}")
-    if not 0 <= noise <= sys.float_info.max:  # type: ignore[operator]
+        convert = ""
+        if isinstance(noise, PackedSequence):
+            convert = ". Pass its data, (L, rows, D*H)"
+        elif isinstance(noise, list | tuple) or hasattr(noise, "__array__"):
+            convert = ". Convert it: torch.as_tensor(noise)"
+        raise TypeError(
+            f"noise should be a number or a tensor, got: {type(noise).__name__}{convert}"
+        )
+    if not 0 <= float(noise) <= sys.float_info.max:
         raise ValueError(f"noise should be a finite standard deviation of at least 0, got {noise}")
 
 

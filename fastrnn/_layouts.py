@@ -93,12 +93,12 @@ def without_input(igates: Any, weights: list[Tensor], options: Options) -> tuple
     _checks.check_count(weights, options.has_biases, options.num_layers, options.bidirectional)
     _checks.check_weights(weights)
     dtype = weights[0].dtype
-    expected_dims = (2,) if isinstance(igates, PackedSequence) else (2, 3)
-    if data.dim() not in expected_dims or data.layout != torch.strided:
-        raise ValueError(
-            "rnn: expected igates to be a dense tensor of 2 or 3 dimensions, got "
-            f"{data.dim()} and {data.layout}"
-        )
+    if data.layout != torch.strided:
+        raise ValueError(f"rnn: expected igates to be a dense tensor, got {data.layout}")
+    packed = isinstance(igates, PackedSequence)
+    if data.dim() not in ((2,) if packed else (2, 3)):
+        expected = "2 dimensions in packed igates" if packed else "igates with 2 or 3 dimensions"
+        raise ValueError(f"rnn: expected {expected}, got {data.dim()}")
     if data.dtype != dtype and not _extras.is_cast(data, weights[0]):
         raise RuntimeError(
             f"rnn: expected igates of dtype {dtype}, like the weights, got {data.dtype}. "

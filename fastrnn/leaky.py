@@ -37,9 +37,9 @@ class LeakyRNN(RNN):
 
     Args:
         alpha: The leak, in (0, 1]: a number; or a tensor of a shape that expands to (L*D, H),
-            which becomes a buffer; or a ``Parameter``, which is learned. Nothing keeps a learned
-            leak in (0, 1]: ``torch.nn.utils.parametrize`` does. A tensor takes the module's device
-            and dtype.
+            which becomes a buffer; or a ``Parameter``, which is learned. Only the constructor
+            checks values: ``torch.nn.utils.parametrize`` keeps a learned leak in (0, 1]. A tensor
+            takes the module's device and dtype.
         form: ``"rate"`` or ``"current"``.
         noise: The standard deviation :math:`\sigma` of the noise, in training and in evaluation.
             Every step, row, layer and unit draws
@@ -50,8 +50,8 @@ class LeakyRNN(RNN):
 
     Inputs:
         noise: The noise itself, in place of a drawn one: (L, T, B, D*H), with T and B in the order
-            of the input, or (L, rows, D*H) for a ``PackedSequence``; or another standard deviation,
-            such as 0.
+            of the input, (L, T, D*H) without a batch, or (L, rows, D*H) for a ``PackedSequence``;
+            or another standard deviation, such as 0.
         input, hx, lengths, reset, reset_state, igates, return_layers: As in :class:`RNN`. In the
             current form, ``hx``, ``reset_state`` and ``hn`` are currents.
 
@@ -96,10 +96,14 @@ class LeakyRNN(RNN):
         noise: float = 0.0,
     ) -> None:
         _extras.check_alpha(alpha)
+        _extras.check_learned(alpha)
         _extras.check_form(form)
-        _extras.check_noise(noise)
         if isinstance(noise, Tensor):
-            raise TypeError("noise should be a number: pass a tensor to the call")
+            raise TypeError(
+                "noise should be a number, got a tensor: a standard deviation is float(noise), and "
+                "noise itself an argument of the call"
+            )
+        _extras.check_noise(noise)
         super().__init__(
             input_size,
             hidden_size,
@@ -116,14 +120,15 @@ class LeakyRNN(RNN):
         if isinstance(alpha, Tensor):
             size = (num_layers * (2 if bidirectional else 1), hidden_size)
             _extras.check_expands(alpha, size)
-            _extras.check_values(alpha)
-            to: Any = {"device": self.weight_hh_l0.device, "dtype": self.weight_hh_l0.dtype}
+            w: Any = self.weight_hh_l0
+            values = alpha.detach().to(device=w.device, dtype=w.dtype)
+            _extras.check_values(values)  # as rounded
             if not isinstance(alpha, Parameter):
-                self.register_buffer("alpha", alpha.to(**to, copy=True))
-            elif self.weight_hh_l0.is_meta and not alpha.is_meta:  # its data cannot be replaced
-                self.alpha = Parameter(alpha.detach().to(**to), alpha.requires_grad)
+                self.register_buffer("alpha", values.clone())
+            elif w.is_meta and not alpha.is_meta:  # its data cannot be replaced
+                self.alpha = Parameter(values, alpha.requires_grad)
             else:
-                alpha.data = alpha.data.to(**to)  # the parameter stays the caller's
+                alpha.data = values  # the parameter stays the caller's
                 self.alpha = alpha
         else:
             self.alpha = float(alpha)

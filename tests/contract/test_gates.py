@@ -160,7 +160,7 @@ def test_writing_to_a_result_does_not_change_gradients(device: str) -> None:
         (lambda r: r(None, igates=torch.zeros(T, B, 7)), ValueError, "igates of shape"),
         (lambda r: r(None, igates=torch.zeros(T, B, H).half()), RuntimeError, "igates of dtype"),
         (lambda r: r(None, igates=torch.zeros(0, B, H)), RuntimeError, "larger than 0"),
-        (lambda r: r(None, igates=torch.ones(H)), ValueError, "igates to be a dense tensor of 2"),
+        (lambda r: r(None, igates=torch.ones(H)), ValueError, "2 or 3 dimensions, got 1"),
         (lambda r: r(torch.ones(T, B, I), igates=torch.ones(T, B, H).to_sparse()), RuntimeError,
          r"Convert it: igates.to_dense\(\)"),
     ],

@@ -6,11 +6,17 @@ import copy
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+)
 
 import fastrnn
 from fastrnn import RNN, LeakyRNN
@@ -280,7 +286,19 @@ def test_replace_leaves_it_alone() -> None:
         ({"form": "rates"}, ValueError, "Unknown form 'rates'"),
         ({"noise": -1.0}, ValueError, "at least 0, got -1.0"),
         ({"noise": "a"}, TypeError, "got: str"),
-        ({"noise": torch.zeros(1)}, TypeError, "pass a tensor to the call"),
+        ({"noise": torch.zeros(1)}, TypeError, "noise should be a number, got a tensor"),
+        ({"noise": [0.1]}, TypeError, r"got: list. Convert it: torch.as_tensor\(noise\)"),
+        ({"alpha": torch.full((H,), 0.5, requires_grad=True)}, ValueError, "is no Parameter"),
+        (
+            {"alpha": nn.Parameter(torch.ones(H)) * 0.5},
+            ValueError,
+            "is no Parameter.*use torch.nn.utils.parametrize",
+        ),
+        (
+            {"alpha": torch.tensor(1e-9), "dtype": torch.float16},
+            ValueError,
+            "greater than 0 and at most 1, got values from 0 to 0",
+        ),
         ({"nonlinearity": "gelu"}, ValueError, "Unknown nonlinearity 'gelu'"),
     ],
     ids=str,
@@ -342,3 +360,19 @@ def test_learned_leak_is_kept_in_bounds() -> None:
         optimizer.step()
     assert ((rnn.alpha >= 0) & (rnn.alpha <= 1)).all()
     assert not torch.allclose(rnn.alpha, torch.tensor(0.2))
+
+
+def test_noise_that_is_a_numpy_number() -> None:
+    with np.errstate(all="raise"):
+        for number in (np.float16(0.1), np.float32(0.1), np.float64(0.1)):
+            rnn = LeakyRNN(I, H, noise=number)
+            assert rnn(torch.zeros(T, B, I))[0].shape == (T, B, H)
+
+
+def test_noise_in_another_container() -> None:
+    rnn, x = LeakyRNN(I, H), torch.zeros(T, B, I)
+    with pytest.raises(TypeError, match=r"got: ndarray. Convert it: torch.as_tensor\(noise\)"):
+        rnn(x, noise=np.zeros((1, T, B, H)))
+    packed = pack_sequence([x[:, 0], x[:3, 1]])
+    with pytest.raises(TypeError, match=r"got: PackedSequence. Pass its data, \(L, rows, D\*H\)"):
+        rnn(packed, noise=packed)

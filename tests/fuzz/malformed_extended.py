@@ -93,6 +93,11 @@ def of_modules(pool: Pool) -> dict[str, Any]:
 # How each is called.
 
 
+def detached(alpha: Any) -> Any:
+    """The leak as the constructor takes it: what wants gradients is a parameter there."""
+    return alpha.detach() if type(alpha) is Tensor else alpha
+
+
 def run_module(call: Call, cls: Any) -> Any:
     given, valid = dict(call.given), call.valid
     step = call.entry.name in STEPS
@@ -101,11 +106,13 @@ def run_module(call: Call, cls: Any) -> Any:
     names = ("num_layers", "bias", "batch_first", "bidirectional")
     options = {name: valid[name] for name in names if name in valid}
     if leaky:
-        options |= {"alpha": valid["alpha"], "form": valid["form"]}
+        options |= {"alpha": detached(valid["alpha"]), "form": valid["form"]}
     relu = valid["mode"] == "RNN_RELU"
     module = cls(I, H, nonlinearity="relu" if relu else "tanh", **options)
     for name, w in zip([*module._flat_weights_names], given["weights"], strict=True):
         with_weight(module, name, w)
+    if leaky:
+        with_weight(module, "alpha", valid["alpha"])
     attributes = [*(STEP if step else MODULE).split()[5 if step else 6 :], "form", "alpha"]
     for name in attributes:
         if name in call.damage:
@@ -135,7 +142,8 @@ def run_new(call: Call, cls: Any) -> Any:
             given["input_size"],
             given["hidden_size"],
             given["num_layers"],
-            **{n: given[n] for n in ("bidirectional", "alpha", "form")},
+            **{n: given[n] for n in ("bidirectional", "form")},
+            alpha=detached(given["alpha"]),
             noise=given["sigma"],
         )
         repr(module)
