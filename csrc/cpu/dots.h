@@ -101,7 +101,7 @@ void run_dots(const Product<C>& p, int64_t rows, int part, int parts) {
   if (p.leak.form != Leak::kNone) {
     with_leak<C>(p.leak.form, p.epilogue, [&](auto f) __attribute__((always_inline)) {
       for_vectors([&](int64_t r, int64_t c, int n) __attribute__((always_inline)) {
-        leak_vector<C>(f, p, r, c, n, sum_of(r, c, n));
+        LeakRow<C>(p, r).end(f, c, n, sum_of(r, c, n));
       });
     });
     return;

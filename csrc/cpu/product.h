@@ -79,21 +79,36 @@ struct Product {
   Leaking<C> leak = {};
 };
 
-// Ends n columns of a row of a leaky step.
-template <typename C, typename F>
-FASTRNN_INLINE void leak_vector(F f, const Product<C>& p, int64_t row, int64_t column, int n,
-                                Vec<C> sum) {
-  const Leaking<C>& leak = p.leak;
-  const auto put = [&](C* to, Vec<C> x) __attribute__((always_inline)) {
-    n < kLanes<C> ? store_first(to + column, x, n) : store(to + column, x);
-  };
-  const Vec<C> h = p.state ? load_widened<C>(p.state[row] + column, n) : Vec<C>{};
-  const Leaked<C> y =
-      f(sum, h, load_widened<C>(leak.carried[row] + column, n), load(leak.alpha + column));
-  put(p.out[row], y.out);
-  if (leak.carry) put(leak.carry[row], y.carry);
-  if (leak.kept) put(leak.kept[row], y.kept);
-}
+// Ends a row of a leaky step, n columns at a time. It holds the row's pointers, which a compiler
+// would load again after each store.
+template <typename C>
+class LeakRow {
+ public:
+  FASTRNN_INLINE LeakRow(const Product<C>& p, int64_t row)
+      : state_(p.state ? p.state[row] : nullptr),
+        carried_(p.leak.carried[row]),
+        alpha_(p.leak.alpha),
+        out_(p.out[row]),
+        carry_(p.leak.carry ? p.leak.carry[row] : nullptr),
+        kept_(p.leak.kept ? p.leak.kept[row] : nullptr) {}
+
+  template <typename F>
+  FASTRNN_INLINE void end(F f, int64_t column, int n, Vec<C> sum) const {
+    const Vec<C> h = state_ ? load_widened<C>(state_ + column, n) : Vec<C>{};
+    const Leaked<C> y = f(sum, h, load_widened<C>(carried_ + column, n), load(alpha_ + column));
+    put(out_ + column, y.out, n);
+    if (carry_) put(carry_ + column, y.carry, n);
+    if (kept_) put(kept_ + column, y.kept, n);
+  }
+
+ private:
+  static FASTRNN_INLINE void put(C* to, Vec<C> x, int n) {
+    n < kLanes<C> ? store_first(to, x, n) : store(to, x);
+  }
+
+  const C *state_, *carried_, *alpha_;
+  C *out_, *carry_, *kept_;
+};
 
 }  // namespace
 }  // namespace fastrnn::cpu

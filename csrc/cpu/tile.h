@@ -151,10 +151,10 @@ __attribute__((noinline)) void finish_leak(const Product<C>& p, TilePlace at, in
   const int whole = at.last < L ? vectors - 1 : vectors;
   with_leak<C>(p.leak.form, p.epilogue, [&](auto f) __attribute__((always_inline)) {
     for (int r = 0; r < rows; ++r) {
+      const LeakRow<C> row(p, at.row + r);
       int64_t column = at.column;
-      for (int v = 0; v < whole; ++v, column += L)
-        leak_vector<C>(f, p, at.row + r, column, L, *sums++);
-      if (whole < vectors) leak_vector<C>(f, p, at.row + r, column, at.last, *sums++);
+      for (int v = 0; v < whole; ++v, column += L) row.end(f, column, L, *sums++);
+      if (whole < vectors) row.end(f, column, at.last, *sums++);
     }
   });
 }
