@@ -138,7 +138,8 @@ def call_sequence(g: Given) -> tuple[Tensor, ...]:
         output, hn = module_of(g, fastrnn.RNN, **options)(x, hx, **marks)
     elif p.entry == "LeakyRNN":
         alpha, more = leaky(g, packed)
-        module = module_of(g, fastrnn.LeakyRNN, alpha=alpha, form=p.form, **options)
+        of_new = alpha.detach() if type(alpha) is Tensor else alpha  # which may want gradients
+        module = module_of(g, fastrnn.LeakyRNN, alpha=of_new, form=p.form, **options)
         module.alpha = alpha  # in guarded memory, as the weights
         output, hn, *layers = module(x, hx, **marks, **more)
     else:
