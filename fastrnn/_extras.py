@@ -154,7 +154,8 @@ def check_noise(noise: Any) -> None:
         raise TypeError(
             f"noise should be a number or a tensor, got: {type(noise).__name__}{convert}"
         )
-    if not 0 <= float(noise) <= sys.float_info.max:
+    number: Any = noise.item() if hasattr(noise, "item") else noise  # NumPy's would overflow
+    if not 0 <= number <= sys.float_info.max:
         raise ValueError(f"noise should be a finite standard deviation of at least 0, got {noise}")
 
 
