@@ -35,7 +35,7 @@ BUILT := build/.built-$(subst /,_,$(PY))
 RESULTS := benchmarks/results
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help mnist test test-clients test-clients-all test-aarch64 test-install wheels sdist wheels-test fuzz fuzz-coverage malformed planted soak sanitize build docs bench bench-full bench-peers bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
+.PHONY: help mnist test test-clients test-clients-all test-aarch64 test-install wheels sdist wheels-test fuzz fuzz-coverage malformed planted soak sanitize build docs bench bench-full bench-peers bench-check bench-report compare-peers cuda-check gpu-prepare gpu-check lint format clean always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } \
@@ -127,6 +127,9 @@ bench-peers: ## compare with JAX, ONNX Runtime and oneDNN, in a separate environ
 compare-peers: $(VENV)/.installed-peers build
 	$(PY) -m benchmarks.compare --peers --threads 1 --json $(RESULTS)/peers-1-thread.json $(ARGS)
 	$(PY) -m benchmarks.compare --peers --threads 2 --json $(RESULTS)/peers-2-threads.json $(ARGS)
+
+bench-check: build ## time ten rows, and say which became slower than in results of the same processor
+	$(PY) -m benchmarks.check $(ARGS)
 
 bench-report: build ## write docs/benchmarks.md from the results
 	$(PY) -m benchmarks.report

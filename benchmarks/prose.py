@@ -72,6 +72,7 @@ RUN = """\
 make bench                       # a representative set, in minutes
 make bench-full bench-peers      # everything on the CPU, in hours
 make gpu-check                   # on a machine with a GPU
+make bench-check                 # ten rows, beside the results of the same processor
 make bench-report                # write this page, its tables and plots from the results
 
 python -m benchmarks.compare --only small H512     # some classes or shapes
