@@ -19,8 +19,8 @@
 //   alpha         (L*D, H) float32, float64 for float64: the leak of every unit; null: alpha_value
 //   form          "rate" or "current", see rnn.h. With alpha_value 1, the rate form does not leak
 //   layers        (L, T, B, D*H) or (L, rows, D*H), time-major: the output of every layer
-//   saved         (L, rows, D*H); (2*L, rows, D*H) in the rate form and for a tensor alpha: then also
-//                 what rnn.h calls kept
+//   saved         (L, rows, D*H); (2*L, rows, D*H) in the rate form and for a tensor alpha, then
+//                 with what rnn.h calls kept
 #include <torch/library.h>
 
 #define FASTRNN_SCHEMA                                                      \

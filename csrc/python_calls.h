@@ -83,7 +83,7 @@ Tensor unsqueezed(const char* name, const Tensor& x, int64_t dim, bool recorded)
   check_storage(name, x);
   if (recorded) return x.unsqueeze(dim);
   c10::SmallVector<int64_t, 4> sizes(x.sizes()), strides(x.strides());
-  strides.insert(strides.begin() + dim, dim < x.dim() ? sizes[dim] * strides[dim] : 1);
+  strides.insert(strides.begin() + dim, 1);  // of one element: any will do
   sizes.insert(sizes.begin() + dim, 1);
   auto alias = x.unsafeGetTensorImpl()->shallow_copy_and_detach(
       /*version_counter=*/0, /*allow_tensor_metadata_change=*/true);
