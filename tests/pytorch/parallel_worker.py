@@ -22,18 +22,23 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from fastrnn import RNN
+from fastrnn import RNN, LeakyRNN
 
 T, B, I, H = 6, 8, 3, 5  # noqa: E741  (seq_len, batch, input_size, hidden_size)
 
 
 class Model(nn.Module):
-    """Scores of each step; `kind` says how the rows' lengths or beginnings are given."""
+    """Scores of each step; `kind` names what the RNN is, or how its rows come."""
 
     def __init__(self, kind: str, **options: object) -> None:
         super().__init__()
         self.kind = kind
-        self.rnn = RNN(I, H, 2, bidirectional=True, batch_first=True, **options)
+        options |= {"bidirectional": True, "batch_first": True}
+        if kind == "leaky":
+            alpha = nn.Parameter(torch.linspace(0.2, 1, 4 * H).view(4, H))
+            self.rnn = LeakyRNN(I, H, 2, alpha=alpha, **options)
+        else:
+            self.rnn = RNN(I, H, 2, **options)
         self.linear = nn.Linear(2 * H, 4)
 
     def forward(self, x: Tensor, hx: Tensor, lengths: Tensor, reset: Tensor) -> Tensor:
@@ -149,6 +154,7 @@ CASES: dict[str, dict[str, Callable[[torch.device], None]]] = {
         "packed": lambda d: check("packed", ddp(), d),
         "lengths": lambda d: check("lengths", ddp(), d),
         "reset": lambda d: check("reset", ddp(), d),
+        "leaky": lambda d: check("leaky", ddp(), d),
         "no_sync": lambda d: check("batch", ddp(), d, accumulate=True),
         "static graph, bucket views, small buckets": lambda d: check(
             "lengths",
@@ -164,6 +170,7 @@ CASES: dict[str, dict[str, Callable[[torch.device], None]]] = {
         "packed": lambda d: check("packed", sharded("rnn"), d),
         "lengths": lambda d: check("lengths", sharded("rnn", "linear"), d),
         "reset": lambda d: check("reset", sharded("rnn"), d),
+        "leaky": lambda d: check("leaky", sharded("rnn"), d),
         "weights stay whole after forward": lambda d: check(
             "batch", sharded("rnn", reshard_after_forward=False), d
         ),

@@ -13,7 +13,7 @@ import torch
 from fastrnn import RNN
 
 WORKER = Path(__file__).parent / "parallel_worker.py"
-CASES = {"ddp": 8, "fsdp": 6}
+CASES = {"ddp": 9, "fsdp": 7}
 
 
 def in_two_processes(kind: str, device: str) -> subprocess.CompletedProcess[str]:
