@@ -296,8 +296,6 @@ def rnn_in_python(
     from packed input.
     """
     _checks.check_reset_state(reset_state, options.reset)
-    if extras is not None and type(extras.return_layers) is not bool:
-        _checks.check_types(return_layers=extras.return_layers)
     if input is None and extras is not None and extras.igates is not None:
         input, weights = _layouts.without_input(extras.igates, weights, options)
     num_layers, bidirectional = options.num_layers, options.bidirectional
@@ -333,6 +331,8 @@ def rnn_in_python(
         raise TypeError(
             f"RNN: expected batch_sizes of the PackedSequence to be a Tensor, got {got}"
         )
+    if extras is not None and type(extras.return_layers) is not bool:
+        _checks.check_types(return_layers=extras.return_layers)
     _checks.check_count(weights, options.has_biases, num_layers, bidirectional)
     if not torch.compiler.is_compiling():
         reset: Any = options.reset
