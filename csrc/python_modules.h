@@ -4,7 +4,7 @@
 // one of these attributes itself is left to Python (fastrnn/_checks.py).
 #pragma once
 
-#include "python_calls.h"
+#include "python_leaky.h"
 
 namespace fastrnn {
 namespace {
